@@ -1,0 +1,4 @@
+_base_ = 'mask_rcnn_r101.py'
+
+custom_imports = dict(imports=['mmasr'])
+model = dict(backbone=dict(type='mmasr.ASRResNet', asr=dict(attention=dict(type='SE'), init_identity=True)))

@@ -1,0 +1,4 @@
+_base_ = 'mask_rcnn_r101.py'
+
+custom_imports = dict(imports=['mmasr'])
+model = dict(backbone=dict(plugins=[dict(cfg=dict(type='mmasr.SE', init_identity=True), position='after_conv3')]))

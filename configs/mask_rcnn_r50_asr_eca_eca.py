@@ -1,0 +1,3 @@
+_base_ = 'mask_rcnn_r50_eca.py'
+
+model = dict(backbone=dict(type='mmasr.ASRResNet', asr=dict(attention=dict(type='ECA'), init_identity=True)))

@@ -1,0 +1,3 @@
+_base_ = 'mask_rcnn_r50_se.py'
+
+model = dict(backbone=dict(type='mmasr.ASRResNet', asr=dict(attention=dict(type='SE'), init_identity=True)))

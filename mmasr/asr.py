@@ -1,0 +1,109 @@
+"""ASR: an attention module κ fed with a learnable vector ψ. Needs torch only.
+
+Zhong, Huang et al., "Stripe Observation Guided Inference Cost-free Attention Mechanism", ECCV 2024,
+https://arxiv.org/abs/2304.06345.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from .attention import CBAM, build_attention
+
+
+class ASR(nn.Module):
+    """Learns one scale per channel, v = ∏ᵢ κᵢ(ψᵢ), which is a constant once training ends.
+
+    Its state dict holds ``psi``, ``attention.*`` and ``initial``, the scale to divide by: all ones, or with
+    ``init_identity`` the scale at the start. A checkpoint brings its own ``initial`` along, so it means the
+    same network whatever the option says where it is loaded.
+
+    Args:
+        attention (dict | callable): κ: a config such as ``dict(type='SE', ratio=16)``, or a callable
+            ``channels -> module`` whose module has ``weights``: (N, C, H, W) -> (N, C, 1, 1).
+        channels (int): Number of channels C.
+        delta (int): Number δ of attention modules, each with its own ψ (the paper's Table 7). Default: 1.
+        psi (float | dict): Initial value of every element of ψ, or ``dict(std=s)`` to draw them from N(0, s²)
+            (the paper's Tables 8 and 13). Default: 0.1.
+        learnable (bool): Whether ψ is trained, or stays as drawn (the paper's Table 8). Default: True.
+        init_identity (bool): Scale by v(ψ) / v(ψ₀) with ψ₀ the initial state, exactly 1 at the start, so that
+            ASR can be put into a pretrained network. Default: False, the paper's form.
+
+    Raises:
+        ValueError: If κ has no constant per channel (CBAM, or weights of another shape), if δ < 1, or if
+            ``init_identity`` would divide by almost nothing.
+    """
+
+    def __init__(
+        self,
+        attention: dict | Callable[[int], nn.Module],
+        channels: int,
+        delta: int = 1,
+        psi: float | dict = 0.1,
+        learnable: bool = True,
+        init_identity: bool = False,
+    ) -> None:
+        super().__init__()
+        if delta < 1:
+            raise ValueError(f'delta is the number of attention modules, at least 1, not {delta}')
+        self.attention = nn.ModuleList(build_attention(attention, channels) for _ in range(delta))
+        if isinstance(self.attention[0], CBAM):
+            raise ValueError(
+                "ASR(CBAM) is impossible: CBAM's spatial map differs for every image and position, so it never "
+                'becomes a constant per channel (section 7 of the paper); use CBAM as ordinary attention'
+            )
+        if not hasattr(self.attention[0], 'weights'):
+            raise ValueError(f'{type(self.attention[0]).__name__} has no method weights: (N, C, H, W) -> (N, C, 1, 1)')
+        self.psi_init = psi
+        self.init_identity = init_identity
+        values = torch.empty(delta, channels)
+        if learnable:
+            self.psi = nn.Parameter(values)
+        else:
+            self.register_buffer('psi', values)
+        self.register_buffer('initial', torch.ones(channels))
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Give ψ and κ their initial values, and note the scale they give. Needed again after anything that
+        initialises the surrounding network from outside, as OpenMMLab's ``init_cfg`` does."""
+        if isinstance(self.psi_init, dict):
+            nn.init.normal_(self.psi, std=self.psi_init['std'])
+        else:
+            nn.init.constant_(self.psi, self.psi_init)
+        for attention in self.attention:
+            if hasattr(attention, 'init_weights'):
+                attention.init_weights()
+            else:
+                for module in attention.modules():
+                    if hasattr(module, 'reset_parameters'):
+                        module.reset_parameters()
+        self.initial.fill_(1)
+        v = self.scale()
+        if v.shape != self.initial.shape:
+            raise ValueError(
+                f'{type(self.attention[0]).__name__}.weights gave {v.numel()} values for {self.initial.numel()} '
+                'channels; ASR needs one weight per channel'
+            )
+        if self.init_identity:
+            if v.abs().min() < 1e-2:
+                raise ValueError(
+                    'init_identity divides by the scale at the start, which is almost 0 here '
+                    f'(smallest: {v.abs().min():.1e}); leave it off for this attention and psi'
+                )
+            self.initial.copy_(v)
+
+    def scale(self) -> torch.Tensor:
+        """The scale v of shape (C,), in float32 (or the parameters' own type) under autocast too."""
+        with torch.autocast(self.psi.device.type, enabled=False):
+            v = 1
+            for psi, attention in zip(self.psi, self.attention, strict=True):
+                v = v * attention.weights(psi[None, :, None, None]).flatten()
+            return v / self.initial
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Multiply a feature map (N, C, ...) by the scale: the paper's form, for a place without a host."""
+        v = self.scale().to(x.dtype)
+        return x * v.view(-1, *[1] * (x.dim() - 2))

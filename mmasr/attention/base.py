@@ -1,0 +1,42 @@
+"""What every attention module κ shares."""
+
+import torch
+from torch import nn
+
+
+class ChannelAttention(nn.Module):
+    """A channel attention module κ: computes one weight per channel and image, and multiplies by it.
+
+    A subclass implements :meth:`logits` and :meth:`init_weights`; the gate is a sigmoid.
+
+    Args:
+        init_identity (bool): Start as the identity, so that the module can be put into a pretrained
+            network: the last layer starts at zero and the gate is divided by σ(0) = 1/2. Default: False.
+    """
+
+    def __init__(self, init_identity: bool = False) -> None:
+        super().__init__()
+        self.init_identity = init_identity
+
+    def init_weights(self) -> None:
+        """Give every parameter its initial value. OpenMMLab calls this after the ``init_cfg`` of the
+        surrounding network, which reaches into everything inside it, has been applied."""
+        raise NotImplementedError
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Map features (N, C, H, W) to the gate's input (N, C)."""
+        raise NotImplementedError
+
+    def weights(self, x: torch.Tensor) -> torch.Tensor:
+        """Map features (N, C, H, W) to attention values (N, C, 1, 1)."""
+        gate = self.logits(x).sigmoid()[:, :, None, None]
+        return 2 * gate if self.init_identity else gate
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Multiply features (N, C, H, W) by their attention values."""
+        return x * self.weights(x)
+
+
+def hidden_channels(channels: int, ratio: int) -> int:
+    """Width of the bottleneck of SE, SPA and CBAM: C / ratio, rounded, at least 1."""
+    return max(1, round(channels / ratio))

@@ -1,0 +1,34 @@
+"""ECA-Net: Efficient Channel Attention, Wang et al., CVPR 2020, https://arxiv.org/abs/1910.03151."""
+
+import math
+
+import torch
+from torch import nn
+
+from .base import ChannelAttention
+
+
+class ECA(ChannelAttention):
+    """Efficient channel attention: σ(conv1d over the channel axis of GAP(x)), equation 9 of the paper.
+
+    The kernel has |log₂(C) / 2 + 1/2| taps, made odd (equation 12 with γ = 2, b = 1), at least 3.
+
+    Args:
+        channels (int): Number of channels C.
+        init_identity (bool): See :class:`ChannelAttention`. Default: False.
+    """
+
+    def __init__(self, channels: int, init_identity: bool = False) -> None:
+        super().__init__(init_identity)
+        taps = int(abs(math.log2(channels) / 2 + 0.5))
+        taps = max(3, taps if taps % 2 else taps + 1)
+        self.conv = nn.Conv1d(1, 1, taps, padding=taps // 2, bias=False)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        self.conv.reset_parameters()
+        if self.init_identity:
+            nn.init.zeros_(self.conv.weight)
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x.mean(dim=(2, 3))[:, None])[:, 0]

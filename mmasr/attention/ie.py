@@ -1,0 +1,28 @@
+"""Instance Enhancement Batch Normalization, Liang et al., AAAI 2020, https://arxiv.org/abs/1908.04008."""
+
+import torch
+from torch import nn
+
+from .base import ChannelAttention
+
+
+class IE(ChannelAttention):
+    """Instance enhancement: σ(a · GAP(x) + b), an affine map of its own for every channel.
+
+    Args:
+        channels (int): Number of channels C.
+        init_identity (bool): See :class:`ChannelAttention`; b starts at 0 instead of -1. Default: False.
+    """
+
+    def __init__(self, channels: int, init_identity: bool = False) -> None:
+        super().__init__(init_identity)
+        self.weight = nn.Parameter(torch.empty(channels))
+        self.bias = nn.Parameter(torch.empty(channels))
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.constant_(self.bias, 0.0 if self.init_identity else -1.0)
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * x.mean(dim=(2, 3)) + self.bias

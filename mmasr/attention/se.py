@@ -1,0 +1,34 @@
+"""Squeeze-and-Excitation Networks, Hu et al., CVPR 2018, https://arxiv.org/abs/1709.01507."""
+
+import torch
+from torch import nn
+
+from .base import ChannelAttention, hidden_channels
+
+
+class SE(ChannelAttention):
+    """Squeeze and excitation: σ(W₂ relu(W₁ GAP(x) + b₁) + b₂), equation 3 of the paper.
+
+    Args:
+        channels (int): Number of channels C.
+        ratio (int): Reduction; the hidden layer has max(1, round(C / ratio)) units. Default: 16.
+        init_identity (bool): See :class:`ChannelAttention`. Default: False.
+    """
+
+    def __init__(self, channels: int, ratio: int = 16, init_identity: bool = False) -> None:
+        super().__init__(init_identity)
+        hidden = hidden_channels(channels, ratio)
+        self.fc1 = nn.Linear(channels, hidden)
+        self.fc2 = nn.Linear(hidden, channels)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        self.fc1.reset_parameters()
+        self.fc2.reset_parameters()
+        if self.init_identity:
+            nn.init.zeros_(self.fc2.weight)
+            nn.init.zeros_(self.fc2.bias)
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        squeezed = x.mean(dim=(2, 3))
+        return self.fc2(self.fc1(squeezed).relu())

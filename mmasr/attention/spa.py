@@ -1,0 +1,34 @@
+"""SPANet: Spatial Pyramid Attention Network, Guo et al., ICME 2020."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .base import ChannelAttention, hidden_channels
+
+
+class SPA(ChannelAttention):
+    """Spatial pyramid attention: σ(W₂ relu(W₁ p)), p = average pools of x to 1×1, 2×2 and 4×4, 21·C values.
+
+    Args:
+        channels (int): Number of channels C.
+        ratio (int): Reduction; the hidden layer has max(1, round(C / ratio)) units. Default: 16.
+        init_identity (bool): See :class:`ChannelAttention`. Default: False.
+    """
+
+    def __init__(self, channels: int, ratio: int = 16, init_identity: bool = False) -> None:
+        super().__init__(init_identity)
+        hidden = hidden_channels(channels, ratio)
+        self.fc1 = nn.Linear(21 * channels, hidden, bias=False)
+        self.fc2 = nn.Linear(hidden, channels, bias=False)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        self.fc1.reset_parameters()
+        self.fc2.reset_parameters()
+        if self.init_identity:
+            nn.init.zeros_(self.fc2.weight)
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        pyramid = torch.cat([F.adaptive_avg_pool2d(x, cells).flatten(1) for cells in (1, 2, 4)], dim=1)
+        return self.fc2(self.fc1(pyramid).relu())

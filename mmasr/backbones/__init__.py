@@ -1,0 +1,12 @@
+"""Registered backbones: a stock class and its hosts."""
+
+from importlib.util import find_spec
+
+from .any import ASRBackbone
+
+__all__ = ['ASRBackbone']
+
+if find_spec('mmdet'):
+    from .resnet import ASRResNet, ASRResNetV1d, ASRResNeXt
+
+    __all__ += ['ASRResNeXt', 'ASRResNet', 'ASRResNetV1d']

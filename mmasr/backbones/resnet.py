@@ -1,0 +1,98 @@
+"""MMDetection's ResNets with ASR at the last normalization of every residual block (the paper's Fig. 7)."""
+
+from mmdet.models.backbones import ResNet, ResNetV1d, ResNeXt
+from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from ..hosts import attach, stock_class
+from ..registry import MODELS
+
+
+class PluginBasicBlock(BasicBlock):
+    """MMDetection's BasicBlock with plugins after its first and second convolution.
+
+    Args:
+        inplanes (int): Number of input channels.
+        planes (int): Number of output channels.
+        plugins (list[dict]): ``cfg`` and ``position`` of each plugin, ``after_conv1`` (after the ReLU) or
+            ``after_conv2`` (before the addition).
+        **kwargs: The other arguments of mmdet's BasicBlock.
+
+    Raises:
+        ValueError: If a plugin is asked for at another position.
+    """
+
+    make_block_plugins = Bottleneck.make_block_plugins
+    forward_plugin = Bottleneck.forward_plugin
+
+    def __init__(self, inplanes: int, planes: int, plugins: list[dict], **kwargs) -> None:
+        super().__init__(inplanes, planes, **kwargs)
+        positions = ('after_conv1', 'after_conv2')
+        for plugin in plugins:
+            if plugin['position'] not in positions:
+                raise ValueError(
+                    f'a BasicBlock (ResNet-18, ResNet-34) has no position {plugin["position"]}; '
+                    'it has after_conv1, and after_conv2 before the addition'
+                )
+        self.with_plugins = True
+        self.after_conv1_plugin_names, self.after_conv2_plugin_names = (
+            self.make_block_plugins(planes, [p['cfg'] for p in plugins if p['position'] == position]) for position in positions
+        )
+
+    def forward(self, x):
+        def residual(x):
+            out = self.relu(self.norm1(self.conv1(x)))
+            out = self.forward_plugin(out, self.after_conv1_plugin_names)
+            out = self.norm2(self.conv2(out))
+            out = self.forward_plugin(out, self.after_conv2_plugin_names)
+            return out + (x if self.downsample is None else self.downsample(x))
+
+        if self.with_cp and x.requires_grad:
+            return self.relu(checkpoint(residual, x, use_reentrant=False))
+        return self.relu(residual(x))
+
+    def fold_asr(self) -> None:
+        """Become the stock block again if ASR was the only plugin."""
+        if not self.with_plugins:
+            self.__class__ = stock_class(type(self))
+
+
+class _WithASR:
+    """Adds ``asr`` to a ResNet of MMDetection, and plugins to its BasicBlocks."""
+
+    def __init__(self, *args, asr: dict | None = None, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        if asr is not None:
+            attach(self, **asr)
+            self._freeze_stages()  # the ASRs of frozen stages with them
+
+    def make_res_layer(self, **kwargs) -> nn.Module:
+        if kwargs['block'] is BasicBlock and kwargs['plugins'] is not None:
+            kwargs['block'] = PluginBasicBlock
+        return super().make_res_layer(**kwargs)
+
+    def fold_asr(self) -> None:
+        """Become the stock backbone again; blocks with other plugins stay what they are."""
+        self.__class__ = stock_class(type(self))
+
+
+@MODELS.register_module()
+class ASRResNet(_WithASR, ResNet):
+    """mmdet's ResNet with ASR, for detectors and for MMPretrain's classifiers alike.
+
+    Args:
+        asr (dict, optional): ``attention`` and the other options of :func:`mmasr.attach`, such as
+            ``dict(attention=dict(type='SE'), init_identity=True)``. Default: None, the stock network.
+        *args, **kwargs: The arguments of mmdet's ResNet. ``plugins`` work at every depth.
+    """
+
+
+@MODELS.register_module()
+class ASRResNetV1d(_WithASR, ResNetV1d):
+    """mmdet's ResNetV1d with ASR. Arguments as of :class:`ASRResNet`."""
+
+
+@MODELS.register_module()
+class ASRResNeXt(_WithASR, ResNeXt):
+    """mmdet's ResNeXt with ASR. Arguments as of :class:`ASRResNet`."""

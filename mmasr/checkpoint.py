@@ -1,0 +1,94 @@
+"""Read and write checkpoints safely.
+
+A checkpoint is data from a stranger. It is unpickled with torch's restricted unpickler and a fixed list of what a
+checkpoint of mmengine holds, and never with anything else.
+"""
+
+import contextlib
+import os
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from pickle import UnpicklingError
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+from numpy._core import multiarray
+
+from .errors import InputError
+
+_ALLOWED = [
+    HistoryBuffer,
+    np.ndarray,
+    np.dtype,
+    *{type(np.dtype(kind)) for kind in np.typecodes['All']},
+    # numpy 1 and 2 name the module differently, and either may have written the file.
+    *(
+        (getattr(multiarray, f), f'numpy.{core}.multiarray.{f}')
+        for f in ('_reconstruct', 'scalar')
+        for core in ('core', '_core')
+    ),
+]
+
+
+def read_checkpoint(path: str | Path, mmap: bool = False) -> dict:
+    """Read a checkpoint of mmengine, or bare weights, without running anything it contains.
+
+    Args:
+        path (str | Path): The file.
+        mmap (bool): Map the tensors from the file rather than read them, where its format allows that; the file must stay
+            as it is while they are in use. Default: False.
+
+    Returns:
+        dict: The checkpoint, its ``state_dict`` stripped of a ``module.`` before every name, its ``meta`` a dict.
+
+    Raises:
+        InputError: If the file is missing, unreadable, truncated, no checkpoint, or refers to anything but weights,
+            numbers and text.
+    """
+    path = Path(path)
+    try:
+        with torch.serialization.safe_globals(_ALLOWED):
+            checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
+    except OSError as error:
+        raise InputError(f'{path}: {error.strerror or error}') from None
+    except UnpicklingError as error:
+        if found := re.search(r'(?:GLOBAL|global|class|function) ([\w.]+\.[\w.]+)', str(error)):
+            raise InputError(
+                f'{path}: refused, since loading it would use {found[1]}; a checkpoint needs weights, numbers and text only'
+            ) from None
+        raise InputError(f'{path}: not a PyTorch checkpoint, or a damaged one') from None
+    except Exception:  # torch has many ways to say that a file is no checkpoint
+        raise InputError(f'{path}: not a PyTorch checkpoint, or an empty or truncated one') from None
+    if not isinstance(checkpoint, dict):
+        raise InputError(f'{path}: not a checkpoint but a {type(checkpoint).__name__}')
+    if 'state_dict' not in checkpoint:
+        checkpoint = {'state_dict': checkpoint}
+    state_dict = checkpoint['state_dict']
+    if not isinstance(state_dict, dict) or not state_dict or not all(isinstance(t, torch.Tensor) for t in state_dict.values()):
+        raise InputError(f'{path}: not a checkpoint: it holds no dict of weights')
+    if all(name.startswith('module.') for name in state_dict):
+        state_dict = {name.removeprefix('module.'): tensor for name, tensor in state_dict.items()}
+    meta = checkpoint.get('meta')
+    return {**checkpoint, 'state_dict': state_dict, 'meta': meta if isinstance(meta, dict) else {}}
+
+
+@contextlib.contextmanager
+def temporary_files(*paths: Path) -> Iterator[list[Path]]:
+    """Give a temporary file beside each path; move them all into place at the end, or remove them on any error.
+
+    Raises:
+        InputError: If a file can't be written, moved, or the disk is full.
+    """
+    temporary = [path.with_name(f'.{path.name}.{os.getpid()}') for path in paths]
+    try:
+        yield temporary
+        for source, target in zip(temporary, paths, strict=True):
+            os.replace(source, target)
+    except OSError as error:
+        raise InputError(f"{paths[0].parent}: can't write here: {error.strerror or error}; nothing was changed") from None
+    finally:
+        for path in temporary:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,267 @@
+"""Layers that carry an ASR. Needs torch only.
+
+A layer followed by a constant scale per channel is one layer, B_P(x) ⊙ v = B_{P ⊙ v}(x), P being its parameters
+per output channel. A host therefore never multiplies a feature map: it runs with its parameters already multiplied,
+in training as well, and folding writes those same products back (:func:`scaled` serves both).
+"""
+
+import functools
+import re
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from .asr import ASR
+from .sites import find_sites
+
+_CHANNELS: dict[type[nn.Module], Callable[[nn.Module], int]] = {
+    _NormBase: lambda layer: layer.num_features,  # BatchNorm, SyncBatchNorm, InstanceNorm
+    nn.GroupNorm: lambda layer: layer.num_channels,
+    nn.LayerNorm: lambda layer: layer.normalized_shape[-1],
+    _ConvNd: lambda layer: layer.out_channels,
+    nn.Linear: lambda layer: layer.out_features,
+    nn.MultiheadAttention: lambda layer: layer.embed_dim,
+}
+_KINDS = tuple(_CHANNELS)
+
+
+def stock_class(cls: type) -> type:
+    """The class that a class of this package extends; another package's class is its own stock class."""
+    return next(base for base in cls.__mro__ if base.__module__.split('.')[0] != __package__)
+
+
+def _output_layer(host: nn.Module) -> tuple[str, nn.Module]:
+    """The layer whose rows are the host's output channels, with its name's prefix in the host."""
+    return ('out_proj.', host.out_proj) if isinstance(host, nn.MultiheadAttention) else ('', host)
+
+
+def scaled(host: nn.Module, v: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A layer's parameters per output channel, multiplied by v: equations 6 to 8 of the paper.
+
+    Args:
+        host (nn.Module): BatchNorm, SyncBatchNorm, GroupNorm, InstanceNorm, LayerNorm, Conv, ConvTranspose, Linear or
+            MultiheadAttention (its output projection) with C output channels; LayerNorm's are its last dimension.
+        v (Tensor): Scale of shape (C,).
+
+    Returns:
+        dict[str, Tensor]: ``weight`` and ``bias``, those that the layer has, in their own shape and dtype.
+    """
+    prefix, layer = _output_layer(host)
+    result = {}
+    for name in ('weight', 'bias'):
+        parameter = layer._parameters.get(name)
+        if parameter is None:
+            continue
+        if parameter.dim() == 1 or isinstance(layer, nn.LayerNorm):
+            product = parameter * v
+        elif isinstance(layer, _ConvTransposeNd):  # (in, out / groups, ...), the groups stacked along the inputs
+            groups = parameter.unflatten(0, (layer.groups, -1))
+            product = (groups * v.view(layer.groups, 1, -1, *[1] * (parameter.dim() - 2))).flatten(0, 1)
+        else:
+            product = parameter * v.view(-1, *[1] * (parameter.dim() - 1))
+        result[prefix + name] = product.to(parameter.dtype)
+    return result
+
+
+@torch.no_grad()
+def _multiply(layer: nn.Module, v: torch.Tensor) -> None:
+    for name, tensor in scaled(layer, v).items():
+        owner, _, parameter = name.rpartition('.')
+        # A new Parameter, as the old one may be shared with a layer that has no ASR.
+        old = layer.get_parameter(name)
+        setattr(layer.get_submodule(owner), parameter, nn.Parameter(tensor, old.requires_grad))
+
+
+def _twin(module: nn.Module, tensors: dict[str, torch.Tensor]) -> nn.Module:
+    """A shallow copy in the stock class, with tensors in place of the parameters they name.
+
+    It shares everything else, so in-place updates (running statistics) reach the module; and as the module itself is
+    not touched, threads do not meet and ``torch.compile`` traces it.
+    """
+    cls = stock_class(type(module))
+    twin = cls.__new__(cls)
+    twin.__dict__.update(module.__dict__)
+    for name, tensor in tensors.items():
+        child, _, parameter = name.rpartition('.')
+        if child:
+            tensors_of_child = {n.rpartition('.')[2]: t for n, t in tensors.items()}
+            twin.__dict__[child] = _twin(getattr(module, child), tensors_of_child)
+        else:
+            twin.__dict__[parameter] = tensor
+    return twin
+
+
+class Host:
+    """Mixed into the class of a layer that carries an ASR, the child ``asr``.
+
+    The layer keeps its type, its parameters and their names; its state dict gains the ``asr.*`` keys.
+    """
+
+    def forward(self, *args, **kwargs):
+        return stock_class(type(self)).forward(_twin(self, scaled(self, self.asr.scale())), *args, **kwargs)
+
+    def init_weights(self) -> None:
+        """Give the ASR its initial state; OpenMMLab calls this once it has initialised what is around."""
+        self.asr.init_weights()
+
+    def fold_asr(self) -> None:
+        """Write the scale into the parameters, drop the ASR, and become the stock class again."""
+        _multiply(self, self.asr.scale())
+        del self.asr
+        self.__class__ = stock_class(type(self))
+
+    def __reduce_ex__(self, protocol):
+        # The class is made at run time, so pickle and deepcopy are told how to make it again.
+        return _new_host, (stock_class(type(self)),), self.__dict__
+
+
+@functools.cache
+def _host_class(cls: type[nn.Module]) -> type[nn.Module]:
+    return type(f'ASR{cls.__name__}', (Host, cls), {'__module__': __name__})
+
+
+def _new_host(cls: type[nn.Module]) -> nn.Module:
+    host_class = _host_class(cls)
+    return host_class.__new__(host_class)
+
+
+def _become_host(parent: nn.Module, name: str, child: nn.Module | None) -> None:
+    """Make a layer a host when an ASR is registered as its ``asr``.
+
+    The conversions to and from SyncBatchNorm (torch's and mmengine's) build a new layer and register the old one's
+    children in it. Without this the ASR would still be there and no longer do anything.
+    """
+    if name == 'asr' and isinstance(child, ASR) and isinstance(parent, _KINDS) and not isinstance(parent, Host):
+        parent.__class__ = _host_class(type(parent))
+
+
+nn.modules.module.register_module_module_registration_hook(_become_host)
+
+
+def _check_scalable(name: str, layer: nn.Module) -> None:
+    kind = type(layer).__name__
+    if not isinstance(layer, _KINDS):
+        raise ValueError(
+            f"{name} ({kind}) can't carry an ASR; a host is a BatchNorm, SyncBatchNorm, GroupNorm, InstanceNorm, "
+            'LayerNorm, Conv, ConvTranspose, Linear or MultiheadAttention'
+        )
+    if _output_layer(layer)[1]._parameters.get('weight') is None:
+        raise ValueError(f"{name} ({kind}) can't carry an ASR: it has no weight to scale (affine=False, or parametrized)")
+
+
+def _new_asr(name: str, layer: nn.Module, attention: dict | Callable, options: dict) -> ASR:
+    _check_scalable(name, layer)
+    if isinstance(layer, Host):
+        raise ValueError(f'{name} ({type(layer).__name__}) carries an ASR already')
+    channels = next(count(layer) for kind, count in _CHANNELS.items() if isinstance(layer, kind))
+    return ASR(attention, channels, **options).to(_output_layer(layer)[1].weight)
+
+
+def attach(
+    model: nn.Module,
+    attention: dict | Callable[[int], nn.Module],
+    sites: str | Sequence[str] | None = None,
+    **asr_options,
+) -> nn.Module:
+    """Give layers of a network an ASR each, in place.
+
+    Every host runs with its parameters multiplied by its ASR's scale; no feature map is touched. The state dict keeps
+    its names and gains ``<site>.asr.*``.
+
+    Args:
+        model (nn.Module): Any network.
+        attention (dict | callable): κ, see :class:`mmasr.ASR`.
+        sites (str | Sequence[str], optional): The layers: a regular expression that the whole name of a module must match,
+            or a sequence of names. Default: the sites of the paper, which are known for ResNets of torchvision, timm and
+            OpenMMLab.
+        **asr_options: ``delta``, ``psi``, ``learnable``, ``init_identity`` of :class:`mmasr.ASR`.
+
+    Returns:
+        nn.Module: ``model``.
+
+    Raises:
+        ValueError: If no site is found, or a site does not exist, can't be scaled or has an ASR already. The model is then
+            as it was.
+    """
+    modules = dict(model.named_modules())
+    if sites is None:
+        names = find_sites(model)
+        problem = 'is no ResNet whose sites are known'
+    elif isinstance(sites, str):
+        names = [name for name in modules if re.fullmatch(sites, name)]
+        problem = f'has no module whose whole name matches {sites!r}'
+    else:
+        names = list(dict.fromkeys(sites))
+        missing = [name for name in names if name not in modules]
+        problem = f'has no module named {", ".join(missing)}'
+        names = [] if missing else names
+    if not names:
+        candidates = [name for name, module in modules.items() if isinstance(module, _KINDS) and name]
+        shown = ', '.join(candidates[:8]) + (f' and {len(candidates) - 8} more' if len(candidates) > 8 else '')
+        raise ValueError(f'{type(model).__name__} {problem}; pass sites=, the layers that could be named are: {shown}')
+    asrs = [_new_asr(name, modules[name], attention, asr_options) for name in names]
+    for name, asr in zip(names, asrs, strict=True):
+        modules[name].asr = asr
+    return model
+
+
+def _find_plugins(model: nn.Module) -> dict[str, tuple[nn.Module, int, ASR]]:
+    """Find ASRs that are plugins of OpenMMLab's residual blocks: name -> block, the convolution they come after, ASR.
+
+    The block is recognised by the lists ``after_conv{i}_plugin_names`` that it calls its plugins from.
+    """
+    found = {}
+    for path, block in model.named_modules():
+        for i in (1, 2, 3):
+            ahead = None
+            for name in getattr(block, f'after_conv{i}_plugin_names', []):
+                asr = getattr(block, name)
+                if not isinstance(asr, ASR):
+                    ahead = name
+                    continue
+                full_name = f'{path}.{name}'.lstrip('.')
+                cannot = f"{full_name} can't be folded: "
+                if ahead:
+                    raise ValueError(f'{cannot}it comes after {ahead}, which depends on the image; put ASR first')
+                if hasattr(block, f'norm{i + 1}') and (asr.scale() < 0).any():
+                    raise ValueError(f'{cannot}it has a negative scale and comes after a ReLU, which no layer can give')
+                _check_scalable(f'{path}.norm{i}'.lstrip('.'), getattr(block, f'norm{i}'))
+                found[full_name] = block, i, asr
+    return found
+
+
+@torch.no_grad()
+def fold(model: nn.Module) -> nn.Module:
+    """Multiply every ASR into its layer and give the layer its stock class back, in place.
+
+    An ASR that is a plugin of an OpenMMLab block folds into the normalization before it. The network then computes what
+    it did, up to rounding, and has no ASR; attention that depends on its input stays.
+
+    Args:
+        model (nn.Module): A network, or a single layer; one without ASR is left as it is.
+
+    Returns:
+        nn.Module: ``model``.
+
+    Raises:
+        ValueError: If an ASR can't be folded: it is neither in a host nor a plugin, comes after attention that depends on
+            the image, or has a negative scale after a ReLU. The model is then as it was.
+    """
+    plugins = _find_plugins(model)
+    used = [asr for *_, asr in plugins.values()] + [host.asr for host in model.modules() if isinstance(host, Host)]
+    for name, module in model.named_modules():
+        if isinstance(module, ASR) and not any(module is asr for asr in used):
+            raise ValueError(f"{name or 'the model'} can't be folded: no layer has it as its ASR")
+    for full_name, (block, i, asr) in plugins.items():
+        name = full_name.rpartition('.')[2]
+        _multiply(getattr(block, f'norm{i}'), asr.scale())
+        delattr(block, name)
+        getattr(block, f'after_conv{i}_plugin_names').remove(name)
+        block.with_plugins = any(getattr(block, f'after_conv{j}_plugin_names', []) for j in (1, 2, 3))
+    for module in list(model.modules()):
+        if hasattr(module, 'fold_asr'):
+            module.fold_asr()
+    return model

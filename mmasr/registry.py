@@ -1,0 +1,7 @@
+"""mmasr's registry, a child of mmengine's, so that any config can name ``mmasr.ASRResNet``."""
+
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import Registry
+
+#: Backbones and plugins; imported at the first look-up, since they need mmcv and mmdet.
+MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmasr', locations=['mmasr.plugins', 'mmasr.backbones'])

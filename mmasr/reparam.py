@@ -1,0 +1,186 @@
+"""From a trained checkpoint to a deployed one: a config without ASR, and weights that load into it.
+
+The deployed network is checked against the trained one before anything is written.
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import init_default_scope
+from torch import nn
+
+from .asr import ASR
+from .checkpoint import read_checkpoint, temporary_files
+from .deploy_config import deploy_config, without_downloads
+from .embedded import WAYS_ON, check_model, import_modules, parse_config
+from .errors import InputError
+from .hosts import Host, fold
+from .runtime import load_config
+from .verify import Difference, compare, network_outputs
+
+#: Largest difference allowed, relative to the largest value of an output, by the coarsest type of the weights. In half
+#: precision the folded product is rounded again, once per host: by up to eps / 2, 5e-4 and 4e-3.
+BOUNDS = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-1}
+
+
+@dataclasses.dataclass
+class Report:
+    """What :func:`reparameterize` did."""
+
+    checkpoint: Path
+    config: Path
+    folded: dict[str, str]  # host -> what it carried
+    parameters: tuple[int, int]  # before, after
+    bytes: tuple[int, int]  # of the checkpoint files, before and after
+    differences: list[Difference]
+    bound: float
+    seconds: float
+
+
+def reparameterize(
+    checkpoint: str | Path,
+    config: str | Path | None = None,
+    out: str | Path | None = None,
+    force: bool = False,
+    trust_imports: bool = False,
+) -> Report:
+    """Fold every ASR of a checkpoint, check the result, and write it with its config.
+
+    Args:
+        checkpoint (str | Path): A checkpoint of mmengine's runner, or weights.
+        config (str | Path, optional): The config it was trained with. Default: the one in the checkpoint, which is read as
+            data.
+        out (str | Path, optional): The deployed checkpoint, ``*.pth``; its config goes beside it as ``*.py``. Default:
+            ``<name>_deploy.pth`` beside the input.
+        force (bool): Replace what is there. Default: False.
+        trust_imports (bool): Run any ``custom_imports`` of the embedded config. Default: False, only OpenMMLab's.
+
+    Returns:
+        Report: What was folded and how well it agrees.
+
+    Raises:
+        InputError: If the input can't be used, or the deployed network differs. Then nothing is written.
+    """
+    start = time.perf_counter()
+    source = Path(checkpoint)
+    target = Path(out) if out else source.with_name(f'{source.stem}_deploy.pth')
+    targets = target, target.with_suffix('.py')
+    if target.suffix != '.pth':
+        raise InputError(f'{target}: the deployed checkpoint must be named *.pth')
+    for path in targets:
+        if path.exists() and (not force or path.is_dir() or path.samefile(source)):
+            raise InputError(f'{path} is there already; pass --force to replace it, or --out for another place')
+
+    loaded = read_checkpoint(source, mmap=True)
+    meta, weights = loaded['meta'], loaded['state_dict']
+    if 'mmasr' in meta:
+        raise InputError(f'{source} is deployed already (from {meta["mmasr"].get("source")})')
+    if broken := [name for name, t in weights.items() if t.is_floating_point() and not t.isfinite().all()]:
+        raise InputError(f'{source}: NaN or Inf in {_some(broken)}; take an earlier checkpoint')
+    dtypes = {name: tensor.dtype for name, tensor in weights.items()}
+    floating = [dtype for dtype in dtypes.values() if dtype.is_floating_point]
+    bound = max(BOUNDS.get(dtype, 0.0) for dtype in floating)
+
+    train_config = _read_config(source, meta, config, trust_imports)
+    model = _build(train_config)
+    _load(model, weights, source)
+    before = sum(p.numel() for p in model.parameters())
+    expected, folded = _run_trained(model, source)
+    try:
+        fold(model)
+    except ValueError as error:
+        raise InputError(f'{source}: {error}') from None
+    after = sum(p.numel() for p in model.parameters())
+    deployed = {
+        'meta': {
+            **{key: value for key, value in meta.items() if key not in ('cfg', 'hook_msgs')},
+            'mmasr': {'source': source.name, 'folded': folded},
+        },
+        'state_dict': {name: tensor.to(dtypes[name]) for name, tensor in model.state_dict().items()},
+    }
+    del model, loaded, weights
+
+    text = deploy_config(train_config).pretty_text
+    deployed['meta']['cfg'] = text
+    with temporary_files(*targets) as (weights_file, config_file):
+        config_file.write_text(text)
+        with weights_file.open('wb') as file:
+            torch.save(deployed, file)
+        size = weights_file.stat().st_size
+        del deployed
+        rebuilt = _build(Config(parse_config(config_file.read_text())))
+        _load(rebuilt, read_checkpoint(weights_file, mmap=True)['state_dict'], target)
+        differences = compare(expected, network_outputs(rebuilt))
+        worst = max(differences, key=lambda d: d.relative)
+        if not worst.relative <= bound:
+            raise InputError(
+                f'{source}: the deployed network differs from the trained one: {worst.output} by {worst.relative:.1e} of its '
+                f'largest value, more than {bound:.0e}; nothing was written'
+            )
+    return Report(
+        *targets, folded, (before, after), (source.stat().st_size, size), differences, bound, time.perf_counter() - start
+    )
+
+
+def _read_config(source: Path, meta: dict, path: str | Path | None, trust_imports: bool) -> Config:
+    if path:
+        return load_config(path)
+    if not isinstance(meta.get('cfg'), str):
+        raise InputError(f'{source} has no config in it; give the one it was trained with with --config')
+    try:
+        config = parse_config(meta['cfg'])
+        if not isinstance(config.get('model'), dict):
+            raise InputError(f'the embedded config has no model; {WAYS_ON}')
+        config['model'] = without_downloads(config['model'])
+        import_modules(config, trust_imports)
+        check_model(config)
+        return Config(config)
+    except InputError as error:
+        raise InputError(f'{source}: {error}') from None
+
+
+def _build(config: Config) -> nn.Module:
+    """Build a config's model on the CPU, its SyncBatchNorms as BatchNorms, which are the same in eval mode."""
+    init_default_scope(config.get('default_scope', 'mmengine'))
+    try:
+        return revert_sync_batchnorm(MMENGINE_MODELS.build(without_downloads(config.model.to_dict())))
+    except Exception as error:  # a config can be wrong in any way
+        raise InputError(f"the config's model does not build: {type(error).__name__}: {error}".splitlines()[0]) from None
+
+
+def _load(model: nn.Module, weights: dict[str, torch.Tensor], source: Path) -> None:
+    """Load weights that must fit; they are converted to the model's type, float32."""
+    own = model.state_dict()
+    problems = {
+        'missing': [name for name in own if name not in weights],
+        'not in the model': [name for name in weights if name not in own],
+        'of another shape': [name for name, tensor in own.items() if name in weights and tensor.shape != weights[name].shape],
+    }
+    if any(problems.values()):
+        found = '; '.join(f'{problem}: {_some(names)}' for problem, names in problems.items() if names)
+        raise InputError(f"{source}: config and weights don't fit: {found}")
+    model.load_state_dict(weights)
+
+
+def _some(names: list[str]) -> str:
+    return ', '.join(names[:5]) + (f' and {len(names) - 5} more' if len(names) > 5 else '')
+
+
+def _run_trained(model: nn.Module, source: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Run the trained network; return its outputs, and what carries an ASR with what that is."""
+    hosted = {id(module.asr): name for name, module in model.named_modules() if isinstance(module, Host)}
+    asrs = {hosted.get(id(module), name): module for name, module in model.named_modules() if isinstance(module, ASR)}
+    if not asrs:
+        raise InputError(f'{source} has no ASR in it, so there is nothing to fold')
+    unused = set(asrs)
+    for name in asrs:
+        model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: unused.discard(name))
+    outputs = network_outputs(model)
+    if unused:
+        raise InputError(f'{source}: no layer uses the ASR of {_some(sorted(unused))}, so it was not trained')
+    return outputs, {name: ' x '.join(type(kappa).__name__ for kappa in asr.attention) for name, asr in asrs.items()}

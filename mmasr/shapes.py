@@ -1,0 +1,80 @@
+"""The embedded default: a small COCO-format instance segmentation set of circles, squares and triangles."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+CLASSES = ('circle', 'square', 'triangle')
+_CORNERS = {'circle': 32, 'square': 4, 'triangle': 3}
+
+
+def write_shapes(out: str | Path, train: int = 400, val: int = 100, size: int = 128, seed: int = 0) -> None:
+    """Write images and annotations: ``train.json``, ``val.json``, ``train/*.png``, ``val/*.png``.
+
+    The same arguments give the same files. Each image has one to four shapes that hardly overlap, of any rotation and colour,
+    on textured ground.
+
+    Args:
+        out (str | Path): Folder to write to; made if it is missing.
+        train (int): Number of training images. Default: 400.
+        val (int): Number of validation images. Default: 100.
+        size (int): Height and width in pixels. Default: 128.
+        seed (int): Seed of the random numbers. Default: 0.
+    """
+    for split, count, stream in (('train', train, 0), ('val', val, 1)):
+        rng = np.random.default_rng([seed, stream])
+        folder = Path(out, split)
+        folder.mkdir(parents=True, exist_ok=True)
+        images, annotations = [], []
+        for image_id in range(1, count + 1):
+            image, shapes = _draw(rng, size)
+            name = f'{image_id:04d}.png'
+            cv2.imwrite(str(folder / name), image)
+            images.append({'id': image_id, 'file_name': name, 'height': size, 'width': size})
+            for category, polygon in shapes:
+                annotations.append(_annotation(len(annotations) + 1, image_id, category, polygon))
+        content = {
+            'images': images,
+            'annotations': annotations,
+            'categories': [{'id': i, 'name': name} for i, name in enumerate(CLASSES, 1)],
+        }
+        Path(out, f'{split}.json').write_text(json.dumps(content))
+
+
+def _draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
+    coarse = rng.uniform(40, 215, (6, 6, 3)).astype(np.float32)
+    ground = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC) + rng.normal(0, 12, (size, size, 3))
+    image = ground.clip(0, 255).astype(np.uint8)
+    occupied = np.zeros((size, size), np.uint8)
+    shapes = []
+    for _ in range(rng.integers(1, 5)):
+        category = int(rng.integers(len(CLASSES)))
+        radius = rng.uniform(0.1, 0.25) * size
+        centre = rng.uniform(radius, size - radius, 2)
+        corners = _CORNERS[CLASSES[category]]
+        angles = rng.uniform(0, 2 * np.pi) + np.arange(corners) * 2 * np.pi / corners
+        polygon = (centre + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)).round().astype(np.int32)
+        colour = rng.uniform(0, 255, 3)
+        mask = cv2.fillPoly(np.zeros_like(occupied), [polygon], 1)
+        if (mask & occupied).sum() > 0.05 * mask.sum():
+            continue
+        occupied |= mask
+        shading = colour + rng.normal(0, 8, (size, size, 3))
+        image[mask > 0] = shading.clip(0, 255).astype(np.uint8)[mask > 0]
+        shapes.append((category + 1, polygon))
+    return image, shapes
+
+
+def _annotation(annotation_id: int, image_id: int, category: int, polygon: np.ndarray) -> dict:
+    x, y, width, height = cv2.boundingRect(polygon)
+    return {
+        'id': annotation_id,
+        'image_id': image_id,
+        'category_id': category,
+        'segmentation': [polygon.flatten().tolist()],
+        'bbox': [x, y, width, height],
+        'area': float(cv2.contourArea(polygon)),
+        'iscrowd': 0,
+    }

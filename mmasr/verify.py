@@ -1,0 +1,101 @@
+"""Do two networks compute the same? Their raw outputs on the same inputs, compared."""
+
+import dataclasses
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import nn
+
+SIZE = 224  # pixels; a multiple of every stride in use, and what a fixed-size classifier takes
+
+
+@dataclasses.dataclass
+class Difference:
+    """How far two networks are apart in one output.
+
+    Attributes:
+        output (str): Its name.
+        absolute (float): Largest absolute difference; infinite where one of them is not finite.
+        relative (float): The same, relative to the largest absolute value of the output.
+    """
+
+    output: str
+    absolute: float
+    relative: float
+
+
+@torch.no_grad()
+def network_outputs(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Run a detector or classifier of OpenMMLab on two seeded noise images, in eval mode on the CPU.
+
+    Raw outputs are taken, before thresholds and non-maximum suppression, which turn a difference in the last bit into one
+    box more or less. For the same reason a two-stage detector's second stage gets fixed proposals.
+
+    Args:
+        model (nn.Module): A model with OpenMMLab's ``forward(inputs, data_samples, mode='tensor')``.
+
+    Returns:
+        dict[str, Tensor]: Every tensor the network puts out, by its place in the result.
+    """
+    model.eval()
+    generator = torch.Generator().manual_seed(0)
+    channels = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+    inputs = torch.randn(2, channels, SIZE, SIZE, generator=generator)
+    if not (find_spec('mmdet') and _is_detector(model)):
+        return dict(_tensors('output', model(inputs, mode='tensor')))
+
+    from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
+    from mmdet.structures import DetDataSample
+    from mmengine.structures import InstanceData
+
+    shape = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'), (SIZE, SIZE))
+    samples = [DetDataSample(metainfo={**shape, 'scale_factor': (1.0, 1.0)}) for _ in inputs]
+    if not isinstance(getattr(model, 'roi_head', None), CascadeRoIHead | StandardRoIHead):
+        return dict(_tensors('output', model(inputs, samples, mode='tensor')))
+    corner, size = torch.rand(2, 2, 16, 2, generator=generator) * SIZE / 2
+    proposals = [InstanceData(bboxes=torch.cat([c, c + s + 1], dim=1)) for c, s in zip(corner, size, strict=True)]
+    features = model.extract_feat(inputs)
+    outputs = {'features': features, 'roi_head': model.roi_head(features, proposals, samples)}
+    if model.with_rpn:
+        outputs['rpn_head'] = model.rpn_head(features)
+    return dict(_tensors('', outputs))
+
+
+def _is_detector(model: nn.Module) -> bool:
+    from mmdet.models.detectors import BaseDetector
+
+    return isinstance(model, BaseDetector)
+
+
+def _tensors(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif isinstance(value, dict | list | tuple):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _tensors(f'{name}.{key}'.lstrip('.'), item)
+
+
+def compare(expected: dict[str, torch.Tensor], actual: dict[str, torch.Tensor]) -> list[Difference]:
+    """Compare the outputs of two networks.
+
+    Args:
+        expected (dict[str, Tensor]): Outputs by name.
+        actual (dict[str, Tensor]): The same names and shapes.
+
+    Returns:
+        list[Difference]: One for each output.
+
+    Raises:
+        ValueError: If names or shapes differ.
+    """
+    shapes = [{name: tuple(tensor.shape) for name, tensor in outputs.items()} for outputs in (expected, actual)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f'the networks have different outputs: {shapes[0]} and {shapes[1]}')
+    differences = []
+    for name, reference in expected.items():
+        absolute = (actual[name] - reference).abs().nan_to_num(torch.inf).max().item()
+        largest = reference.abs().max().item()
+        differences.append(Difference(name, absolute, absolute / largest if largest else absolute))
+    return differences

@@ -1,0 +1,29 @@
+"""Write the embedded default, a small instance segmentation set of generated shapes: tools/shapes.py data/shapes"""
+
+import argparse
+
+from mmasr.errors import InputError, exit_on_input_error
+from mmasr.shapes import write_shapes
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('out', help='folder to write to')
+    parser.add_argument('--train', type=int, default=400, help='number of training images (default: %(default)s)')
+    parser.add_argument('--val', type=int, default=100, help='number of validation images (default: %(default)s)')
+    parser.add_argument('--size', type=int, default=128, help='height and width in pixels (default: %(default)s)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the random numbers (default: %(default)s)')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        write_shapes(**vars(args))
+    except OSError as error:
+        raise InputError(f"can't write to {args.out}: {error.strerror}") from None
+    print(f'{args.out}: {args.train} training and {args.val} validation images of {args.size} x {args.size}')
+
+
+if __name__ == '__main__':
+    exit_on_input_error(main)

@@ -1,0 +1,47 @@
+"""Train a detector or a classifier: tools/train.py configs/mask_rcnn_r50_asr_se.py"""
+
+import argparse
+
+import torch
+
+from mmasr.errors import InputError, exit_on_input_error
+from mmasr.runtime import add_arguments, build_runner, check_data, config_from_arguments
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='resume from the newest checkpoint in the work dir, or this one',
+    )
+    parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
+    add_arguments(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    config = config_from_arguments(args)
+    if args.amp:
+        if not torch.cuda.is_available():
+            raise InputError('--amp needs a GPU, and torch finds none')
+        config.optim_wrapper.type = 'AmpOptimWrapper'
+        config.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in config.get('auto_scale_lr', {}):
+            raise InputError(f'--auto-scale-lr needs auto_scale_lr.base_batch_size, which {args.config} does not have')
+        config.auto_scale_lr.enable = True
+    if args.resume:
+        config.resume = True
+        config.load_from = None if args.resume == 'auto' else args.resume
+    check_data(config, 'train_dataloader', 'val_dataloader', 'val_evaluator')
+    build_runner(config).train()
+
+
+if __name__ == '__main__':
+    exit_on_input_error(main)
