@@ -80,20 +80,21 @@ class ASR(nn.Module):
                 for module in attention.modules():
                     if hasattr(module, 'reset_parameters'):
                         module.reset_parameters()
-        self.initial.fill_(1)
-        v = self.scale()
-        if v.shape != self.initial.shape:
-            raise ValueError(
-                f'{type(self.attention[0]).__name__}.weights gave {v.numel()} values for {self.initial.numel()} '
-                'channels; ASR needs one weight per channel'
-            )
-        if self.init_identity:
-            if v.abs().min() < 1e-2:
+        for psi, attention in zip(self.psi, self.attention, strict=True):
+            values = attention.weights(psi[None, :, None, None])
+            if values.shape != (1, len(psi), 1, 1):
                 raise ValueError(
-                    'init_identity divides by the scale at the start, which is almost 0 here '
-                    f'(smallest: {v.abs().min():.1e}); leave it off for this attention and psi'
+                    f'{type(attention).__name__}.weights gave {tuple(values.shape)} for {len(psi)} channels; ASR needs one '
+                    f'weight per channel, {(1, len(psi), 1, 1)}'
                 )
-            self.initial.copy_(v)
+            if self.init_identity and values.abs().min() < 1e-2:
+                raise ValueError(
+                    f'init_identity divides by the initial values of {type(attention).__name__}, which are almost 0 here '
+                    f'(smallest: {values.abs().min():.0e}); leave it off for this attention and psi'
+                )
+        self.initial.fill_(1)
+        if self.init_identity:
+            self.initial.copy_(self.scale())
 
     def scale(self) -> torch.Tensor:
         """The scale v of shape (C,), in float32 (or the parameters' own type) under autocast too."""

@@ -19,8 +19,17 @@ from numpy._core import multiarray
 
 from .errors import InputError
 
+
+def _statistic(owner: object, name: str) -> object:
+    """What ``getattr`` may do in a checkpoint: name a statistic of HistoryBuffer, as mmengine's log history does."""
+    if owner is HistoryBuffer and name in ('min', 'max', 'current', 'mean'):
+        return getattr(owner, name)
+    raise UnpicklingError('GLOBAL builtins.getattr')
+
+
 _ALLOWED = [
     HistoryBuffer,
+    (_statistic, 'builtins.getattr'),
     np.ndarray,
     np.dtype,
     *{type(np.dtype(kind)) for kind in np.typecodes['All']},
@@ -55,7 +64,7 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict:
     except OSError as error:
         raise InputError(f'{path}: {error.strerror or error}') from None
     except UnpicklingError as error:
-        if found := re.search(r'(?:GLOBAL|global|class|function) ([\w.]+\.[\w.]+)', str(error)):
+        if found := re.search(r'(?:GLOBAL|global|class|function) ([\w.]+)', str(error)):
             raise InputError(
                 f'{path}: refused, since loading it would use {found[1]}; a checkpoint needs weights, numbers and text only'
             ) from None

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import mmcv.ops
 import mmengine.registry.root
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import Registry
@@ -101,8 +102,8 @@ def import_modules(config: dict, trust: bool) -> None:
 def check_model(config: dict) -> None:
     """Refuse a model config that would run or load more than registered classes.
 
-    mmengine takes a ``type`` it does not know for a path to any callable (``os.system``), and some classes load a file
-    that their config names.
+    mmengine takes a ``type`` it does not know for a path to any callable (``os.system``), mmcv and mmdet evaluate a few
+    strings as Python (the ``type`` of an NMS, a tracker's ``warp_mode``), and some classes load a file that is named.
 
     Args:
         config (dict): The parsed config, its modules imported.
@@ -119,6 +120,8 @@ def check_model(config: dict) -> None:
             types.append(value)
         elif isinstance(value, str) and ('://' in value or value.endswith(('.pth', '.pt', '.pkl', '.ckpt', '.bin', '.py'))):
             raise InputError(f'the embedded config has the model load {value!r} ({key}), which was not done; {WAYS_ON}')
+        elif isinstance(value, str) and '(' in value and key != 'sites':  # which is a regular expression
+            raise InputError(f'the embedded config has code in it ({key}: {value[:60]!r}), which was not run; {WAYS_ON}')
     for scope in scopes:
         if scope is not None and scope not in TRUSTED_PACKAGES:
             raise InputError(f'the embedded config has the scope {scope!r}, which is none of OpenMMLab; {WAYS_ON}')
@@ -148,6 +151,8 @@ def _registries(registry: Registry) -> Iterator[Registry]:
 
 
 def _is_registered(name: Any) -> bool:
+    if name in mmcv.ops.__all__:  # RoIAlign and nms, say, are looked up there
+        return True
     roots = [registry for registry in vars(mmengine.registry.root).values() if isinstance(registry, Registry)]
     registries = [registry for root in roots for registry in _registries(root)]
     for registry in registries:

@@ -25,12 +25,20 @@ _CHANNELS: dict[type[nn.Module], Callable[[nn.Module], int]] = {
     nn.Linear: lambda layer: layer.out_features,
     nn.MultiheadAttention: lambda layer: layer.embed_dim,
 }
-_KINDS = tuple(_CHANNELS)
 
 
 def stock_class(cls: type) -> type:
     """The class that a class of this package extends; another package's class is its own stock class."""
     return next(base for base in cls.__mro__ if base.__module__.split('.')[0] != __package__)
+
+
+def _channels(layer: nn.Module) -> int | None:
+    """Number of output channels of a layer that can be a host, None of any other."""
+    for kind, count in _CHANNELS.items():
+        if isinstance(layer, kind):
+            return count(layer)
+    # mmcv's SyncBatchNorm, which mmengine converts to as well, is not one of torch's.
+    return layer.num_features if any(base.__name__ == 'SyncBatchNorm' for base in type(layer).__mro__) else None
 
 
 def _output_layer(host: nn.Module) -> tuple[str, nn.Module]:
@@ -134,7 +142,7 @@ def _become_host(parent: nn.Module, name: str, child: nn.Module | None) -> None:
     The conversions to and from SyncBatchNorm (torch's and mmengine's) build a new layer and register the old one's
     children in it. Without this the ASR would still be there and no longer do anything.
     """
-    if name == 'asr' and isinstance(child, ASR) and isinstance(parent, _KINDS) and not isinstance(parent, Host):
+    if name == 'asr' and isinstance(child, ASR) and not isinstance(parent, Host) and _channels(parent):
         parent.__class__ = _host_class(type(parent))
 
 
@@ -143,7 +151,7 @@ nn.modules.module.register_module_module_registration_hook(_become_host)
 
 def _check_scalable(name: str, layer: nn.Module) -> None:
     kind = type(layer).__name__
-    if not isinstance(layer, _KINDS):
+    if _channels(layer) is None:
         raise ValueError(
             f"{name} ({kind}) can't carry an ASR; a host is a BatchNorm, SyncBatchNorm, GroupNorm, InstanceNorm, "
             'LayerNorm, Conv, ConvTranspose, Linear or MultiheadAttention'
@@ -156,8 +164,7 @@ def _new_asr(name: str, layer: nn.Module, attention: dict | Callable, options: d
     _check_scalable(name, layer)
     if isinstance(layer, Host):
         raise ValueError(f'{name} ({type(layer).__name__}) carries an ASR already')
-    channels = next(count(layer) for kind, count in _CHANNELS.items() if isinstance(layer, kind))
-    return ASR(attention, channels, **options).to(_output_layer(layer)[1].weight)
+    return ASR(attention, _channels(layer), **options).to(_output_layer(layer)[1].weight)
 
 
 def attach(
@@ -199,7 +206,7 @@ def attach(
         problem = f'has no module named {", ".join(missing)}'
         names = [] if missing else names
     if not names:
-        candidates = [name for name, module in modules.items() if isinstance(module, _KINDS) and name]
+        candidates = [name for name, module in modules.items() if name and _channels(module)]
         shown = ', '.join(candidates[:8]) + (f' and {len(candidates) - 8} more' if len(candidates) > 8 else '')
         raise ValueError(f'{type(model).__name__} {problem}; pass sites=, the layers that could be named are: {shown}')
     asrs = [_new_asr(name, modules[name], attention, asr_options) for name in names]

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import init_default_scope
@@ -148,7 +148,7 @@ def _build(config: Config) -> nn.Module:
     """Build a config's model on the CPU, its SyncBatchNorms as BatchNorms, which are the same in eval mode."""
     init_default_scope(config.get('default_scope', 'mmengine'))
     try:
-        return revert_sync_batchnorm(MMENGINE_MODELS.build(without_downloads(config.model.to_dict())))
+        return revert_sync_batchnorm(MMENGINE_MODELS.build(ConfigDict(without_downloads(config.model.to_dict()))))
     except Exception as error:  # a config can be wrong in any way
         raise InputError(f"the config's model does not build: {type(error).__name__}: {error}".splitlines()[0]) from None
 

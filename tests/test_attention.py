@@ -1,0 +1,132 @@
+"""Every attention module against its formula, written out here."""
+
+import math
+
+import pytest
+import torch
+from conftest import randomize
+from torch.nn import functional as F
+
+from mmasr.attention import ATTENTIONS, build_attention
+
+C = 32
+
+
+def se(m, x):
+    squeezed = x.mean((2, 3))
+    hidden = torch.relu(squeezed @ m.fc1.weight.T + m.fc1.bias)
+    return torch.sigmoid(hidden @ m.fc2.weight.T + m.fc2.bias)
+
+
+def eca(m, x):
+    taps = m.conv.weight[0, 0]
+    half = len(taps) // 2
+    padded = F.pad(x.mean((2, 3)), (half, half))
+    return torch.sigmoid(sum(tap * padded[:, i : i + C] for i, tap in enumerate(taps)))
+
+
+def srm(m, x):
+    mean = x.mean((2, 3))
+    std = ((x - mean[..., None, None]).square().mean((2, 3)) + 1e-5).sqrt()
+    z = m.cfc[:, 0] * mean + m.cfc[:, 1] * std
+    centre, spread = (z.mean(0), z.var(0, correction=0)) if m.training else (m.bn.running_mean, m.bn.running_var)
+    return torch.sigmoid((z - centre) / (spread + m.bn.eps).sqrt() * m.bn.weight + m.bn.bias)
+
+
+def ie(m, x):
+    return torch.sigmoid(m.weight * x.mean((2, 3)) + m.bias)
+
+
+def spa(m, x):
+    n, _, h, w = x.shape
+    pyramid = []
+    for cells in (1, 2, 4):
+        blocks = x.reshape(n, C, cells, h // cells, cells, w // cells)
+        pyramid.append(blocks.mean((3, 5)).reshape(n, -1))
+    return torch.sigmoid(torch.relu(torch.cat(pyramid, 1) @ m.fc1.weight.T) @ m.fc2.weight.T)
+
+
+def cbam(m, x):
+    def mlp(v):
+        return torch.relu(v @ m.fc1.weight.T + m.fc1.bias) @ m.fc2.weight.T + m.fc2.bias
+
+    return torch.sigmoid(mlp(x.mean((2, 3))) + mlp(x.amax((2, 3))))
+
+
+FORMULAS = {'SE': se, 'ECA': eca, 'SRM': srm, 'IE': ie, 'SPA': spa, 'CBAM': cbam}
+
+
+def test_every_attention_has_a_formula():
+    assert set(FORMULAS) == set(ATTENTIONS)
+
+
+@pytest.mark.parametrize('training', [True, False], ids=['train', 'eval'])
+@pytest.mark.parametrize('name', FORMULAS)
+def test_formula(name, training):
+    module = randomize(build_attention({'type': name}, C)).train(training)
+    x = torch.randn(4, C, 8, 12)
+    expected = FORMULAS[name](module, x)[..., None, None]
+    weights = module.weights(x)
+    assert weights.shape == (4, C, 1, 1)
+    torch.testing.assert_close(weights, expected)
+    if name == 'CBAM':
+        channel = x * expected
+        maps = torch.cat([channel.mean(1, keepdim=True), channel.amax(1, keepdim=True)], 1)
+        expected = expected * torch.sigmoid(F.conv2d(maps, module.conv.weight, padding=3))
+    torch.testing.assert_close(module(x), x * expected)
+
+
+@pytest.mark.parametrize('name', FORMULAS)
+def test_init_identity_is_the_identity_and_learns(name):
+    module = build_attention({'type': name, 'init_identity': True}, C)
+    x = torch.randn(4, C, 8, 8)
+    assert torch.equal(module(x), x)
+    module(x).square().sum().backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ('name', 'shapes'),
+    [
+        ('SE', {'fc1.weight': (2, C), 'fc1.bias': (2,), 'fc2.weight': (C, 2), 'fc2.bias': (C,)}),
+        ('SPA', {'fc1.weight': (2, 21 * C), 'fc2.weight': (C, 2)}),
+        ('SRM', {'cfc': (C, 2), 'bn.weight': (C,), 'bn.bias': (C,)}),
+        ('IE', {'weight': (C,), 'bias': (C,)}),
+    ],
+)
+def test_parameters(name, shapes):
+    assert {n: tuple(p.shape) for n, p in build_attention({'type': name}, C).named_parameters()} == shapes
+
+
+def test_initial_values():
+    ie, srm = build_attention({'type': 'IE'}, C), build_attention({'type': 'SRM'}, C)
+    assert ie.weight.eq(0).all()
+    assert ie.bias.eq(-1).all()
+    assert srm.cfc.eq(0).all()
+
+
+@pytest.mark.parametrize(('channels', 'taps'), [(8, 3), (64, 3), (256, 5), (512, 5), (2048, 7), (2**17, 9)])
+def test_eca_kernel(channels, taps):
+    assert taps in (3, *(t for t in range(3, 99, 2) if 0 <= t - int(math.log2(channels) / 2 + 0.5) <= 1))
+    assert build_attention({'type': 'ECA'}, channels).conv.kernel_size == (taps,)
+
+
+def test_hidden_layer_is_rounded_and_never_empty():
+    assert build_attention({'type': 'SE', 'ratio': 16}, 24).fc1.out_features == 2
+    assert build_attention({'type': 'SE', 'ratio': 16}, 3).fc1.out_features == 1
+
+
+def test_srm_of_one_position_and_one_image_is_finite_and_leaves_the_statistics():
+    module = randomize(build_attention({'type': 'SRM'}, C)).train()
+    statistics = [module.bn.running_mean.clone(), module.bn.running_var.clone()]
+    weights = module.weights(torch.randn(1, C, 1, 1))
+    weights.sum().backward()
+    assert weights.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in module.parameters())
+    assert torch.equal(statistics[0], module.bn.running_mean)
+    assert torch.equal(statistics[1], module.bn.running_var)
+
+
+def test_unknown_type_names_the_known_ones():
+    with pytest.raises(ValueError, match="'Se'; known are CBAM, ECA, IE, SE, SPA, SRM"):
+        build_attention({'type': 'Se'}, C)

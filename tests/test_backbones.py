@@ -1,0 +1,355 @@
+"""The registered backbones and plugins, in mmdet's and mmpretrain's hands."""
+
+import copy
+
+import pytest
+import torch
+from mmdet.models.backbones import ResNet, ResNetV1d, ResNeXt
+from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
+from mmdet.utils import register_all_modules
+from mmengine.config import ConfigDict
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import save_checkpoint
+from torch import nn
+
+import mmasr
+from mmasr.hosts import Host
+
+SE = {'type': 'SE'}
+STOCK = {'ASRResNet': ResNet, 'ASRResNetV1d': ResNetV1d, 'ASRResNeXt': ResNeXt}
+
+
+@pytest.fixture(autouse=True)
+def _mmdet():
+    register_all_modules()
+
+
+def build(**config):
+    return MODELS.build({'type': 'mmasr.ASRResNet', 'depth': 18, 'base_channels': 16, 'norm_eval': False, **config})
+
+
+def plugin(name, position, **options):
+    return {'cfg': {'type': f'mmasr.{name}', **options}, 'position': position}
+
+
+def hosts(model):
+    return [name for name, m in model.named_modules() if isinstance(m, Host)]
+
+
+def randomize_scales(model):
+    for module in model.modules():
+        if isinstance(module, mmasr.ASR):
+            nn.init.normal_(module.psi)
+    return model
+
+
+def assert_folds_to(model, *stock_types):
+    """Fold, and check that the output stays and that no object of this package is left."""
+    x = torch.randn(2, 3, 64, 64)
+    randomize_scales(model).eval()
+    expected = model(x)
+    mmasr.fold(model)
+    for actual, reference in zip(model(x), expected, strict=True):
+        # One more rounding a layer in float32; a missing fold would be off by half.
+        assert (actual - reference).abs().max() <= 1e-5 * reference.abs().max()
+    assert not [m for m in model.modules() if type(m).__module__.startswith('mmasr')]
+    for stock_type in stock_types:
+        assert any(isinstance(m, stock_type) for m in model.modules())
+
+
+@pytest.mark.parametrize('name', STOCK)
+@pytest.mark.parametrize('depth', [18, 50])
+def test_backbones_put_asr_at_the_last_normalization_and_fold_to_the_stock_class(name, depth):
+    if name == 'ASRResNeXt' and depth == 18:
+        depth = 101
+    extra = {'groups': 4, 'base_width': 4} if name == 'ASRResNeXt' else {}
+    model = build(type=f'mmasr.{name}', depth=depth, asr={'attention': SE}, **extra)
+    assert isinstance(model, STOCK[name])
+    last = 'bn2' if depth == 18 else 'bn3'
+    assert len(hosts(model)) == {18: 8, 50: 16, 101: 33}[depth]
+    assert all(host.endswith(last) for host in hosts(model))
+    stock = STOCK[name](depth=depth, base_channels=16, **extra)
+    assert [k for k in model.state_dict() if '.asr.' not in k] == list(stock.state_dict())
+    assert_folds_to(model, STOCK[name])
+
+
+def test_without_asr_it_is_the_stock_network():
+    model = build(asr=None)
+    assert model.state_dict().keys() == ResNet(depth=18, base_channels=16).state_dict().keys()
+    assert not hosts(model)
+
+
+@pytest.mark.parametrize(
+    ('options', 'stock_type'),
+    [
+        ({'norm_cfg': {'type': 'SyncBN'}}, nn.SyncBatchNorm),
+        ({'norm_cfg': {'type': 'GN', 'num_groups': 4}}, nn.GroupNorm),
+        ({'norm_cfg': {'type': 'BN', 'requires_grad': False}, 'depth': 50, 'style': 'caffe'}, nn.BatchNorm2d),
+        ({'depth': 50, 'dcn': {'type': 'DCNv2', 'deform_groups': 1}, 'stage_with_dcn': (False, True, True, True)}, ResNet),
+        ({'zero_init_residual': False, 'depth': 50, 'deep_stem': True, 'avg_down': True}, ResNet),
+    ],
+)
+def test_options_of_the_stock_backbone(options, stock_type):
+    model = build(asr={'attention': SE}, **copy.deepcopy(options))
+    model.init_weights()
+    assert_folds_to(model, stock_type)
+
+
+def test_frozen_stages_freeze_their_asr():
+    model = build(asr={'attention': SE}, frozen_stages=2)
+    for frozen in (True, False):  # before train(), when the optimizer is built, and after
+        assert {n.split('.')[0] for n, p in model.named_parameters() if '.asr.' in n and p.requires_grad} == {
+            'layer3',
+            'layer4',
+        }
+        if frozen:
+            model.train()
+    assert not model.layer1[0].bn2.training
+    assert model.layer3[0].bn2.training
+
+
+def test_frozen_affine_parameters_do_not_freeze_asr():
+    model = build(asr={'attention': SE}, norm_cfg={'type': 'BN', 'requires_grad': False})
+    model(torch.randn(2, 3, 64, 64))[-1].square().sum().backward()
+    assert model.layer4[1].bn2.weight.grad is None
+    assert model.layer4[1].bn2.asr.psi.grad.abs().sum() > 0
+
+
+def test_norm_eval_reaches_the_hosts():
+    model = build(asr={'attention': SE}, norm_eval=True)
+    model.train()
+    assert not any(m.training for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def test_activation_checkpointing_gives_the_same_gradients():
+    models = [
+        build(depth=depth, asr={'attention': SE}, with_cp=cp, plugins=plugins)
+        for depth, plugins in ((18, [plugin('SE', 'after_conv2')]), (50, None))
+        for cp in (False, True)
+    ]
+    for plain, checkpointed in (models[:2], models[2:]):
+        checkpointed.load_state_dict(plain.state_dict())
+        x = torch.randn(2, 3, 64, 64, requires_grad=True)
+        grads = []
+        for model in (plain, checkpointed):
+            model.zero_grad()
+            model(x)[-1].square().mean().backward()
+            grads.append([p.grad for p in model.parameters() if p.grad is not None])
+        assert len(grads[0]) == len(list(plain.parameters()))
+        torch.testing.assert_close(grads[0], grads[1])
+
+
+INIT_CFGS = {
+    'default': {},
+    'without zero_init_residual': {'zero_init_residual': False},
+    'Kaiming of everything': {'init_cfg': [{'type': 'Kaiming', 'layer': ['Conv2d', 'Conv1d', 'Linear']}]},
+    'Constant of everything': {
+        'init_cfg': {
+            'type': 'Constant',
+            'val': 0,
+            'bias': 0,
+            'layer': ['Conv2d', 'Linear', 'Conv1d', '_BatchNorm', 'GroupNorm'],
+        }
+    },
+    'override': {'init_cfg': {'type': 'Normal', 'std': 9.0, 'layer': 'Conv2d', 'override': {'name': 'layer1'}}},
+}
+
+
+def initial_values(module):
+    """Check that an attention module or an ASR has its own initial values, whatever was done around it."""
+    for name, parameter in module.named_parameters():
+        kind, fan_in = name.rpartition('.')[2], parameter[0].numel()
+        if kind == 'psi':
+            assert parameter.eq(0.1).all(), name
+        elif ('fc' in name and kind == 'weight') or name.endswith('conv.weight'):
+            # torch's default: uniform in ±1/√fan_in
+            assert 0 < parameter.abs().max() <= fan_in**-0.5, name
+        elif kind == 'bias' and 'fc' in name:
+            assert parameter.abs().max() > 0, name
+        elif 'bn.' in name:
+            assert parameter.eq(1 if kind == 'weight' else 0).all(), name
+        elif kind == 'cfc' or kind == 'weight':
+            assert parameter.eq(0).all(), name
+        elif kind == 'bias':
+            assert parameter.eq(-1).all(), name
+        else:
+            raise AssertionError(f'no initial value is known for {name}')
+
+
+@pytest.mark.parametrize('init', INIT_CFGS)
+@pytest.mark.parametrize('kappa', ['SE', 'ECA', 'SRM', 'IE', 'SPA'])
+@pytest.mark.parametrize('depth', [18, 50])
+def test_init_weights_leaves_psi_and_kappa_their_own_values(depth, kappa, init):
+    last = 'after_conv2' if depth == 18 else 'after_conv3'
+    plugins = [plugin(kappa, 'after_conv1'), plugin('ASR', last, attention={'type': kappa}), plugin(kappa, last, postfix=2)]
+    model = build(depth=depth, asr={'attention': {'type': kappa}}, plugins=plugins, base_channels=64, **INIT_CFGS[init])
+    nn.init.constant_(model.layer1[0].conv1.weight, 7)
+    model.init_weights()
+    checked = 0
+    for module in model.modules():
+        if isinstance(module, mmasr.ASR | mmasr.SE | mmasr.ECA | mmasr.SRM | mmasr.IE | mmasr.SPA):
+            initial_values(module)
+            checked += 1
+    blocks = {18: 8, 50: 16}[depth]
+    assert checked == blocks * (2 * 2 + 2)  # two ASRs with their κ, two plain κ
+    if init == 'default':  # the surrounding network was initialised: zero_init_residual, Kaiming
+        norm = model.layer1[0].norm2 if depth == 18 else model.layer1[0].norm3
+        assert norm.weight.eq(0).all()
+        assert not model.layer1[0].conv1.weight.eq(7).any()
+
+
+def test_init_identity_holds_after_init_weights():
+    model = build(
+        depth=50, asr={'attention': SE, 'init_identity': True}, plugins=[plugin('SE', 'after_conv3', init_identity=True)]
+    )
+    model.init_weights()
+    stock = ResNet(depth=50, base_channels=16)
+    stock.load_state_dict({k: v for k, v in model.state_dict().items() if k in stock.state_dict()})
+    x = torch.randn(2, 3, 64, 64)
+    model.eval(), stock.eval()
+    for actual, expected in zip(model(x), stock(x), strict=True):
+        assert torch.equal(actual, expected)
+
+
+def test_pretrained_stock_weights_lack_only_asr_and_keep_its_initial_values(tmp_path):
+    stock = ResNet(depth=18, base_channels=16)
+    nn.init.normal_(stock.conv1.weight)
+    # torchvision's files are bare state dicts with a classifier on top.
+    torch.save({**stock.state_dict(), 'fc.weight': torch.zeros(10, 128), 'fc.bias': torch.zeros(10)}, tmp_path / 'resnet.pth')
+    model = build(asr={'attention': SE}, init_cfg={'type': 'Pretrained', 'checkpoint': str(tmp_path / 'resnet.pth')})
+    model.init_weights()
+    assert torch.equal(model.conv1.weight, stock.conv1.weight)
+    for host in hosts(model):
+        initial_values(model.get_submodule(host).asr)
+
+
+@pytest.mark.parametrize('init_identity', [False, True])
+def test_a_classifiers_checkpoint_initialises_a_detectors_backbone(tmp_path, init_identity):
+    head = {'type': 'LinearClsHead', 'num_classes': 10, 'in_channels': 128, 'loss': {'type': 'CrossEntropyLoss'}}
+    backbone = {'type': 'mmasr.ASRResNet', 'depth': 18, 'base_channels': 16, 'asr': {'attention': SE}}
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        classifier = MODELS.build(
+            ConfigDict(
+                type='ImageClassifier',
+                backbone={**backbone, 'out_indices': (3,), 'norm_eval': False},
+                neck={'type': 'GlobalAveragePooling'},
+                head=head,
+            )
+        )
+    classifier.init_weights()
+    assert classifier(torch.randn(2, 3, 64, 64)).shape == (2, 10)
+    randomize_scales(classifier)
+    path = str(tmp_path / 'classifier.pth')
+    save_checkpoint({'meta': {}, 'state_dict': classifier.state_dict()}, path)
+    # As in the detection configs: there init_identity is on, and the checkpoint's ASR must mean what it meant.
+    detector = build(
+        asr={'attention': SE, 'init_identity': init_identity},
+        init_cfg={'type': 'Pretrained', 'checkpoint': path, 'prefix': 'backbone.'},
+    )
+    detector.init_weights()
+    x = torch.randn(2, 3, 64, 64)
+    detector.eval(), classifier.eval()
+    assert torch.equal(detector(x)[-1], classifier.backbone(x)[-1])
+
+
+@pytest.mark.parametrize('name', ['ASR', 'SE', 'ECA', 'SRM', 'IE', 'SPA', 'CBAM'])
+def test_plugins_of_the_stock_backbones_at_all_positions(name):
+    options = {'attention': SE} if name == 'ASR' else {}
+    plugins = [plugin(name, f'after_conv{i}', postfix=f'_{i}', **options) for i in (1, 2, 3)]
+    for backbone in ({'type': 'mmdet.ResNet'}, {'type': 'mmdet.ResNeXt', 'groups': 4, 'base_width': 4}):
+        model = MODELS.build({**backbone, 'depth': 50, 'base_channels': 16, 'plugins': copy.deepcopy(plugins)})
+        model.init_weights()
+        block = model.layer2[0]
+        modules = [getattr(block, f'{name.lower()}_{i}') for i in (1, 2, 3)]
+        assert all(isinstance(m, getattr(mmasr, name)) for m in modules)
+        calls = []
+        for module in modules:
+            module.register_forward_hook(lambda m, args, out, calls=calls: calls.append((m, *args, out)))
+        model(torch.randn(2, 3, 64, 64))[-1].sum().backward()
+        assert [m for m, *_ in calls] == modules
+        assert [x.shape[1] for _, x, _ in calls] == [conv.out_channels for conv in (block.conv1, block.conv2, block.conv3)]
+
+
+def test_plugins_take_part_in_some_stages_only():
+    model = build(depth=50, plugins=[{**plugin('SE', 'after_conv3'), 'stages': (False, True, False, True)}])
+    assert [hasattr(getattr(model, f'layer{i}')[0], 'se') for i in (1, 2, 3, 4)] == [False, True, False, True]
+
+
+def test_plugins_in_basic_blocks():
+    plugins = [plugin('SE', 'after_conv1', postfix=1), {**plugin('ECA', 'after_conv2'), 'stages': (True, False, True, True)}]
+    model = build(plugins=plugins)
+    reference = build()
+    reference.load_state_dict({k: v for k, v in model.state_dict().items() if k in reference.state_dict()})
+    # The plain formula: the attention after the first ReLU, and after the last normalization.
+    block, x = model.layer1[0].eval(), torch.randn(2, 16, 8, 8)
+    inside = block.conv2(block.se1(block.relu(block.bn1(block.conv1(x)))))
+    torch.testing.assert_close(block(x), torch.relu(block.eca(block.bn2(inside)) + x))
+    assert not hasattr(model.layer2[0], 'eca')
+    model.init_weights()
+    assert model.layer1[0].bn2.weight.eq(0).all()  # zero_init_residual reaches our BasicBlock
+    with pytest.raises(ValueError, match='no position after_conv3'):
+        build(plugins=[plugin('SE', 'after_conv3')])
+
+
+def test_asr_plugins_fold_at_all_positions_to_the_stock_block():
+    plugins = [plugin('ASR', f'after_conv{i}', postfix=i, attention=SE, delta=i) for i in (1, 2, 3)]
+    model = MODELS.build({'type': 'mmdet.ResNet', 'depth': 50, 'base_channels': 16, 'plugins': plugins})
+    assert_folds_to(model, Bottleneck)
+    assert model.state_dict().keys() == ResNet(depth=50, base_channels=16).state_dict().keys()
+    plugins = [plugin('ASR', f'after_conv{i}', postfix=i, attention=SE) for i in (1, 2)]
+    assert_folds_to(build(plugins=plugins, asr={'attention': SE}), ResNet, BasicBlock)
+
+
+@pytest.mark.parametrize('depth', [18, 50])
+def test_of_asr_and_attention_the_attention_stays(depth):
+    last = 'after_conv2' if depth == 18 else 'after_conv3'
+    model = build(depth=depth, asr={'attention': SE}, plugins=[plugin('ASR', last, attention=SE), plugin('SE', last)])
+    x = torch.randn(2, 3, 64, 64)
+    randomize_scales(model).eval()
+    expected = model(x)
+    mmasr.fold(model)
+    assert not [m for m in model.modules() if isinstance(m, Host | mmasr.ASR)]
+    assert sum(isinstance(m, mmasr.SE) for m in model.modules()) == (8 if depth == 18 else 16)
+    for actual, reference in zip(model(x), expected, strict=True):
+        assert (actual - reference).abs().max() <= 1e-5 * reference.abs().max()
+
+
+class Signed(nn.Module):
+    def weights(self, x):
+        return x.tanh()
+
+
+def test_plugins_that_cannot_be_folded_are_refused_and_nothing_is_changed():
+    def build_plugins(*plugins):
+        return MODELS.build({'type': 'mmdet.ResNet', 'depth': 50, 'base_channels': 16, 'plugins': list(plugins)})
+
+    after_se = build_plugins(plugin('SE', 'after_conv3'), plugin('ASR', 'after_conv3', attention=SE))
+    with pytest.raises(ValueError, match=r'layer1\.0\.asr .*comes after se, which depends on the image'):
+        mmasr.fold(after_se)
+    negative = build_plugins(plugin('ASR', 'after_conv2', attention=lambda channels: Signed(), psi=-1.0))
+    with pytest.raises(ValueError, match=r'layer1\.0\.asr .*negative scale'):
+        mmasr.fold(negative)
+    assert len([m for m in negative.modules() if isinstance(m, mmasr.ASR)]) == 16
+    # Before the addition there is no ReLU, so a negative scale folds.
+    assert_folds_to(build_plugins(plugin('ASR', 'after_conv3', attention=lambda channels: Signed(), psi=-1.0)))
+
+
+@pytest.mark.parametrize(
+    ('inner', 'sites', 'expected'),
+    [
+        ({'type': 'mmdet.ResNet', 'depth': 18, 'frozen_stages': 1}, None, 'layer1.0.bn2'),
+        ({'type': 'mmpretrain.ResNet', 'depth': 50, 'out_indices': (3,)}, None, 'layer4.2.bn3'),
+        ({'type': 'mmpretrain.MobileNetV2'}, r'layer\d\.\d\.conv\.2\.bn', 'layer7.0.conv.2.bn'),
+        ({'type': 'mmdet.SwinTransformer', 'depths': (1, 1, 1, 1)}, r'.*\.ffn\.layers\.1', 'stages.0.blocks.0.ffn.layers.1'),
+    ],
+)
+def test_any_backbone(inner, sites, expected):
+    model = MODELS.build({'type': 'mmasr.ASRBackbone', 'backbone': inner, 'asr': {'attention': SE}, 'sites': sites})
+    assert type(model).__name__ == inner['type'].split('.')[1]
+    assert expected in hosts(model)
+    stock = MODELS.build(inner)
+    assert [k for k in model.state_dict() if '.asr.' not in k] == list(stock.state_dict())
+    if inner.get('frozen_stages') == 1:
+        assert not model.layer1[0].bn2.asr.psi.requires_grad
+    model.init_weights()
+    assert_folds_to(model, type(stock))
