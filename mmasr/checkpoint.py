@@ -84,6 +84,19 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict:
     return {**checkpoint, 'state_dict': state_dict, 'meta': meta if isinstance(meta, dict) else {}}
 
 
+def write_checkpoint(checkpoint: dict, path: Path) -> None:
+    """Save a checkpoint.
+
+    Raises:
+        OSError: If it can't be written. Of a full disk torch itself says only that a file has an unexpected position.
+    """
+    with path.open('wb') as file:
+        try:
+            torch.save(checkpoint, file)
+        except RuntimeError as error:
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+
+
 @contextlib.contextmanager
 def temporary_files(*paths: Path) -> Iterator[list[Path]]:
     """Give a temporary file beside each path; move them all into place at the end, or remove them on any error.

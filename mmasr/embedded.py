@@ -75,7 +75,7 @@ def _value(node: ast.expr) -> Any:
 
 def _not_data(node: ast.AST) -> InputError:
     return InputError(
-        f'the embedded config is not plain data (line {node.lineno}: {ast.unparse(node)[:60]}) and is not executed; {WAYS_ON}'
+        f'the embedded config is not plain data (line {node.lineno}: {ast.unparse(node).splitlines()[0][:60]}) and is not executed; {WAYS_ON}'
     )
 
 

@@ -15,7 +15,7 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from .asr import ASR
-from .checkpoint import read_checkpoint, temporary_files
+from .checkpoint import read_checkpoint, temporary_files, write_checkpoint
 from .deploy_config import deploy_config, without_downloads
 from .embedded import WAYS_ON, check_model, import_modules, parse_config
 from .errors import InputError
@@ -109,8 +109,7 @@ def reparameterize(
     deployed['meta']['cfg'] = text
     with temporary_files(*targets) as (weights_file, config_file):
         config_file.write_text(text)
-        with weights_file.open('wb') as file:
-            torch.save(deployed, file)
+        write_checkpoint(deployed, weights_file)
         size = weights_file.stat().st_size
         del deployed
         rebuilt = _build(Config(parse_config(config_file.read_text())))

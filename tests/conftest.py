@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -24,3 +29,41 @@ def process_group():
     torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
+
+
+ROOT = Path(__file__).parents[1]
+SHAPES_CONFIG = ROOT / 'configs/shapes/mask_rcnn_r18_asr_se.py'
+
+
+def run_tool(name: str, *args, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    """Run a tool as a user would."""
+    command = [sys.executable, str(ROOT / 'tools' / name), *map(str, args)]
+    return subprocess.run(command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope='session')
+def shapes(tmp_path_factory):
+    """A folder to work in, with a small set of shapes where the configs look for it."""
+    folder = tmp_path_factory.mktemp('shapes')
+    result = run_tool('shapes.py', 'data/shapes', '--train', 16, '--val', 4, cwd=folder)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.fixture(scope='session')
+def checkpoint(shapes):
+    """What two epochs of training leave behind, the second resumed, with EMA and gradient accumulation."""
+    options = [
+        'train_dataloader.batch_size=4',
+        'optim_wrapper.accumulative_counts=2',
+        'default_hooks.checkpoint.interval=1',
+        "default_hooks.ema.type='EMAHook'",
+    ]
+    for epochs in (1, 2):
+        schedule = [f'train_cfg.max_epochs={epochs}', f'train_cfg.val_interval={epochs}']
+        result = run_tool(
+            'train.py', SHAPES_CONFIG, '--work-dir', 'work', '--resume', '--cfg-options', *options, *schedule, cwd=shapes
+        )
+        assert result.returncode == 0, result.stderr
+    assert 'resumed epoch: 1' in result.stdout + result.stderr
+    return shapes / 'work/epoch_2.pth'

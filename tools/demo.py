@@ -37,10 +37,8 @@ runpy.run_path({str(Path(mmdet.__file__).parent / '.mim/tools/test.py')!r}, run_
 
 def run(*command: str | Path) -> None:
     """Run a step and show it; stop where it fails."""
-    shown = (
-        ' '.join(map(str, command)) if command[0] != '-c' else f'tools/test.py of MMDetection {" ".join(map(str, command[2:]))}'
-    )
-    print(f'\n$ python {shown}', flush=True)
+    shown = ('tools/test.py (of MMDetection)', *command[2:]) if command[0] == '-c' else command
+    print('\n$ python', *shown, flush=True)
     if status := subprocess.run([sys.executable, *map(str, command)], check=False).returncode:
         sys.exit(status)
 
@@ -74,7 +72,7 @@ def draw(models: dict[str, nn.Module], dataset, count: int, path: Path) -> None:
         columns = {'ground truth': (truth.masks.to_ndarray(), truth.labels.tolist(), None)}
         for name, model in models.items():
             found = inference_detector(model, sample.img_path).pred_instances
-            found = found[found.scores > 0.5]
+            found = found[(found.scores > 0.5) & found.masks.flatten(1).any(dim=1)]
             columns[name] = (found.masks.numpy(), found.labels.tolist(), found.scores.tolist())
         image = plt.imread(sample.img_path)
         for ax, (title, (masks, labels, scores)) in zip(row, columns.items(), strict=True):
@@ -84,16 +82,8 @@ def draw(models: dict[str, nn.Module], dataset, count: int, path: Path) -> None:
                 ax.contour(mask, levels=[0.5], colors=[colours[label]], linewidths=1.5)
                 y, x = (int(side.mean()) for side in mask.nonzero())
                 text = dataset.metainfo['classes'][label] + (f' {scores[i]:.2f}' if scores else '')
-                ax.text(
-                    x,
-                    y,
-                    text,
-                    ha='center',
-                    va='center',
-                    fontsize=7,
-                    color='white',
-                    bbox={'color': 'black', 'alpha': 0.5, 'pad': 1},
-                )
+                box = {'color': 'black', 'alpha': 0.5, 'pad': 1}
+                ax.text(x, y, text, ha='center', va='center', fontsize=7, color='white', bbox=box)
             ax.set_axis_off()
             if index == 0:
                 ax.set_title(title)
@@ -121,7 +111,7 @@ def main() -> None:
     picture = WORK_DIR / 'predictions.png'
     draw(models, dataset, 4, picture)
     found = [metrics(WORK_DIR / name) for name in ('test_trained', 'test_deployed')]
-    table = Table('', *models, title='Trained with ASR(SE), deployed as a plain ResNet-18')
+    table = Table('', *models, title='ASR(SE) and its plain ResNet-18')
     for label, key in (('box AP', 'coco/bbox_mAP'), ('mask AP', 'coco/segm_mAP')):
         table.add_row(label, *(f'{metric[key]:.3f}' for metric in found))
     table.add_row('parameters', *(f'{sum(p.numel() for p in model.parameters()):,}' for model in models.values()))

@@ -1,0 +1,163 @@
+"""A checkpoint is data from a stranger: what is read, what is refused, and that nothing in it runs."""
+
+import os
+import pickle
+import resource
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+
+from mmasr.checkpoint import read_checkpoint, temporary_files, write_checkpoint
+from mmasr.errors import InputError
+
+WEIGHTS = {'conv.weight': torch.ones(2, 3), 'conv.bias': torch.zeros(2)}
+
+
+@pytest.mark.parametrize('mmap', [False, True])
+def test_a_runners_checkpoint(tmp_path, mmap):
+    path = tmp_path / 'epoch_1.pth'
+    history = HistoryBuffer([1.0, 2.0], [1, 1])
+    history.mean()
+    history._statistics_methods = dict(history._statistics_methods)  # as mmengine's message hub pickles it
+    checkpoint = {
+        'meta': {'cfg': 'a = 1', 'epoch': 1, 'seed': np.int64(3), 'palette': np.zeros((2, 3), np.uint8), 'classes': ('a', 'b')},
+        'state_dict': WEIGHTS,
+        'message_hub': {'log_scalars': {'loss': history}},
+        'optimizer': {'state': {0: {'momentum_buffer': torch.ones(2, 3)}}, 'param_groups': [{'lr': 0.1, 'params': [0]}]},
+    }
+    torch.save(checkpoint, path)
+    read = read_checkpoint(path, mmap=mmap)
+    assert read['meta']['classes'] == ('a', 'b')
+    assert read['meta']['seed'] == 3
+    assert torch.equal(read['state_dict']['conv.weight'], WEIGHTS['conv.weight'])
+    assert read['message_hub']['log_scalars']['loss'].mean() == 1.5
+    assert read['optimizer']['param_groups'][0]['lr'] == 0.1
+
+
+@pytest.mark.parametrize('old_format', [False, True])
+def test_bare_weights_and_the_prefix_of_a_wrapper(tmp_path, old_format):
+    path = tmp_path / 'weights.pth'
+    torch.save({f'module.{name}': t for name, t in WEIGHTS.items()}, path, _use_new_zipfile_serialization=not old_format)
+    read = read_checkpoint(path, mmap=True)
+    assert read['meta'] == {}
+    assert list(read['state_dict']) == list(WEIGHTS)
+
+
+def test_files_that_are_no_checkpoint(tmp_path):
+    good = tmp_path / 'good.pth'
+    torch.save({'state_dict': {'weight': torch.randn(1000)}}, good)
+    content = good.read_bytes()
+    cases = {
+        'empty.pth': (b'', 'not a PyTorch checkpoint'),
+        'text.pth': (b'hello, world', 'not a PyTorch checkpoint'),
+        'truncated.pth': (content[: len(content) // 2], 'not a PyTorch checkpoint'),
+        'short.pth': (content[:10], 'not a PyTorch checkpoint'),
+        'image.pth': (b'\x89PNG\r\n\x1a\n' + bytes(100), 'not a PyTorch checkpoint'),
+    }
+    for name, (data, message) in cases.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(InputError, match=rf'{name}: {message}') as caught:
+            read_checkpoint(tmp_path / name, mmap=True)
+        assert '\n' not in str(caught.value)
+    for content, message in [
+        ([1, 2], 'a list'),
+        ({'state_dict': {}}, 'no dict of weights'),
+        ({'epoch': 3}, 'no dict of weights'),
+    ]:
+        torch.save(content, tmp_path / 'other.pth')
+        with pytest.raises(InputError, match=f'not a checkpoint.*{message}'):
+            read_checkpoint(tmp_path / 'other.pth')
+    with pytest.raises(InputError, match=r'none\.pth: No such file or directory'):
+        read_checkpoint(tmp_path / 'none.pth')
+    with pytest.raises(InputError, match='Is a directory'):
+        read_checkpoint(tmp_path)
+
+
+class Touch:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path, call=os.mknod):
+        self.path, self.call = path, call
+
+    def __reduce__(self):
+        return self.call, (str(self.path),)
+
+
+class Through:
+    """Reaches os through getattr, which the reader knows, of a class that it knows."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return getattr, (HistoryBuffer, '__init__')
+
+
+@pytest.mark.parametrize('old_format', [False, True])
+@pytest.mark.parametrize('place', ['state_dict', 'meta', 'optimizer'])
+def test_unpickling_runs_nothing(tmp_path, place, old_format):
+    proof = tmp_path / 'proof'
+    path = tmp_path / 'bad.pth'
+    checkpoint = {'state_dict': dict(WEIGHTS), 'meta': {}, 'optimizer': {}}
+    checkpoint[place]['x'] = Touch(proof)
+    torch.save(checkpoint, path, _use_new_zipfile_serialization=not old_format)
+    with pytest.raises(InputError, match=r'bad\.pth: refused, since loading it would use posix\.mknod') as caught:
+        read_checkpoint(path)
+    assert '\n' not in str(caught.value)
+    assert not proof.exists()
+    pickle.loads(pickle.dumps(checkpoint[place]))  # what an unrestricted loader does
+    assert proof.exists()
+
+
+def test_getattr_reaches_nothing_but_statistics(tmp_path):
+    path = tmp_path / 'bad.pth'
+    torch.save({'state_dict': WEIGHTS, 'meta': {'x': Through(path)}}, path)
+    with pytest.raises(InputError, match=r'would use builtins\.getattr'):
+        read_checkpoint(path)
+
+
+def test_files_are_moved_into_place_together_or_not_at_all(tmp_path):
+    targets = tmp_path / 'a.pth', tmp_path / 'a.py'
+    targets[0].write_text('before')
+
+    def write(content, fail):
+        with temporary_files(*targets) as files:
+            for file in files:
+                file.write_text(content)
+            if fail:
+                raise KeyError
+
+    with pytest.raises(KeyError):
+        write('after', fail=True)
+    assert [p.name for p in tmp_path.iterdir()] == ['a.pth']
+    assert targets[0].read_text() == 'before'
+    write('after', fail=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['a.pth', 'a.py']
+    assert targets[0].read_text() == 'after'
+
+
+def save_zeros(target):
+    with temporary_files(target) as (file,):
+        write_checkpoint({'state_dict': {'x': torch.zeros(100_000)}}, file)
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path):
+    target = tmp_path / 'a.pth'
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"can't write here: File too large; nothing was changed"):
+            save_zeros(target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='needs a folder that not even root can write to')
+def test_a_read_only_folder_is_said():
+    with pytest.raises(InputError, match=r"/sys: can't write here: Permission denied"):
+        save_zeros(Path('/sys/a.pth'))

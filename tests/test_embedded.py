@@ -1,0 +1,108 @@
+"""The config of a checkpoint is data: it is read like mmengine reads it, and nothing in it runs."""
+
+import pytest
+from mmengine.config import Config
+
+from mmasr.embedded import check_model, import_modules, parse_config
+from mmasr.errors import InputError
+
+NAMES = [
+    'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
+    'mmpretrain::resnet/resnet50_8xb32_in1k.py',
+    'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py',
+]
+
+
+@pytest.fixture(scope='module', params=NAMES)
+def config(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp('configs') / 'config.py'
+    path.write_text(f'_base_ = {request.param!r}')
+    return Config.fromfile(path)
+
+
+def test_reads_what_mmengine_writes(config):
+    assert parse_config(config.pretty_text) == config.to_dict()
+
+
+def test_accepts_what_openmmlab_ships(config):
+    parsed = config.to_dict()
+    parsed['model']['backbone'].pop('init_cfg', None)
+    import_modules(parsed, trust=False)
+    check_model(parsed)
+
+
+def test_literals():
+    text = "a = dict(b=-1.5, c=[True, None, (1, 'x')], d={'k 1': 2}, e={1, 2}, f=inf, g=dict({'x y': 1}))"
+    assert parse_config(text) == {
+        'a': {'b': -1.5, 'c': [True, None, (1, 'x')], 'd': {'k 1': 2}, 'e': {1, 2}, 'f': float('inf'), 'g': {'x y': 1}}
+    }
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        "import os\nos.mknod('{proof}')",
+        "a = __import__('os').mknod('{proof}')",
+        "a = [open('{proof}', 'w') for _ in (1,)]",
+        'a = f\'{{open("{proof}", "w")}}\'',
+        "a = dict(**{{'b': open('{proof}', 'w')}})",
+        "a = dict(b=open('{proof}', 'w'))",
+        "a = dict\na.b = open('{proof}', 'w')",
+        "class A:\n    open('{proof}', 'w')",
+        "a = (lambda: open('{proof}', 'w'))()",
+        "if open('{proof}', 'w'): pass",
+        "dict(open('{proof}', 'w'))",
+        'a = 9 ** 9 ** 9',
+        'a = not data',
+        "a = '\0'",
+        'a = ' + '(' * 5000,
+        'a = ' + '-' * 100000 + '1',
+    ],
+)
+def test_code_is_refused_and_does_not_run(tmp_path, text):
+    proof = tmp_path / 'proof'
+    with pytest.raises(InputError, match='--config') as caught:
+        parse_config(text.format(proof=proof) if 'proof' in text else text)
+    assert '\n' not in str(caught.value)
+    assert not proof.exists()
+
+
+def test_imports(tmp_path, monkeypatch):
+    proof = tmp_path / 'proof'
+    (tmp_path / 'a_stranger.py').write_text(f'open({str(proof)!r}, "w")')
+    monkeypatch.syspath_prepend(tmp_path)
+    import_modules({'custom_imports': {'imports': ['mmasr', 'mmdet.models']}}, trust=False)
+    for imports in (['mmasr', 'a_stranger'], 'a_stranger', ['mmasr_evil'], [' a_stranger']):
+        with pytest.raises(InputError, match=r'imports .*--config, or pass --trust-imports'):
+            import_modules({'custom_imports': {'imports': imports}}, trust=False)
+    assert not proof.exists()
+    import_modules({'custom_imports': {'imports': ['a_stranger']}}, trust=True)
+    assert proof.exists()
+    with pytest.raises(InputError, match="can't be imported"):
+        import_modules({'custom_imports': {'imports': ['mmdet.no_such_module']}}, trust=False)
+
+
+@pytest.mark.parametrize(
+    ('model', 'message'),
+    [
+        ({'type': 'os.system', 'command': 'true'}, "builds 'os.system'"),
+        ({'type': 'os.mknod', 'path': 'x'}, "builds 'os.mknod'"),
+        ({'type': 'mmengine.dump', 'obj': 1, 'file': 'x.json'}, "builds 'mmengine.dump'"),
+        ({'type': 'mmengine.fileio.io.os.system', 'command': 'true'}, "builds 'mmengine.fileio.io.os.system'"),
+        ({'type': 'ResNet', 'x': [{'y': {'type': 'subprocess.run'}}]}, "builds 'subprocess.run'"),
+        ({'type': 'ResNet', 'nms': {'type': '__import__("os").getcwd'}}, 'builds'),
+        ({'type': 'ResNet', 'warp_mode': '__import__("os").getcwd()'}, 'has code in it'),
+        ({'type': 'ResNet', '_scope_': 'antigravity'}, "scope 'antigravity'"),
+        ({'type': 'ResNet', 'teacher_ckpt': 'https://example.com/x'}, "load 'https://example.com/x'"),
+        ({'type': 'ResNet', 'teacher_config': 'evil.py'}, "load 'evil.py'"),
+    ],
+)
+def test_a_model_that_would_run_something_is_refused(model, message):
+    with pytest.raises(InputError, match=message):
+        check_model({'default_scope': 'mmdet', 'model': model})
+
+
+def test_full_paths_of_registered_classes_are_known():
+    check_model({'model': {'type': 'mmdet.models.backbones.resnet.ResNet', 'roi_layer': {'type': 'RoIAlign'}}})
+    with pytest.raises(InputError, match="scope 'antigravity'"):
+        check_model({'default_scope': 'antigravity', 'model': {'type': 'ResNet'}})
