@@ -74,9 +74,8 @@ def _value(node: ast.expr) -> Any:
 
 
 def _not_data(node: ast.AST) -> InputError:
-    return InputError(
-        f'the embedded config is not plain data (line {node.lineno}: {ast.unparse(node).splitlines()[0][:60]}) and is not executed; {WAYS_ON}'
-    )
+    code = ast.unparse(node).splitlines()[0][:60]
+    return InputError(f'the embedded config is not plain data (line {node.lineno}: {code}) and is not executed; {WAYS_ON}')
 
 
 def import_modules(config: dict, trust: bool) -> None:

@@ -23,9 +23,10 @@ from .hosts import Host, fold
 from .runtime import load_config
 from .verify import Difference, compare, network_outputs
 
-#: Largest difference allowed, relative to the largest value of an output, by the coarsest type of the weights. In half
-#: precision the folded product is rounded again, once per host: by up to eps / 2, 5e-4 and 4e-3.
-BOUNDS = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-1}
+#: Largest difference allowed, relative to the largest value of an output, by the coarsest type of the weights. Half
+#: precision rounds every folded product again, by up to eps / 2 (5e-4 and 4e-3); its bounds are ten times that, about ten
+#: times what was measured on ResNets of 18 to 101 layers.
+BOUNDS = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 
 
 @dataclasses.dataclass

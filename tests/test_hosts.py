@@ -53,7 +53,7 @@ def plain_formula(layer, v, x, dim):
     return out * v.view([-1 if i == dim else 1 for i in range(out.dim())])
 
 
-# SyncBatchNorm trains in a process group only; test_openmmlab.py does that.
+# SyncBatchNorm trains on GPUs only.
 @pytest.mark.parametrize(
     ('kind', 'training'),
     [(kind, training) for kind in LAYERS for training in (False, True) if kind != 'SyncBatchNorm' or not training],

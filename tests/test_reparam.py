@@ -29,7 +29,7 @@ def small(**backbone):
     """A small Mask R-CNN's config, without data."""
     config = Config.fromfile(SHAPES_CONFIG)
     config = Config({key: config[key] for key in ('model', 'default_scope', 'custom_imports')})
-    config.model.backbone.update(base_channels=8, **backbone)
+    config.model.backbone.update({'base_channels': 8, **backbone})
     deep = backbone.get('depth', 18) >= 50
     config.model.neck.in_channels = [8 * 2**i * (4 if deep else 1) for i in range(4)]
     return config
@@ -123,8 +123,8 @@ def test_a_runners_checkpoint_becomes_a_pair_of_files(checkpoint, tmp_path):
     [
         ({}, 1e-4),
         ({'prefix': 'module.'}, 1e-4),
-        ({'dtype': torch.float16}, 1e-2),
-        ({'dtype': torch.bfloat16}, 1e-1),
+        ({'dtype': torch.float16}, 5e-3),
+        ({'dtype': torch.bfloat16}, 4e-2),
     ],
     ids=['plain', 'module.', 'fp16', 'bf16'],
 )

@@ -1,0 +1,86 @@
+"""The configs of the paper's Table 5: they build, train a step and predict, and the table lists them."""
+
+import re
+
+import pytest
+import torch
+from conftest import ROOT
+from mmdet.testing import demo_mm_inputs
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+import mmasr
+from mmasr.hosts import Host
+
+CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
+BLOCKS = {'r50': 16, 'r101': 33}
+
+
+def test_table_5_is_complete():
+    variants = ['', '_se', '_asr_se', '_asr_se_se', '_eca', '_asr_eca', '_asr_eca_eca']
+    expected = {f'mask_rcnn_{depth}{variant}.py' for depth in BLOCKS for variant in variants}
+    assert {path.name for path in CONFIGS} == expected
+    readme = (ROOT / 'configs/README.md').read_text()
+    assert set(re.findall(r'\[`?(mask_rcnn_\w+\.py)`?\]\(\1\)', readme)) == expected
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_builds_trains_a_step_and_predicts(path):
+    config = Config.fromfile(path)
+    init_default_scope('mmdet')
+    assert config.train_dataloader.batch_size == 2
+    assert config.train_cfg.max_epochs == 12
+    assert config.train_dataloader.dataset.data_root == 'data/coco/'
+    assert config.model.backbone.init_cfg == {
+        'type': 'Pretrained',
+        'checkpoint': f'torchvision://resnet{config.model.backbone.depth}',
+    }
+    config.model.backbone.init_cfg = None
+    model = MODELS.build(config.model)
+    _, depth, *kinds = path.stem.split('rcnn')[1].split('_')
+    blocks = BLOCKS[depth]
+    attention = {'se': mmasr.SE, 'eca': mmasr.ECA, None: ()}[kinds[-1] if kinds else None]
+    hosts = [m for m in model.modules() if isinstance(m, Host)]
+    plugins = [m for name, m in model.named_modules() if isinstance(m, attention) and '.asr' not in name]
+    assert len(hosts) == (blocks if 'asr' in kinds else 0)
+    assert len(plugins) == (blocks if kinds and kinds != ['asr', kinds[-1]] else 0)
+    assert all(isinstance(host.asr.attention[0], attention) for host in hosts)
+    for host in hosts:
+        assert host.asr.scale().eq(1).all()
+    for plugin in plugins:
+        assert plugin.init_identity
+
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    torch.manual_seed(0)
+    batch = demo_mm_inputs(1, [[3, 96, 128]], num_classes=80, with_mask=True)
+    data = model.data_preprocessor(batch, training=True)
+    losses = model.loss(data['inputs'], data['data_samples'])
+    loss, _ = model.parse_losses(losses)
+    loss.backward()
+    assert loss.isfinite()
+    trained = [p for host in hosts[3:] for p in host.asr.parameters()]  # stage 1 is frozen
+    assert all(p.grad is not None for p in trained)
+    assert all(p.grad is None for host in hosts[:3] for p in host.asr.parameters())
+    optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        (prediction,) = model.test_step(demo_mm_inputs(1, [[3, 96, 128]], num_classes=80))
+    assert prediction.pred_instances.masks.shape[1:] == (96, 128)
+
+
+def test_a_pretrained_network_is_left_as_it_is():
+    """With init_identity the detector starts as torchvision's ResNet, in the frozen stage as well."""
+    outputs = []
+    for name in ('mask_rcnn_r50', 'mask_rcnn_r50_asr_se_se'):
+        config = Config.fromfile(ROOT / f'configs/{name}.py')
+        config.model.backbone.update(init_cfg=None, zero_init_residual=False)
+        backbone = MODELS.build(config.model.backbone)
+        torch.manual_seed(0)
+        for module in backbone.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+        backbone.eval()
+        outputs.append(backbone(torch.ones(1, 3, 64, 64)))
+    for plain, with_asr in zip(*outputs, strict=True):
+        assert torch.equal(plain, with_asr)

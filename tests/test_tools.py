@@ -1,0 +1,91 @@
+"""The tools as a user runs them."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, SHAPES_CONFIG, run_tool
+from pycocotools.coco import COCO
+
+from mmasr.shapes import write_shapes
+
+
+def test_shapes_are_deterministic_and_valid_coco(tmp_path):
+    for folder in ('a', 'b'):
+        write_shapes(tmp_path / folder, train=6, val=3)
+    write_shapes(tmp_path / 'c', train=6, val=3, seed=1)
+    names = sorted(p.relative_to(tmp_path / 'a') for p in (tmp_path / 'a').rglob('*') if p.is_file())
+    assert len(names) == 2 + 6 + 3
+    assert all((tmp_path / 'a' / n).read_bytes() == (tmp_path / 'b' / n).read_bytes() for n in names)
+    assert (tmp_path / 'a/train.json').read_bytes() != (tmp_path / 'c/train.json').read_bytes()
+    coco = COCO(tmp_path / 'a/train.json')
+    assert [c['name'] for c in coco.loadCats(coco.getCatIds())] == ['circle', 'square', 'triangle']
+    for annotation in coco.anns.values():
+        mask = coco.annToMask(annotation)
+        y, x = np.nonzero(mask)
+        left, top, width, height = annotation['bbox']
+        # Rasters and polygons agree but for the pixels of the outline, of which the tip of a triangle has two or three.
+        assert abs(mask.sum() - annotation['area']) <= 2 * (width + height)
+        assert (
+            np.abs(np.array([x.min(), y.min(), x.max() + 1, y.max() + 1]) - [left, top, left + width, top + height]).max() <= 2
+        )
+
+
+def test_missing_data_is_named_with_the_ways_on(tmp_path):
+    torch.save({'state_dict': {'x': torch.zeros(1)}}, tmp_path / 'x.pth')
+    for tool, args, split in (('train.py', (), 'train'), ('test.py', ('x.pth',), 'val')):
+        result = run_tool(tool, ROOT / 'configs/mask_rcnn_r50_asr_se.py', *args, cwd=tmp_path)
+        assert result.returncode == 1
+        for text in (
+            f'data/coco/annotations/instances_{split}2017.json is not there',
+            'cocodataset.org',
+            'tools/shapes.py data/shapes',
+        ):
+            assert text in result.stderr
+        assert 'Traceback' not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ('tool', 'args', 'message'),
+    [
+        ('train.py', ['none.py'], 'none.py: no such config'),
+        ('train.py', [SHAPES_CONFIG, '--amp'], '--amp needs a GPU'),
+        ('train.py', [SHAPES_CONFIG, '--auto-scale-lr'], 'auto_scale_lr.base_batch_size'),
+        ('test.py', [SHAPES_CONFIG, 'none.pth'], 'none.pth: No such file or directory'),
+        ('test.py', [SHAPES_CONFIG, 'none.pth', '--out', 'x.json'], 'name it *.pkl'),
+        ('reparam.py', ['none.pth'], 'none.pth: No such file or directory'),
+    ],
+)
+def test_bad_arguments_are_one_line(tmp_path, tool, args, message):
+    result = run_tool(tool, *args, cwd=tmp_path, CUDA_VISIBLE_DEVICES='')
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith('error: ')
+    assert message in last
+    assert 'Traceback' not in result.stderr
+
+
+def test_test_evaluates_draws_and_dumps(checkpoint, shapes):
+    args = ['--work-dir', 'tested', '--out', 'tested/predictions.pkl', '--show-dir', 'drawn']
+    result = run_tool('test.py', SHAPES_CONFIG, checkpoint, *args, cwd=shapes)
+    assert result.returncode == 0, result.stderr
+    (metrics,) = (shapes / 'tested').glob('*/*.json')
+    assert {'coco/bbox_mAP', 'coco/segm_mAP'} <= json.loads(metrics.read_text()).keys()
+    assert (shapes / 'tested/predictions.pkl').stat().st_size > 0
+    assert len(list((shapes / 'tested').rglob('drawn/*.png'))) == 4
+
+
+def test_dist_train_starts_train_under_torchrun(tmp_path):
+    """mmengine's launchers ask for a GPU each, so here train.py gets as far as its arguments."""
+    environment = {**os.environ, 'PYTHON': sys.executable, 'PORT': '29517'}
+    command = [ROOT / 'tools/dist_train.sh', SHAPES_CONFIG, '2', '--resume', '--no-such-option']
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode != 0
+    assert result.stderr.count('train.py: error: unrecognized arguments: --no-such-option') == 2
+    result = subprocess.run(command[:2], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith('usage: ')
