@@ -15,6 +15,7 @@ from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
 from torch import nn
 
 import mmasr
+from mmasr.benchmark import saved_for_backward
 from mmasr.hosts import Host
 
 C = 8
@@ -276,23 +277,6 @@ def test_asr_follows_the_layer_to_its_dtype():
     x = torch.randn(1, 3, 8, 8, dtype=torch.bfloat16)
     assert host(x).dtype == torch.bfloat16
     assert mmasr.fold(host).weight.dtype == torch.bfloat16
-
-
-def saved_for_backward(model, x):
-    """Bytes kept for backward, each storage once, parameters apart."""
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept = {}
-
-    def note(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        out = model(x)
-    del out
-    return sum(kept.values())
 
 
 @pytest.mark.parametrize('delta', [1, 4])
