@@ -1,0 +1,67 @@
+"""The main config on photographs, as docs/own-data.md describes for one's own data: train, re-parameterize, predict."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, run_tool
+from mmdet.apis import inference_detector, init_detector
+
+FRUITS = ROOT.parent / 'shared/data/fruits'
+
+# MMDetection's side, in an interpreter where importing mmasr fails.
+STOCK = """
+import sys
+sys.modules['mmasr'] = None
+import torch
+from mmdet.apis import inference_detector, init_detector
+config, checkpoint, out, *images = sys.argv[1:]
+model = init_detector(config, checkpoint, device='cpu')
+model.load_state_dict(torch.load(checkpoint, weights_only=True)['state_dict'], strict=True)
+found = [inference_detector(model, image).pred_instances for image in images]
+torch.save([[f.bboxes, f.scores, f.labels, f.masks] for f in found], out)
+"""
+
+
+@pytest.mark.skipif(not FRUITS.is_dir(), reason=f'the photographs are not there: {FRUITS}')
+def test_train_deploy_and_predict_identically(tmp_path):
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data/fruits').symlink_to(FRUITS)
+    (tmp_path / 'configs').symlink_to(ROOT / 'configs')
+    documented = re.search(r'```python\n(_base_ = .*?)```', (ROOT / 'docs/own-data.md').read_text(), re.DOTALL)[1]
+    config = tmp_path / 'fruits.py'
+    config.write_text(documented.replace("_base_ = '", "_base_ = 'configs/"))
+    options = [
+        'train_cfg.max_epochs=1',
+        'train_cfg.val_interval=2',
+        'train_dataloader.batch_size=1',
+        'train_dataloader.num_workers=1',
+        'train_dataloader.dataset.indices=2',
+        'train_dataloader.dataset.pipeline.2.scale=(256,192)',
+        'val_dataloader.dataset.pipeline.1.scale=(256,192)',
+        'test_dataloader.dataset.pipeline.1.scale=(256,192)',
+        'optim_wrapper.optimizer.lr=0.001',
+        'model.backbone.init_cfg=None',  # no network to fetch torchvision's weights
+        'model.backbone.frozen_stages=-1',
+        'model.backbone.norm_eval=False',
+        'model.test_cfg.rcnn.score_thr=0.0',
+        'model.test_cfg.rcnn.max_per_img=20',
+    ]
+    result = run_tool('train.py', config, '--work-dir', 'work', '--cfg-options', *options, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    result = run_tool('reparam.py', 'work/epoch_1.pth', cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+
+    images = [str(path) for path in sorted((FRUITS / 'images').glob('*.jpg'))[:2]]
+    files = [str(tmp_path / name) for name in ('work/epoch_1_deploy.py', 'work/epoch_1_deploy.pth', 'stock.pt')]
+    subprocess.run([sys.executable, '-c', STOCK, *files, *images], check=True, capture_output=True)
+    trained = init_detector(str(tmp_path / 'work/fruits.py'), str(tmp_path / 'work/epoch_1.pth'), device='cpu')
+    assert trained.dataset_meta['classes'] == ('date', 'fig', 'hazelnut')
+    for image, deployed in zip(images, torch.load(files[2]), strict=True):
+        found = inference_detector(trained, image).pred_instances
+        assert len(found) > 0
+        # The folded product is the one that ran, so the same arithmetic gives the same numbers.
+        for expected, actual in zip((found.bboxes, found.scores, found.labels, found.masks), deployed, strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
