@@ -29,7 +29,7 @@ def parse_args() -> argparse.Namespace:
 
 def show(seconds: torch.Tensor, reference: torch.Tensor) -> str:
     low, median, high = ratio(seconds, reference)
-    return f'{median:.3f} ({low:.3f}-{high:.3f})'
+    return f'{median:.3f} ({low:.2f}-{high:.2f})'
 
 
 def main() -> None:
@@ -49,19 +49,14 @@ def main() -> None:
         time_in_turns({name: make(model, x) for name, model in models.items()}, track(range(args.rounds), description=what))
         for make, what in ((training_step, 'training'), (inference, 'inference'))
     )
-    table = Table('', 'training step, s', '÷ plain', 'kept for backward, MiB', '÷ plain', 'inference, s', '÷ plain')
+    train_table = Table('training step', 'seconds', '÷ plain', 'kept for backward, MiB', '÷ plain')
+    test_table = Table('inference', 'seconds', '÷ plain')
     for name in models:
-        table.add_row(
-            name,
-            f'{training[name].median():.3f}',
-            show(training[name], training['plain']),
-            f'{memory[name] / 2**20:.1f}',
-            f'{memory[name] / memory["plain"]:.4f}',
-            f'{deployment[name].median():.3f}',
-            show(deployment[name], deployment['plain']),
-        )
+        seconds = f'{training[name].median():.3f}', show(training[name], training['plain'])
+        train_table.add_row(name, *seconds, f'{memory[name] / 2**20:.1f}', f'{memory[name] / memory["plain"]:.4f}')
+        test_table.add_row(name, f'{deployment[name].median():.3f}', show(deployment[name], deployment['plain']))
     console = Console()
-    console.print(table)
+    console.print(train_table, test_table)
     console.print(
         f'ResNet-50, {args.batch} x 3 x {args.size} x {args.size}, {args.rounds} rounds, {torch.get_num_threads()} threads, '
         f'torch {torch.__version__}, {platform.machine()}'
