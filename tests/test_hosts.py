@@ -13,6 +13,7 @@ import torchvision
 from conftest import randomize
 from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mmasr
 from mmasr.benchmark import saved_for_backward
@@ -244,7 +245,7 @@ def test_copies_are_independent(duplicate):
 @pytest.mark.parametrize('kind', ['BatchNorm2d', 'Conv2d', 'ConvTranspose2d in groups', 'LayerNorm'])
 def test_compiles_without_a_graph_break(kind):
     make, shape, _ = LAYERS[kind]
-    model = mmasr.attach(make(), {'type': 'SE'}, sites='')
+    model = mmasr.attach(make(), {'type': 'SE', 'ratio': 1}, sites='')
     x = torch.randn(shape)
     for training in (True, False):
         model.train(training)
@@ -279,11 +280,32 @@ def test_asr_follows_the_layer_to_its_dtype():
     assert mmasr.fold(host).weight.dtype == torch.bfloat16
 
 
+class LargeTensors(TorchDispatchMode):
+    """Counts the results of all operations that have at least so many elements."""
+
+    def __init__(self, elements):
+        super().__init__()
+        self.elements, self.count = elements, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        results = result if isinstance(result, tuple | list) else [result]
+        self.count += sum(isinstance(r, torch.Tensor) and r.numel() >= self.elements for r in results)
+        return result
+
+
 @pytest.mark.parametrize('delta', [1, 4])
-def test_no_feature_map_is_kept_for_asr(delta):
+def test_no_feature_map_is_created_or_kept_for_asr(delta):
     plain = torchvision.models.resnet50()
     model = mmasr.attach(copy.deepcopy(plain), {'type': 'SE'}, delta=delta)
-    x = torch.randn(2, 3, 64, 64)
-    # The smallest feature map of a host at this size, 2 x 2048 x 2 x 2, would add 64 KiB; vectors for all 16 sites are less
-    # than 1 % of what a ResNet-50 keeps.
+    x = torch.randn(8, 3, 160, 160)
+    # Vectors for 16 sites, against 335 MiB of feature maps.
     assert saved_for_backward(model, x) <= 1.01 * saved_for_backward(plain, x)
+    counts = []
+    for network in (plain, model):
+        # The smallest feature map; the largest tensor of an ASR is W₁ of SE, 2048 x 128.
+        with LargeTensors(8 * 2048 * 5 * 5) as large:
+            network(x).sum().backward()
+        counts.append(large.count)
+    assert counts[0] > 100
+    assert counts[1] == counts[0]
