@@ -57,13 +57,14 @@ def checkpoint(shapes):
         'train_dataloader.batch_size=4',
         'optim_wrapper.accumulative_counts=2',
         'default_hooks.checkpoint.interval=1',
-        "default_hooks.ema.type='EMAHook'",
+        'default_hooks.ema.type=EMAHook',
+        'auto_scale_lr.base_batch_size=8',
     ]
     for epochs in (1, 2):
         schedule = [f'train_cfg.max_epochs={epochs}', f'train_cfg.val_interval={epochs}']
-        result = run_tool(
-            'train.py', SHAPES_CONFIG, '--work-dir', 'work', '--resume', '--cfg-options', *options, *schedule, cwd=shapes
-        )
+        settings = ['--work-dir', 'work', '--auto-scale-lr', '--resume', '--cfg-options', *options, *schedule]
+        result = run_tool('train.py', SHAPES_CONFIG, *settings, cwd=shapes)
         assert result.returncode == 0, result.stderr
+    assert 'Scaling the original LR by 0.5' in result.stdout + result.stderr
     assert 'resumed epoch: 1' in result.stdout + result.stderr
     return shapes / 'work/epoch_2.pth'

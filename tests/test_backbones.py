@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torchvision
 from mmdet.models.backbones import ResNet, ResNetV1d, ResNeXt
 from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
 from mmdet.utils import register_all_modules
@@ -221,6 +222,14 @@ def test_pretrained_stock_weights_lack_only_asr_and_keep_its_initial_values(tmp_
     assert torch.equal(model.conv1.weight, stock.conv1.weight)
     for host in hosts(model):
         initial_values(model.get_submodule(host).asr)
+
+
+@pytest.mark.parametrize('depth', [18, 50])
+def test_torchvisions_weights_fit_but_for_the_classifier(depth):
+    model = build(depth=depth, base_channels=64, asr={'attention': SE})
+    result = model.load_state_dict(getattr(torchvision.models, f'resnet{depth}')().state_dict(), strict=False)
+    assert result.unexpected_keys == ['fc.weight', 'fc.bias']
+    assert all('.asr.' in key for key in result.missing_keys)
 
 
 @pytest.mark.parametrize('init_identity', [False, True])

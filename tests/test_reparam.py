@@ -1,5 +1,6 @@
 """From a trained checkpoint to deployed files that stock MMDetection loads."""
 
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -340,6 +341,28 @@ def test_refusals_write_nothing(good, tmp_path):
             reparameterize(*args)
         assert '\n' not in str(caught.value), args
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_full_disk(good, tmp_path):
+    before = sorted(tmp_path.iterdir())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    try:
+        with pytest.raises(InputError, match="can't write here: File too large; nothing was changed"):
+            reparameterize(good)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_key_that_breaks_out_of_the_written_config(good, tmp_path):
+    """mmengine writes keys between quotes as they are; what comes out must still be data, for stock MMDetection runs it."""
+    key = "x': open('proof', 'w'), 'y"
+    edit(good, lambda c: c['meta'].update(cfg=c['meta']['cfg'] + f'\nextra = {{{key!r}: 1}}'))
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(InputError, match='not plain data'):
+        reparameterize(good)
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_what_is_there_stays_without_force(good, tmp_path):

@@ -79,6 +79,63 @@ def test_test_evaluates_draws_and_dumps(checkpoint, shapes):
     assert len(list((shapes / 'tested').rglob('drawn/*.png'))) == 4
 
 
+CLASSIFIER = """
+_base_ = 'mmpretrain::_base_/default_runtime.py'
+custom_imports = dict(imports=['mmasr'])
+model = dict(
+    type='ImageClassifier',
+    data_preprocessor=dict(num_classes=2, mean=[128] * 3, std=[64] * 3),
+    backbone=dict(
+        type='mmasr.ASRResNet',
+        depth=18,
+        base_channels=8,
+        out_indices=(3,),
+        norm_eval=False,
+        asr=dict(attention=dict(type='SE')),
+    ),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(type='LinearClsHead', num_classes=2, in_channels=64, loss=dict(type='CrossEntropyLoss'), topk=(1,)),
+)
+train_dataloader = dict(
+    batch_size=4,
+    num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(
+        type='CustomDataset', data_root='data/shapes', pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+    ),
+)
+val_dataloader = train_dataloader
+test_dataloader = train_dataloader
+val_evaluator = dict(type='Accuracy', topk=(1,))
+test_evaluator = val_evaluator
+train_cfg = dict(by_epoch=True, max_epochs=1)
+val_cfg = dict()
+test_cfg = dict()
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.01))
+"""
+
+
+def test_a_classifier_trains_and_deploys(shapes, tmp_path):
+    """The folders train and val stand for two classes here."""
+    config = tmp_path / 'classifier.py'
+    config.write_text(CLASSIFIER)
+    result = run_tool('train.py', config, '--work-dir', 'classifier', cwd=shapes)
+    assert result.returncode == 0, result.stderr
+    result = run_tool('reparam.py', 'classifier/epoch_1.pth', cwd=shapes)
+    assert result.returncode == 0, result.stderr
+    accuracy = []
+    for name in ('classifier.py', 'epoch_1_deploy.py'):
+        checkpoint = 'classifier/epoch_1_deploy.pth' if 'deploy' in name else 'classifier/epoch_1.pth'
+        result = run_tool('test.py', f'classifier/{name}', checkpoint, '--work-dir', f'tested_{name}', cwd=shapes)
+        assert result.returncode == 0, result.stderr
+        (metrics,) = (shapes / f'tested_{name}').glob('*/*.json')
+        accuracy.append(json.loads(metrics.read_text())['accuracy/top1'])
+    assert accuracy[0] == accuracy[1]
+    result = run_tool('train.py', config, '--cfg-options', 'train_dataloader.dataset.data_root=nowhere', cwd=shapes)
+    assert result.returncode == 1
+    assert 'nowhere is not there' in result.stderr
+
+
 def test_dist_train_starts_train_under_torchrun(tmp_path):
     """mmengine's launchers ask for a GPU each, so here train.py gets as far as its arguments."""
     environment = {**os.environ, 'PYTHON': sys.executable, 'PORT': '29517'}
