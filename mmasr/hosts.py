@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .asr import ASR
 from .sites import find_sites
@@ -47,7 +48,7 @@ def _output_layer(host: nn.Module) -> tuple[str, nn.Module]:
 
 
 def scaled(host: nn.Module, v: torch.Tensor) -> dict[str, torch.Tensor]:
-    """A layer's parameters per output channel, multiplied by v: equations 6 to 8 of the paper.
+    """A layer's parameters per output channel, multiplied by v: the paper's re-parameterization, B_P(x) ⊙ v = B_{P ⊙ v}(x).
 
     Args:
         host (nn.Module): BatchNorm, SyncBatchNorm, GroupNorm, InstanceNorm, LayerNorm, Conv, ConvTranspose, Linear or
@@ -94,9 +95,9 @@ def _twin(module: nn.Module, tensors: dict[str, torch.Tensor]) -> nn.Module:
     twin.__dict__.update(module.__dict__)
     for name, tensor in tensors.items():
         child, _, parameter = name.rpartition('.')
-        if child:
-            tensors_of_child = {n.rpartition('.')[2]: t for n, t in tensors.items()}
-            twin.__dict__[child] = _twin(getattr(module, child), tensors_of_child)
+        if child:  # of MultiheadAttention
+            inner = twin.__dict__.setdefault(child, _twin(getattr(module, child), {}))
+            inner.__dict__[parameter] = tensor
         else:
             twin.__dict__[parameter] = tensor
     return twin
@@ -119,6 +120,9 @@ class Host:
         """Write the scale into the parameters, drop the ASR, and become the stock class again."""
         _multiply(self, self.asr.scale())
         del self.asr
+        for key, hook in list(self._forward_pre_hooks.items()):
+            if hook is _call_me:
+                del self._forward_pre_hooks[key]
         self.__class__ = stock_class(type(self))
 
     def __reduce_ex__(self, protocol):
@@ -144,6 +148,12 @@ def _become_host(parent: nn.Module, name: str, child: nn.Module | None) -> None:
     """
     if name == 'asr' and isinstance(child, ASR) and not isinstance(parent, Host) and _channels(parent):
         parent.__class__ = _host_class(type(parent))
+        parent.register_forward_pre_hook(_call_me)
+
+
+def _call_me(module: nn.Module, args: tuple) -> None:
+    """A hook that does nothing. In eval mode ``nn.TransformerEncoderLayer`` reads the parameters of its layers instead of
+    calling them, which would leave the ASR out, unless one of them has a hook."""
 
 
 nn.modules.module.register_module_module_registration_hook(_become_host)
@@ -156,6 +166,8 @@ def _check_scalable(name: str, layer: nn.Module) -> None:
             f"{name} ({kind}) can't carry an ASR; a host is a BatchNorm, SyncBatchNorm, GroupNorm, InstanceNorm, "
             'LayerNorm, Conv, ConvTranspose, Linear or MultiheadAttention'
         )
+    if isinstance(layer, NonDynamicallyQuantizableLinear):
+        raise ValueError(f'{name} is read by its MultiheadAttention, never called; name the MultiheadAttention itself')
     if _output_layer(layer)[1]._parameters.get('weight') is None:
         raise ValueError(f"{name} ({kind}) can't carry an ASR: it has no weight to scale (affine=False, or parametrized)")
 

@@ -255,6 +255,25 @@ def test_compiles_without_a_graph_break(kind):
     assert model.asr.psi.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize('site', ['self_attn', 'linear2', 'norm1'])
+def test_the_fused_path_of_a_transformer_layer_does_not_leave_asr_out(site):
+    stock = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+    model = mmasr.attach(copy.deepcopy(stock), {'type': 'SE'}, sites=[site])
+    x = torch.randn(2, 5, 16)
+    expected = model(x)
+    assert not torch.allclose(stock(x), expected)
+    with torch.no_grad():  # takes the fused path if it may
+        torch.testing.assert_close(model(x), expected)
+        mmasr.fold(model)
+        torch.testing.assert_close(model(x), expected)
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_the_projection_inside_an_attention_is_refused():
+    with pytest.raises(ValueError, match=r'out_proj is read by its MultiheadAttention, never called'):
+        mmasr.attach(nn.MultiheadAttention(C, 2), {'type': 'SE'}, sites=['out_proj'])
+
+
 def test_threads_do_not_meet():
     """Two threads run one host at once; each must see its scale, and none the bare parameters."""
     host = mmasr.attach(nn.Conv2d(8, C, 3), {'type': 'SE'}, sites='').eval()

@@ -9,9 +9,10 @@ from .base import ChannelAttention
 
 
 class ECA(ChannelAttention):
-    """Efficient channel attention: σ(conv1d over the channel axis of GAP(x)), equation 9 of the paper.
+    """Efficient channel attention: σ(conv1d over the channel axis of GAP(x)).
 
-    The kernel has |log₂(C) / 2 + 1/2| taps, made odd (equation 12 with γ = 2, b = 1), at least 3.
+    The kernel has |log₂(C) / 2 + 1/2| taps, made odd (the paper's adaptive kernel size
+    with γ = 2, b = 1), at least 3.
 
     Args:
         channels (int): Number of channels C.

@@ -8,7 +8,7 @@ from .base import ChannelAttention
 
 
 class SRM(ChannelAttention):
-    """Style-based recalibration: σ(BN(w_mean · mean(x) + w_std · std(x))) per channel, equations 1 to 5.
+    """Style-based recalibration: σ(BN(w_mean · mean(x) + w_std · std(x))) per channel.
 
     The standard deviation is that of the population, √(var + 1e-5), so that it is defined for one position.
     A batch of one has nothing to normalise over: BN then uses its running statistics and leaves them as
