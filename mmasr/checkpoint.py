@@ -76,12 +76,17 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict:
     if 'state_dict' not in checkpoint:
         checkpoint = {'state_dict': checkpoint}
     state_dict = checkpoint['state_dict']
-    if not isinstance(state_dict, dict) or not state_dict or not all(isinstance(t, torch.Tensor) for t in state_dict.values()):
+    if not isinstance(state_dict, dict) or not state_dict or not all(map(_is_weight, state_dict, state_dict.values())):
         raise InputError(f'{path}: not a checkpoint: it holds no dict of weights')
     if all(name.startswith('module.') for name in state_dict):
         state_dict = {name.removeprefix('module.'): tensor for name, tensor in state_dict.items()}
     meta = checkpoint.get('meta')
     return {**checkpoint, 'state_dict': state_dict, 'meta': meta if isinstance(meta, dict) else {}}
+
+
+def _is_weight(name: object, value: object) -> bool:
+    is_tensor = isinstance(name, str) and isinstance(value, torch.Tensor)
+    return is_tensor and value.layout == torch.strided and not value.is_quantized
 
 
 def write_checkpoint(checkpoint: dict, path: Path) -> None:

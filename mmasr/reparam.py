@@ -80,12 +80,11 @@ def reparameterize(
     loaded = read_checkpoint(source, mmap=True)
     meta, weights = loaded['meta'], loaded['state_dict']
     if 'mmasr' in meta:
-        raise InputError(f'{source} is deployed already (from {meta["mmasr"].get("source")})')
+        raise InputError(f'{source} is deployed already: its ASR is folded')
     if broken := [name for name, t in weights.items() if t.is_floating_point() and not t.isfinite().all()]:
         raise InputError(f'{source}: NaN or Inf in {_some(broken)}; take an earlier checkpoint')
     dtypes = {name: tensor.dtype for name, tensor in weights.items()}
-    floating = [dtype for dtype in dtypes.values() if dtype.is_floating_point]
-    bound = max(BOUNDS.get(dtype, 0.0) for dtype in floating)
+    bound = max(BOUNDS.get(dtype, BOUNDS[torch.float32]) for dtype in dtypes.values())
 
     train_config = _read_config(source, meta, config, trust_imports)
     model = _build(train_config)
@@ -115,7 +114,7 @@ def reparameterize(
         del deployed
         rebuilt = _build(Config(parse_config(config_file.read_text())))
         _load(rebuilt, read_checkpoint(weights_file, mmap=True)['state_dict'], target)
-        differences = compare(expected, network_outputs(rebuilt))
+        differences = compare(expected, _outputs(rebuilt))
         worst = max(differences, key=lambda d: d.relative)
         if not worst.relative <= bound:
             raise InputError(
@@ -142,6 +141,8 @@ def _read_config(source: Path, meta: dict, path: str | Path | None, trust_import
         return Config(config)
     except InputError as error:
         raise InputError(f'{source}: {error}') from None
+    except Exception as error:  # a stranger's values can be of any type
+        raise InputError(_one_line(f"{source}: the embedded config can't be used; {WAYS_ON}", error)) from None
 
 
 def _build(config: Config) -> nn.Module:
@@ -150,7 +151,18 @@ def _build(config: Config) -> nn.Module:
     try:
         return revert_sync_batchnorm(MMENGINE_MODELS.build(ConfigDict(without_downloads(config.model.to_dict()))))
     except Exception as error:  # a config can be wrong in any way
-        raise InputError(f"the config's model does not build: {type(error).__name__}: {error}".splitlines()[0]) from None
+        raise InputError(_one_line("the config's model does not build", error)) from None
+
+
+def _outputs(model: nn.Module) -> dict[str, torch.Tensor]:
+    try:
+        return network_outputs(model)
+    except Exception as error:  # as can a model
+        raise InputError(_one_line('the network does not run on noise images', error)) from None
+
+
+def _one_line(problem: str, error: Exception) -> str:
+    return f'{problem}: {type(error).__name__}: {error}'.splitlines()[0]
 
 
 def _load(model: nn.Module, weights: dict[str, torch.Tensor], source: Path) -> None:
@@ -180,7 +192,7 @@ def _run_trained(model: nn.Module, source: Path) -> tuple[dict[str, torch.Tensor
     unused = set(asrs)
     for name in asrs:
         model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: unused.discard(name))
-    outputs = network_outputs(model)
+    outputs = _outputs(model)
     if unused:
         raise InputError(f'{source}: no layer uses the ASR of {_some(sorted(unused))}, so it was not trained')
     return outputs, {name: ' x '.join(type(kappa).__name__ for kappa in asr.attention) for name, asr in asrs.items()}

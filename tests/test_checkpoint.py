@@ -67,6 +67,8 @@ def test_files_that_are_no_checkpoint(tmp_path):
         ([1, 2], 'a list'),
         ({'state_dict': {}}, 'no dict of weights'),
         ({'epoch': 3}, 'no dict of weights'),
+        ({'state_dict': {3: torch.zeros(1)}}, 'no dict of weights'),
+        ({'state_dict': {'x': torch.eye(3).to_sparse()}}, 'no dict of weights'),
     ]:
         torch.save(content, tmp_path / 'other.pth')
         with pytest.raises(InputError, match=f'not a checkpoint.*{message}'):

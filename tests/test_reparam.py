@@ -292,6 +292,17 @@ def edit(path, change):
     return path
 
 
+ODD_CONFIGS = {
+    '\nmodel = 3': 'has no model',
+    '\nmodel = dict(type=3)': "builds '?3",
+    "\nmodel = dict(type='MaskRCNN', backbone=3)": 'does not build',
+    "\nmodel = dict(type='ToyModel')": 'builds|does not build|no ASR',
+    '\ncustom_imports = 5': "can't be used",
+    '\ncustom_imports = dict(imports=5)': "can't be used",
+    '\ndefault_scope = [1]': "can't be used",
+}
+
+
 def test_refusals_write_nothing(good, tmp_path):
     plain = small(type='mmdet.ResNet')
     del plain.model.backbone['asr']
@@ -328,6 +339,10 @@ def test_refusals_write_nothing(good, tmp_path):
         (
             (copy('args.pth', lambda c: c['meta'].update(cfg=c['meta']['cfg'].replace('num_outs', 'num_ins'))),),
             'does not build',
+        ),
+        *(
+            ((copy(f'odd{i}.pth', lambda c, cfg=cfg: c['meta'].update(cfg=c['meta']['cfg'] + cfg)),), message)
+            for i, (cfg, message) in enumerate(ODD_CONFIGS.items())
         ),
         ((good, None, tmp_path / 'x.pt'), r'must be named \*\.pth'),
         ((good, None, good), 'is there already'),
@@ -377,7 +392,7 @@ def test_what_is_there_stays_without_force(good, tmp_path):
         load(reparameterize(good, force=True).checkpoint)['state_dict']['backbone.conv1.weight'],
         load(good)['state_dict']['backbone.conv1.weight'],
     )
-    with pytest.raises(InputError, match=r'good_deploy\.pth is deployed already \(from good\.pth\)'):
+    with pytest.raises(InputError, match=r'good_deploy\.pth is deployed already'):
         reparameterize(report.checkpoint)
 
 
