@@ -5,8 +5,8 @@ checkpoint of mmengine holds, and never with anything else.
 """
 
 import contextlib
-import os
 import re
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,7 +86,7 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict:
 
 def _is_weight(name: object, value: object) -> bool:
     is_tensor = isinstance(name, str) and isinstance(value, torch.Tensor)
-    return is_tensor and value.layout == torch.strided and not value.is_quantized
+    return is_tensor and value.layout == torch.strided and value.device.type == 'cpu' and not value.is_quantized
 
 
 def write_checkpoint(checkpoint: dict, path: Path) -> None:
@@ -104,18 +104,28 @@ def write_checkpoint(checkpoint: dict, path: Path) -> None:
 
 @contextlib.contextmanager
 def temporary_files(*paths: Path) -> Iterator[list[Path]]:
-    """Give a temporary file beside each path; move them all into place at the end, or remove them on any error.
+    """Give a temporary file for each path; at the end move them all into place, and on any error none.
+
+    They are in a folder of their own beside the first path, which nobody else can write to.
 
     Raises:
-        InputError: If a file can't be written, moved, or the disk is full.
+        InputError: If a file can't be written, moved, or the disk is full. What was there is then as it was.
     """
-    temporary = [path.with_name(f'.{path.name}.{os.getpid()}') for path in paths]
     try:
-        yield temporary
-        for source, target in zip(temporary, paths, strict=True):
-            os.replace(source, target)
+        with tempfile.TemporaryDirectory(dir=paths[0].parent, prefix='.mmasr-') as folder:
+            temporary = [Path(folder, path.name) for path in paths]
+            yield temporary
+            replaced = {}
+            try:
+                for source, target in zip(temporary, paths, strict=True):
+                    replaced[target] = target.exists() and target.rename(Path(folder, f'{target.name}.before'))
+                    source.replace(target)
+            except OSError:
+                for target, before in replaced.items():
+                    if before:
+                        before.replace(target)
+                    else:
+                        target.unlink(missing_ok=True)
+                raise
     except OSError as error:
         raise InputError(f"{paths[0].parent}: can't write here: {error.strerror or error}; nothing was changed") from None
-    finally:
-        for path in temporary:
-            path.unlink(missing_ok=True)

@@ -43,15 +43,14 @@ def without_downloads(config: Any) -> Any:
     return {
         key: without_downloads(value)
         for key, value in config.items()
-        if not (key == 'pretrained' and isinstance(value, str))
-        and not (key == 'init_cfg' and ('type', 'Pretrained') in walk(value))
+        if key != 'pretrained' and not (key == 'init_cfg' and ('type', 'Pretrained') in walk(value))
     }
 
 
 def _mmasr_name(config: Any) -> str:
     """The registered name of what a config builds, if it is something of mmasr; otherwise empty."""
-    scope, _, name = str(config.get('type', '')).rpartition('.') if isinstance(config, dict) else ('', '', '')
-    return name if scope.split('.')[0] == 'mmasr' else ''
+    scope, _, name = str(config.get('type', '')).rpartition('.') if isinstance(config, dict) else ('-', '', '')
+    return name if (scope or config.get('_scope_', '')).split('.')[0] == 'mmasr' else ''
 
 
 def _without_asr(config: Any) -> Any:
@@ -67,8 +66,9 @@ def _without_asr(config: Any) -> Any:
         config['plugins'] = [plugin for plugin in config['plugins'] or [] if _mmasr_name(plugin['cfg']) != 'ASR']
         if not config['plugins']:
             del config['plugins']
-    if 'asr' in config and name:
-        del config['asr']
+    if name.startswith(('ASRResNet', 'ASRResNeXt')):
+        config.pop('asr', None)
+        config.pop('_scope_', None)
         # Only mmasr's BasicBlock takes plugins, so a ResNet-18 or 34 that keeps attention keeps mmasr's type.
         if not (config.get('plugins') and config['depth'] < 50):
             stock = stock_class(MODELS.get(name))

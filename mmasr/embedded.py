@@ -4,6 +4,7 @@ import ast
 import contextlib
 import importlib
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -98,38 +99,60 @@ def import_modules(config: dict, trust: bool) -> None:
             raise InputError(f"the embedded config imports {name}, which can't be imported: {error}") from None
 
 
-def check_model(config: dict) -> None:
-    """Refuse a model config that would run or load more than registered classes.
+def check_config(config: dict) -> None:
+    """Refuse a config that would run or load more than registered classes, here or when the deployed config is used.
 
-    mmengine takes a ``type`` it does not know for a path to any callable (``os.system``), mmcv and mmdet evaluate a few
-    strings as Python (the ``type`` of an NMS, a tracker's ``warp_mode``), and some classes load a file that is named.
+    mmengine takes a ``type`` it does not know for a path to any callable (``os.system``) and runs ``_base_`` and ``{{...}}``
+    of a file; mmcv and mmdet evaluate a few strings as Python (the ``type`` of an NMS, a tracker's ``warp_mode``); and some
+    classes load a file or a repository that is named.
 
     Args:
         config (dict): The parsed config, its modules imported.
 
     Raises:
-        InputError: If a type is not registered, a scope not OpenMMLab's, or a string names a file of weights or code.
+        InputError: If it has any of that.
     """
-    scopes = [config.get('default_scope')]
-    types = []
+    for name in config:
+        if name.startswith('_') or name in ('filename', 'text', 'pretty_text', 'env_variables'):
+            raise InputError(f'the embedded config sets {name}, which is not its own to set; {WAYS_ON}')
+    values = list(walk(config))
+    if any('{{' in text for pair in values for text in pair if isinstance(text, str)):
+        raise InputError(f'the embedded config has {{{{ in it, which would be substituted when it is loaded; {WAYS_ON}')
     for key, value in walk(config.get('model')):
-        if key == '_scope_':
-            scopes.append(value)
-        elif key == 'type':
-            types.append(value)
-        elif isinstance(value, str) and ('://' in value or value.endswith(('.pth', '.pt', '.pkl', '.ckpt', '.bin', '.py'))):
-            raise InputError(f'the embedded config has the model load {value!r} ({key}), which was not done; {WAYS_ON}')
-        elif isinstance(value, str) and '(' in value and key != 'sites':  # which is a regular expression
-            raise InputError(f'the embedded config has code in it ({key}: {value[:60]!r}), which was not run; {WAYS_ON}')
-    for scope in scopes:
-        if scope is not None and scope not in TRUSTED_PACKAGES:
-            raise InputError(f'the embedded config has the scope {scope!r}, which is none of OpenMMLab; {WAYS_ON}')
-    for scope in TRUSTED_PACKAGES.intersection([*scopes, *(str(name).split('.')[0] for name in types)]):
+        if isinstance(value, str):
+            _check_string(key, value)
+    types = [(key, value) for key, value in values if key in ('type', 'constructor', 'runner_type') and value is not None]
+    scopes = {config.get('default_scope'), *(value for key, value in values if key == '_scope_')} - {None}
+    if strange := scopes - TRUSTED_PACKAGES:
+        raise InputError(f'the embedded config has the scope {strange.pop()!r}, which is none of OpenMMLab; {WAYS_ON}')
+    for scope in TRUSTED_PACKAGES.intersection([*scopes, *(str(name).split('.')[0] for _, name in types)]):
         with contextlib.suppress(ImportError):
             importlib.import_module(f'{scope}.registry')
-    for name in types:
-        if not _is_registered(name):
-            raise InputError(f'the embedded config builds {name!r}, which no registry knows, and was not run; {WAYS_ON}')
+    in_model = [value for key, value in walk(config.get('model')) if key == 'type']
+    for names, kinds in (
+        (in_model, ('model', 'task util', 'weight initializer')),  # what a model is built with
+        ([value for _, value in types], None),
+    ):
+        known = list(_registries(kinds))
+        for name in names:
+            if not _is_registered(name, known):
+                raise InputError(f'the embedded config builds {name!r}, which no registry has for this; {WAYS_ON}')
+
+
+def _check_string(key: str, value: str) -> None:
+    """Refuse a string of the model's config that is a file to load, a repository, code, or an endless regular expression."""
+    if (
+        '://' in value
+        or value.endswith(('.pth', '.pt', '.pkl', '.ckpt', '.bin', '.py'))
+        or value.startswith(('hf_hub:', 'hf-hub:', 'local-dir:'))
+        or key in ('name_or_path', 'pretrained_model_name_or_path')
+    ):
+        raise InputError(f'the embedded config has the model load {value!r} ({key}), which was not done; {WAYS_ON}')
+    if key == 'sites':
+        if re.search(r'\)[*+?{]', value) or len(re.findall(r'[*+?{]', value)) > 8:
+            raise InputError(f'the embedded config has an expression that may never end ({key}: {value[:60]!r}); {WAYS_ON}')
+    elif set(value) & set('([{') or key == 'warp_mode':
+        raise InputError(f'the embedded config has code in it ({key}: {value[:60]!r}), which was not run; {WAYS_ON}')
 
 
 def walk(config: Any, key: str = '') -> Iterator[tuple[str, Any]]:
@@ -143,19 +166,24 @@ def walk(config: Any, key: str = '') -> Iterator[tuple[str, Any]]:
             yield from walk(value, key)
 
 
-def _registries(registry: Registry) -> Iterator[Registry]:
-    yield registry
-    for child in registry.children.values():
-        yield from _registries(child)
+def _registries(names: tuple[str, ...] | None) -> Iterator[Registry]:
+    """All registries of these names, or of any, below mmengine's, each with its modules imported."""
+
+    def below(registry: Registry) -> Iterator[Registry]:
+        yield registry
+        for child in registry.children.values():
+            yield from below(child)
+
+    for root in list(vars(mmengine.registry.root).values()):
+        if isinstance(root, Registry) and (names is None or root.name in names):
+            for registry in list(below(root)):
+                registry.import_from_location()
+                yield registry
 
 
-def _is_registered(name: Any) -> bool:
+def _is_registered(name: Any, registries: list[Registry]) -> bool:
     if name in mmcv.ops.__all__:  # RoIAlign and nms, say, are looked up there
         return True
-    roots = [registry for registry in vars(mmengine.registry.root).values() if isinstance(registry, Registry)]
-    registries = [registry for root in roots for registry in _registries(root)]
-    for registry in registries:
-        registry.import_from_location()
     scope, _, key = str(name).rpartition('.')
     if '.' not in scope and any(key in r.module_dict for r in registries if not scope or r.scope == scope):
         return True

@@ -9,8 +9,9 @@ class InputError(ValueError):
 
 
 def exit_on_input_error(main: Callable[[], None]) -> None:
-    """Run a tool's ``main``; print an :class:`InputError` as one line and exit with status 1."""
+    """Run a tool's ``main``; print an :class:`InputError` and exit with status 1."""
     try:
         main()
     except InputError as error:
-        sys.exit(f'error: {error}')
+        # Names from a stranger's file may hold control sequences of a terminal.
+        sys.exit(''.join(c if c.isprintable() or c == '\n' else repr(c)[1:-1] for c in f'error: {error}'))

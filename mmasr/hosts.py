@@ -30,7 +30,7 @@ _CHANNELS: dict[type[nn.Module], Callable[[nn.Module], int]] = {
 
 def stock_class(cls: type) -> type:
     """The class that a class of this package extends; another package's class is its own stock class."""
-    return next(base for base in cls.__mro__ if base.__module__.split('.')[0] != __package__)
+    return next(base for base in cls.__mro__ if base.__module__.split('.')[0] != __package__ and not issubclass(base, Mixed))
 
 
 def _channels(layer: nn.Module) -> int | None:
@@ -38,8 +38,12 @@ def _channels(layer: nn.Module) -> int | None:
     for kind, count in _CHANNELS.items():
         if isinstance(layer, kind):
             return count(layer)
+    return layer.num_features if _is_batch_norm(layer) else None
+
+
+def _is_batch_norm(layer: nn.Module) -> bool:
     # mmcv's SyncBatchNorm, which mmengine converts to as well, is not one of torch's.
-    return layer.num_features if any(base.__name__ == 'SyncBatchNorm' for base in type(layer).__mro__) else None
+    return isinstance(layer, _NormBase) or any(base.__name__ == 'SyncBatchNorm' for base in type(layer).__mro__)
 
 
 def _output_layer(host: nn.Module) -> tuple[str, nn.Module]:
@@ -61,7 +65,7 @@ def scaled(host: nn.Module, v: torch.Tensor) -> dict[str, torch.Tensor]:
     prefix, layer = _output_layer(host)
     result = {}
     for name in ('weight', 'bias'):
-        parameter = layer._parameters.get(name)
+        parameter = getattr(layer, name, None)  # a replica of DataParallel has tensors in place of parameters
         if parameter is None:
             continue
         if parameter.dim() == 1 or isinstance(layer, nn.LayerNorm):
@@ -103,7 +107,31 @@ def _twin(module: nn.Module, tensors: dict[str, torch.Tensor]) -> nn.Module:
     return twin
 
 
-class Host:
+class Mixed:
+    """Base of classes that are mixed into the class of an existing module, and leave it when ASR is folded."""
+
+    def fold_asr(self) -> None:
+        """Become the stock class again."""
+        self.__class__ = stock_class(type(self))
+
+    def __reduce_ex__(self, protocol):
+        # The class is made at run time, so pickle and deepcopy are told how to make it again.
+        mixin = next(base for base in type(self).__mro__[1:] if issubclass(base, Mixed))
+        return _new_mixed, (mixin, stock_class(type(self))), self.__dict__
+
+
+@functools.cache
+def mixed_class(mixin: type[Mixed], cls: type[nn.Module]) -> type[nn.Module]:
+    """A class's subclass with a mixin."""
+    return type(f'ASR{cls.__name__}', (mixin, cls), {'__module__': __name__})
+
+
+def _new_mixed(mixin: type[Mixed], cls: type[nn.Module]) -> nn.Module:
+    made = mixed_class(mixin, cls)
+    return made.__new__(made)
+
+
+class Host(Mixed):
     """Mixed into the class of a layer that carries an ASR, the child ``asr``.
 
     The layer keeps its type, its parameters and their names; its state dict gains the ``asr.*`` keys.
@@ -123,32 +151,12 @@ class Host:
         for key, hook in list(self._forward_pre_hooks.items()):
             if hook is _call_me:
                 del self._forward_pre_hooks[key]
-        self.__class__ = stock_class(type(self))
-
-    def __reduce_ex__(self, protocol):
-        # The class is made at run time, so pickle and deepcopy are told how to make it again.
-        return _new_host, (stock_class(type(self)),), self.__dict__
+        super().fold_asr()
 
 
-@functools.cache
-def _host_class(cls: type[nn.Module]) -> type[nn.Module]:
-    return type(f'ASR{cls.__name__}', (Host, cls), {'__module__': __name__})
-
-
-def _new_host(cls: type[nn.Module]) -> nn.Module:
-    host_class = _host_class(cls)
-    return host_class.__new__(host_class)
-
-
-def _become_host(parent: nn.Module, name: str, child: nn.Module | None) -> None:
-    """Make a layer a host when an ASR is registered as its ``asr``.
-
-    The conversions to and from SyncBatchNorm (torch's and mmengine's) build a new layer and register the old one's
-    children in it. Without this the ASR would still be there and no longer do anything.
-    """
-    if name == 'asr' and isinstance(child, ASR) and not isinstance(parent, Host) and _channels(parent):
-        parent.__class__ = _host_class(type(parent))
-        parent.register_forward_pre_hook(_call_me)
+def _become_host(layer: nn.Module) -> None:
+    layer.__class__ = mixed_class(Host, type(layer))
+    layer.register_forward_pre_hook(_call_me)
 
 
 def _call_me(module: nn.Module, args: tuple) -> None:
@@ -156,7 +164,17 @@ def _call_me(module: nn.Module, args: tuple) -> None:
     calling them, which would leave the ASR out, unless one of them has a hook."""
 
 
-nn.modules.module.register_module_module_registration_hook(_become_host)
+def _stay_host(parent: nn.Module, name: str, child: nn.Module | None) -> None:
+    """Make a batch normalization a host when it receives an ASR as its ``asr``.
+
+    The conversions to and from SyncBatchNorm (torch's and mmengine's) build a new layer and register the old one's
+    children in it. Without this the ASR would still be there and no longer do anything.
+    """
+    if name == 'asr' and isinstance(child, ASR) and not isinstance(parent, Host) and _is_batch_norm(parent):
+        _become_host(parent)
+
+
+nn.modules.module.register_module_module_registration_hook(_stay_host)
 
 
 def _check_scalable(name: str, layer: nn.Module) -> None:
@@ -223,6 +241,7 @@ def attach(
         raise ValueError(f'{type(model).__name__} {problem}; pass sites=, the layers that could be named are: {shown}')
     asrs = [_new_asr(name, modules[name], attention, asr_options) for name in names]
     for name, asr in zip(names, asrs, strict=True):
+        _become_host(modules[name])
         modules[name].asr = asr
     return model
 
@@ -247,6 +266,8 @@ def _find_plugins(model: nn.Module) -> dict[str, tuple[nn.Module, int, ASR]]:
                     raise ValueError(f'{cannot}it comes after {ahead}, which depends on the image; put ASR first')
                 if hasattr(block, f'norm{i + 1}') and (asr.scale() < 0).any():
                     raise ValueError(f'{cannot}it has a negative scale and comes after a ReLU, which no layer can give')
+                if not hasattr(block, f'norm{i}'):
+                    raise ValueError(f'{cannot}its block has no normalization after convolution {i}')
                 _check_scalable(f'{path}.norm{i}'.lstrip('.'), getattr(block, f'norm{i}'))
                 found[full_name] = block, i, asr
     return found
@@ -274,6 +295,8 @@ def fold(model: nn.Module) -> nn.Module:
     for name, module in model.named_modules():
         if isinstance(module, ASR) and not any(module is asr for asr in used):
             raise ValueError(f"{name or 'the model'} can't be folded: no layer has it as its ASR")
+        if isinstance(module, Host):
+            _check_scalable(name, module)
     for full_name, (block, i, asr) in plugins.items():
         name = full_name.rpartition('.')[2]
         _multiply(getattr(block, f'norm{i}'), asr.scale())

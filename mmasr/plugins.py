@@ -20,6 +20,7 @@ def _register(cls: type[nn.Module]) -> None:
 
     Plugin.__name__ = Plugin.__qualname__ = f'{cls.__name__}Plugin'
     Plugin.__doc__ = cls.__doc__
+    globals()[Plugin.__name__] = Plugin  # where pickle looks for it
     MODELS.register_module(name=cls.__name__, module=Plugin)
 
 

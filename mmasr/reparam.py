@@ -17,7 +17,7 @@ from torch import nn
 from .asr import ASR
 from .checkpoint import read_checkpoint, temporary_files, write_checkpoint
 from .deploy_config import deploy_config, without_downloads
-from .embedded import WAYS_ON, check_model, import_modules, parse_config
+from .embedded import WAYS_ON, check_config, import_modules, parse_config
 from .errors import InputError
 from .hosts import Host, fold
 from .runtime import load_config
@@ -69,6 +69,7 @@ def reparameterize(
     """
     start = time.perf_counter()
     source = Path(checkpoint)
+    loaded = read_checkpoint(source, mmap=True)
     target = Path(out) if out else source.with_name(f'{source.stem}_deploy.pth')
     targets = target, target.with_suffix('.py')
     if target.suffix != '.pth':
@@ -77,18 +78,21 @@ def reparameterize(
         if path.exists() and (not force or path.is_dir() or path.samefile(source)):
             raise InputError(f'{path} is there already; pass --force to replace it, or --out for another place')
 
-    loaded = read_checkpoint(source, mmap=True)
     meta, weights = loaded['meta'], loaded['state_dict']
     if 'mmasr' in meta:
         raise InputError(f'{source} is deployed already: its ASR is folded')
-    if broken := [name for name, t in weights.items() if t.is_floating_point() and not t.isfinite().all()]:
-        raise InputError(f'{source}: NaN or Inf in {_some(broken)}; take an earlier checkpoint')
+    if odd := [name for name, t in weights.items() if t.is_complex() or (t.is_floating_point() and t.dtype not in BOUNDS)]:
+        raise InputError(
+            f'{source}: weights are {weights[odd[0]].dtype} in {_some(odd)}; only float and integer types are known'
+        )
     dtypes = {name: tensor.dtype for name, tensor in weights.items()}
     bound = max(BOUNDS.get(dtype, BOUNDS[torch.float32]) for dtype in dtypes.values())
 
     train_config = _read_config(source, meta, config, trust_imports)
     model = _build(train_config)
     _load(model, weights, source)
+    if broken := [name for name, t in weights.items() if t.is_floating_point() and not t.isfinite().all()]:
+        raise InputError(f'{source}: NaN or Inf in {_some(broken)}; take an earlier checkpoint')
     before = sum(p.numel() for p in model.parameters())
     expected, folded = _run_trained(model, source)
     try:
@@ -105,7 +109,10 @@ def reparameterize(
     }
     del model, loaded, weights
 
-    text = deploy_config(train_config).pretty_text
+    try:
+        text = deploy_config(train_config).pretty_text
+    except Exception as error:  # mmengine does not write every config it can hold
+        raise InputError(_one_line(f"{source}: the deployed config can't be written", error)) from None
     deployed['meta']['cfg'] = text
     with temporary_files(*targets) as (weights_file, config_file):
         config_file.write_text(text)
@@ -137,7 +144,7 @@ def _read_config(source: Path, meta: dict, path: str | Path | None, trust_import
             raise InputError(f'the embedded config has no model; {WAYS_ON}')
         config['model'] = without_downloads(config['model'])
         import_modules(config, trust_imports)
-        check_model(config)
+        check_config(config)
         return Config(config)
     except InputError as error:
         raise InputError(f'{source}: {error}') from None
@@ -147,8 +154,8 @@ def _read_config(source: Path, meta: dict, path: str | Path | None, trust_import
 
 def _build(config: Config) -> nn.Module:
     """Build a config's model on the CPU, its SyncBatchNorms as BatchNorms, which are the same in eval mode."""
-    init_default_scope(config.get('default_scope', 'mmengine'))
     try:
+        init_default_scope(config.get('default_scope', 'mmengine'))
         return revert_sync_batchnorm(MMENGINE_MODELS.build(ConfigDict(without_downloads(config.model.to_dict()))))
     except Exception as error:  # a config can be wrong in any way
         raise InputError(_one_line("the config's model does not build", error)) from None
@@ -180,7 +187,9 @@ def _load(model: nn.Module, weights: dict[str, torch.Tensor], source: Path) -> N
 
 
 def _some(names: list[str]) -> str:
-    return ', '.join(names[:5]) + (f' and {len(names) - 5} more' if len(names) > 5 else '')
+    return ', '.join(name if name.isprintable() else repr(name) for name in names[:5]) + (
+        f' and {len(names) - 5} more' if len(names) > 5 else ''
+    )
 
 
 def _run_trained(model: nn.Module, source: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

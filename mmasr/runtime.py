@@ -20,11 +20,21 @@ NO_DATA = """{path} is not there, and {config} takes its {key} from it.
   No data at hand: python tools/shapes.py data/shapes && python tools/train.py configs/shapes/mask_rcnn_r18_asr_se.py"""
 
 
+class _Settings(DictAction):
+    def __call__(self, parser, namespace, values, option_string=None):
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except (ValueError, AssertionError, RecursionError):
+            parser.error(
+                f'{option_string} takes KEY=VALUE with values such as 3, text, [1,2] or "(1,2)", not {" ".join(values)}'
+            )
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that training and testing have in common, named as MMDetection names them."""
     parser.add_argument('--work-dir', help='folder for logs and results (default: work_dirs/<name of the config>)')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE', help='override settings of the config'
+        '--cfg-options', nargs='+', action=_Settings, default={}, metavar='KEY=VALUE', help='override settings of the config'
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
@@ -85,7 +95,7 @@ def _paths(dataset: object, scope: str | None) -> list[str]:
     root, prefix = dataset.get('data_root') or '', dataset.get('data_prefix') or {}
     names = [dataset.get('ann_file'), *(prefix.values() if isinstance(prefix, dict) else [prefix])]
     paths = [os.path.join(root, name) for name in names if isinstance(name, str) and name]
-    if root and not paths:
+    if root and not paths and 'type' in dataset:
         with DATASETS.switch_scope_and_registry(scope) as registry:
             downloads = 'download' in inspect.signature(registry.get(dataset['type']).__init__).parameters
         return [] if downloads else [root]
@@ -103,4 +113,9 @@ def build_runner(config: Config) -> Runner:
         return read_checkpoint(filename)
 
     CheckpointLoader.register_scheme('', load_from_local, force=True)
-    return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+    try:
+        return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+    except InputError:
+        raise
+    except Exception as error:  # of whatever the config asks for
+        raise InputError(f'{config.filename} does not build: {type(error).__name__}: {error}'.splitlines()[0]) from error

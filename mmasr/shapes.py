@@ -31,7 +31,7 @@ def write_shapes(out: str | Path, train: int = 400, val: int = 100, size: int = 
         for image_id in range(1, count + 1):
             image, shapes = _draw(rng, size)
             name = f'{image_id:04d}.png'
-            cv2.imwrite(str(folder / name), image)
+            (folder / name).write_bytes(cv2.imencode('.png', image)[1])
             images.append({'id': image_id, 'file_name': name, 'height': size, 'width': size})
             for category, polygon in shapes:
                 annotations.append(_annotation(len(annotations) + 1, image_id, category, polygon))

@@ -1,6 +1,7 @@
 """The registered backbones and plugins, in mmdet's and mmpretrain's hands."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -309,6 +310,62 @@ def test_asr_plugins_fold_at_all_positions_to_the_stock_block():
     assert_folds_to(build(plugins=plugins, asr={'attention': SE}), ResNet, BasicBlock)
 
 
+def test_asr_plugins_in_some_stages_fold_to_the_stock_block():
+    plugins = [{**plugin('ASR', 'after_conv2', attention=SE), 'stages': (False, True, False, False)}]
+    assert_folds_to(build(plugins=plugins), ResNet, BasicBlock)
+
+
+def test_a_block_without_the_normalization_is_refused():
+    model = MODELS.build({'type': 'mmdet.Res2Net', 'depth': 50, 'plugins': [plugin('ASR', 'after_conv2', attention=SE)]})
+    with pytest.raises(ValueError, match='no normalization after convolution 2'):
+        mmasr.fold(model)
+
+
+def test_plugins_can_be_pickled():
+    model = build(depth=50, plugins=[plugin('SE', 'after_conv3')], asr={'attention': SE})
+    other = pickle.loads(pickle.dumps(model))
+    assert type(other.layer1[0].se) is type(model.layer1[0].se)
+    assert len(hosts(other)) == 16
+
+
+@pytest.mark.parametrize('init_identity', [False, True])
+@pytest.mark.parametrize(
+    'inner',
+    [
+        {'type': 'mmdet.SwinTransformer', 'depths': (1, 1, 1, 1)},
+        {'type': 'mmpretrain.ResNet', 'depth': 18, 'init_cfg': [{'type': 'Constant', 'val': 0, 'layer': 'Linear'}]},
+        {'type': 'mmpretrain.MobileNetV2', 'init_cfg': [{'type': 'Constant', 'val': 0, 'layer': ['Linear', 'Conv2d']}]},
+    ],
+)
+def test_init_weights_of_any_backbone_leaves_asr_its_values(inner, init_identity):
+    sites = {'mmdet.SwinTransformer': r'.*ffn\.layers\.1', 'mmpretrain.MobileNetV2': r'layer\d\.\d\.conv\.2\.bn'}.get(
+        inner['type']
+    )
+    model = MODELS.build(
+        {
+            'type': 'mmasr.ASRBackbone',
+            'backbone': inner,
+            'asr': {'attention': SE, 'init_identity': init_identity},
+            'sites': sites,
+        }
+    )
+    model.init_weights()
+    for name in hosts(model):
+        host = model.get_submodule(name)
+        initial_values(host.asr)
+        if init_identity:
+            assert host.asr.scale().eq(1).all()
+
+
+def test_any_backbone_freezes_what_its_inner_one_freezes():
+    config = {'type': 'mmasr.ASRBackbone', 'asr': {'attention': SE}}
+    vit = MODELS.build({**config, 'backbone': {'type': 'mmpretrain.VisionTransformer', 'arch': 'deit-t'}, 'sites': 'ln1'})
+    assert all(p.requires_grad for p in vit.parameters())
+    bn = {'type': 'BN', 'requires_grad': False}
+    model = MODELS.build({**config, 'backbone': {'type': 'mmdet.ResNet', 'depth': 18, 'frozen_stages': 2, 'norm_cfg': bn}})
+    assert [model.get_submodule(name).asr.psi.requires_grad for name in hosts(model)] == [False] * 4 + [True] * 4
+
+
 @pytest.mark.parametrize('depth', [18, 50])
 def test_of_asr_and_attention_the_attention_stays(depth):
     last = 'after_conv2' if depth == 18 else 'after_conv3'
@@ -354,7 +411,8 @@ def test_plugins_that_cannot_be_folded_are_refused_and_nothing_is_changed():
 )
 def test_any_backbone(inner, sites, expected):
     model = MODELS.build({'type': 'mmasr.ASRBackbone', 'backbone': inner, 'asr': {'attention': SE}, 'sites': sites})
-    assert type(model).__name__ == inner['type'].split('.')[1]
+    stock = MODELS.build(inner)
+    assert isinstance(model, type(stock))
     assert expected in hosts(model)
     stock = MODELS.build(inner)
     assert [k for k in model.state_dict() if '.asr.' not in k] == list(stock.state_dict())

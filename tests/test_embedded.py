@@ -3,7 +3,7 @@
 import pytest
 from mmengine.config import Config
 
-from mmasr.embedded import check_model, import_modules, parse_config
+from mmasr.embedded import check_config, import_modules, parse_config
 from mmasr.errors import InputError
 
 NAMES = [
@@ -28,7 +28,7 @@ def test_accepts_what_openmmlab_ships(config):
     parsed = config.to_dict()
     parsed['model']['backbone'].pop('init_cfg', None)
     import_modules(parsed, trust=False)
-    check_model(parsed)
+    check_config(parsed)
 
 
 def test_literals():
@@ -90,7 +90,18 @@ def test_imports(tmp_path, monkeypatch):
         ({'type': 'mmengine.dump', 'obj': 1, 'file': 'x.json'}, "builds 'mmengine.dump'"),
         ({'type': 'mmengine.fileio.io.os.system', 'command': 'true'}, "builds 'mmengine.fileio.io.os.system'"),
         ({'type': 'ResNet', 'x': [{'y': {'type': 'subprocess.run'}}]}, "builds 'subprocess.run'"),
-        ({'type': 'ResNet', 'nms': {'type': '__import__("os").getcwd'}}, 'builds'),
+        ({'type': 'ResNet', 'nms': {'type': '__import__("os").getcwd'}}, 'has code in it'),
+        ({'type': 'ResNet', 'nms': {'type': 'torch.save'}}, "builds 'torch.save'"),
+        ({'type': 'mmengine.runner.runner.Runner', 'work_dir': 'x'}, "builds 'mmengine.runner.runner.Runner'"),
+        ({'type': 'mmpretrain.datasets.cifar.CIFAR10', 'download': True}, "builds 'mmpretrain.datasets.cifar.CIFAR10'"),
+        (
+            {'type': 'ResNet', 'warp_mode': '[[C["x"] for C.__class_getitem__ in [cv2.os.system]] for C in [D]]'},
+            'has code in it',
+        ),
+        ({'type': 'ResNet', 'warp_mode': 'cv2.MOTION_EUCLIDEAN'}, 'has code in it'),
+        ({'type': 'mmpretrain.TIMMBackbone', 'model_name': 'hf_hub:a/b'}, "load 'hf_hub:a/b'"),
+        ({'type': 'ResNet', 'sites': '((.|.)*)*!'}, 'may never end'),
+        ({'type': 'ResNet', 'sites': '.*' * 9 + '!'}, 'may never end'),
         ({'type': 'ResNet', 'warp_mode': '__import__("os").getcwd()'}, 'has code in it'),
         ({'type': 'ResNet', '_scope_': 'antigravity'}, "scope 'antigravity'"),
         ({'type': 'ResNet', 'teacher_ckpt': 'https://example.com/x'}, "load 'https://example.com/x'"),
@@ -99,10 +110,26 @@ def test_imports(tmp_path, monkeypatch):
 )
 def test_a_model_that_would_run_something_is_refused(model, message):
     with pytest.raises(InputError, match=message):
-        check_model({'default_scope': 'mmdet', 'model': model})
+        check_config({'default_scope': 'mmdet', 'model': model})
+
+
+@pytest.mark.parametrize(
+    ('line', 'message'),
+    [
+        ("_base_ = 'evil.py'", 'sets _base_'),
+        ("text = 'x'", 'sets text'),
+        ("x = ['{{$A:1', '}} open(1)']", 'would be substituted'),
+        ("x = dict(pipeline=[dict(type='os.system', command='true')])", "builds 'os.system'"),
+        ("optim_wrapper = dict(constructor='os.system')", "builds 'os.system'"),
+        ("runner_type = 'os.system'", "builds 'os.system'"),
+    ],
+)
+def test_the_rest_of_the_config_runs_nothing_when_it_is_deployed(line, message):
+    with pytest.raises(InputError, match=message):
+        check_config(parse_config(f"model = dict(type='mmdet.ResNet')\n{line}"))
 
 
 def test_full_paths_of_registered_classes_are_known():
-    check_model({'model': {'type': 'mmdet.models.backbones.resnet.ResNet', 'roi_layer': {'type': 'RoIAlign'}}})
+    check_config({'model': {'type': 'mmdet.models.backbones.resnet.ResNet', 'roi_layer': {'type': 'RoIAlign'}}})
     with pytest.raises(InputError, match="scope 'antigravity'"):
-        check_model({'default_scope': 'antigravity', 'model': {'type': 'ResNet'}})
+        check_config({'default_scope': 'antigravity', 'model': {'type': 'ResNet'}})

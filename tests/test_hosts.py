@@ -9,6 +9,7 @@ import mmcv.ops
 import pytest
 import timm
 import torch
+import torch.nn.utils.prune
 import torchvision
 from conftest import randomize
 from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
@@ -272,6 +273,36 @@ def test_the_fused_path_of_a_transformer_layer_does_not_leave_asr_out(site):
 def test_the_projection_inside_an_attention_is_refused():
     with pytest.raises(ValueError, match=r'out_proj is read by its MultiheadAttention, never called'):
         mmasr.attach(nn.MultiheadAttention(C, 2), {'type': 'SE'}, sites=['out_proj'])
+
+
+def test_a_weight_that_is_not_a_parameter_is_scaled_all_the_same():
+    """A replica of DataParallel and a pruned layer have tensors in place of parameters."""
+    model = mmasr.attach(nn.Linear(6, C), {'type': 'SE'}, sites='')
+    x = torch.randn(4, 6)
+    expected = model(x)
+    nn.utils.prune.identity(model, 'weight')
+    torch.testing.assert_close(model(x), expected)
+    with pytest.raises(ValueError, match="can't carry an ASR: it has no weight to scale"):
+        mmasr.fold(model)
+    nn.utils.prune.remove(model, 'weight')
+    torch.testing.assert_close(mmasr.fold(model)(x), expected)
+
+
+def test_a_layer_parametrized_afterwards_is_scaled_all_the_same():
+    model = mmasr.attach(nn.Linear(6, C), {'type': 'SE'}, sites='')
+    x = torch.randn(4, 6)
+    expected = model(x)
+    nn.utils.parametrizations.weight_norm(model)
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_a_layer_of_ones_own_that_has_an_asr_is_not_made_a_host():
+    class Scaled(nn.Linear):
+        def __init__(self):
+            super().__init__(6, C)
+            self.asr = mmasr.ASR({'type': 'SE'}, C)
+
+    assert type(Scaled()) is Scaled
 
 
 def test_threads_do_not_meet():

@@ -115,6 +115,21 @@ optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.01))
 """
 
 
+# MMPretrain's side, in an interpreter where importing mmasr fails.
+STOCK = """
+import sys
+sys.modules['mmasr'] = None
+import numpy, torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+config = Config.fromfile(sys.argv[1])
+init_default_scope(config.default_scope)
+model = MODELS.build(config.model)
+model.load_state_dict(torch.load(sys.argv[2], weights_only=True)['state_dict'], strict=True)
+assert model.eval()(torch.zeros(1, 3, 64, 64)).isfinite().all()
+"""
+
+
 def test_a_classifier_trains_and_deploys(shapes, tmp_path):
     """The folders train and val stand for two classes here."""
     config = tmp_path / 'classifier.py'
@@ -123,12 +138,14 @@ def test_a_classifier_trains_and_deploys(shapes, tmp_path):
     assert result.returncode == 0, result.stderr
     result = run_tool('reparam.py', 'classifier/epoch_1.pth', cwd=shapes)
     assert result.returncode == 0, result.stderr
+    files = ['classifier/epoch_1_deploy.py', 'classifier/epoch_1_deploy.pth']
+    stock = subprocess.run([sys.executable, '-c', STOCK, *files], cwd=shapes, capture_output=True, text=True, check=False)
+    assert stock.returncode == 0, stock.stderr
     accuracy = []
-    for name in ('classifier.py', 'epoch_1_deploy.py'):
-        checkpoint = 'classifier/epoch_1_deploy.pth' if 'deploy' in name else 'classifier/epoch_1.pth'
-        result = run_tool('test.py', f'classifier/{name}', checkpoint, '--work-dir', f'tested_{name}', cwd=shapes)
+    for pair in (('classifier/classifier.py', 'classifier/epoch_1.pth'), files):
+        result = run_tool('test.py', *pair, '--work-dir', f'tested/{len(accuracy)}', cwd=shapes)
         assert result.returncode == 0, result.stderr
-        (metrics,) = (shapes / f'tested_{name}').glob('*/*.json')
+        (metrics,) = (shapes / f'tested/{len(accuracy)}').glob('*/*.json')
         accuracy.append(json.loads(metrics.read_text())['accuracy/top1'])
     assert accuracy[0] == accuracy[1]
     result = run_tool('train.py', config, '--cfg-options', 'train_dataloader.dataset.data_root=nowhere', cwd=shapes)

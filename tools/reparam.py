@@ -38,7 +38,7 @@ def show(report: Report) -> None:
         outputs.add_row(difference.output, f'{difference.absolute:.1e}', f'{difference.relative:.1e}')
     console = Console()
     console.print(hosts, outputs, table)
-    console.print(f'{report.seconds:.1f} s; wrote {report.checkpoint} and {report.config}', soft_wrap=True)
+    console.print(f'{report.seconds:.1f} s; wrote {report.checkpoint} and {report.config}', soft_wrap=True, markup=False)
 
 
 def main() -> None:

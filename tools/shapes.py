@@ -18,6 +18,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    if min(args.train, args.val, args.size) < 1 or args.seed < 0:
+        raise InputError('--train, --val and --size must be at least 1, and --seed at least 0')
     try:
         write_shapes(**vars(args))
     except OSError as error:

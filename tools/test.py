@@ -29,7 +29,8 @@ def main() -> None:
         config.default_hooks.visualization.update(draw=True, test_out_dir=args.show_dir)
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise InputError(f'--out {args.out}: the predictions are written as a pickle, so name it *.pkl')
-    read_checkpoint(args.checkpoint, mmap=True)
+    if '://' not in args.checkpoint:
+        read_checkpoint(args.checkpoint, mmap=True)
     check_data(config, 'test_dataloader', 'test_evaluator')
     runner = build_runner(config)
     if args.out:

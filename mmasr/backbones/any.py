@@ -4,16 +4,28 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from ..hosts import attach
+from ..hosts import Host, Mixed, attach, mixed_class
 from ..registry import MODELS
+
+
+class _InitializesASR(Mixed):
+    """Gives the ASRs of a backbone their initial state after its own ``init_weights``, which may reach into them."""
+
+    def init_weights(self, *args, **kwargs) -> None:
+        super().init_weights(*args, **kwargs)
+        if 'Pretrained' in str(getattr(self, 'init_cfg', None)):
+            return  # what was loaded stays, ASR included
+        for module in self.modules():
+            if isinstance(module, Host):
+                module.init_weights()
 
 
 @MODELS.register_module()
 def ASRBackbone(backbone: dict, asr: dict, sites: str | Sequence[str] | None = None) -> nn.Module:
     """Build any registered backbone and attach ASR to it.
 
-    The result is the inner backbone itself, so that its state dict keeps its names. Parts that the backbone freezes are
-    frozen with their ASRs.
+    The result is the inner backbone itself, so that its state dict keeps its names. An ASR whose surroundings (the module
+    that its host is a child of) are frozen is frozen with them.
 
     Args:
         backbone (dict): Config of the inner backbone, of any registry that mmengine knows.
@@ -23,7 +35,12 @@ def ASRBackbone(backbone: dict, asr: dict, sites: str | Sequence[str] | None = N
     Raises:
         ValueError: As :func:`mmasr.attach`.
     """
-    model = attach(MODELS.build(backbone), sites=sites, **asr)
-    if hasattr(model, '_freeze_stages'):
-        model._freeze_stages()
+    model = MODELS.build(backbone)
+    frozen = {name for name, m in model.named_modules() if not any(p.requires_grad for p in m.parameters())}
+    attach(model, sites=sites, **asr)
+    for name, module in model.named_modules():
+        if isinstance(module, Host) and name.rpartition('.')[0] in frozen:
+            module.asr.requires_grad_(False)
+    if hasattr(model, 'init_weights'):
+        model.__class__ = mixed_class(_InitializesASR, type(model))
     return model

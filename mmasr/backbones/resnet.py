@@ -35,7 +35,6 @@ class PluginBasicBlock(BasicBlock):
                     f'a BasicBlock (ResNet-18, ResNet-34) has no position {plugin["position"]}; '
                     'it has after_conv1, and after_conv2 before the addition'
                 )
-        self.with_plugins = True
         self.after_conv1_plugin_names, self.after_conv2_plugin_names = (
             self.make_block_plugins(planes, [p['cfg'] for p in plugins if p['position'] == position]) for position in positions
         )
@@ -54,7 +53,7 @@ class PluginBasicBlock(BasicBlock):
 
     def fold_asr(self) -> None:
         """Become the stock block again if ASR was the only plugin."""
-        if not self.with_plugins:
+        if not self.after_conv1_plugin_names and not self.after_conv2_plugin_names:
             self.__class__ = stock_class(type(self))
 
 
