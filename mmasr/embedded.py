@@ -5,6 +5,7 @@ import contextlib
 import importlib
 import math
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -112,8 +113,8 @@ def check_config(config: dict) -> None:
     Raises:
         InputError: If it has any of that.
     """
-    for name in config:
-        if name.startswith('_') or name in ('filename', 'text', 'pretty_text', 'env_variables'):
+    for name in ('_base_', '_delete_', '_deprecation_', 'filename', 'text', 'pretty_text', 'env_variables'):
+        if name in config:
             raise InputError(f'the embedded config sets {name}, which is not its own to set; {WAYS_ON}')
     values = list(walk(config))
     if any('{{' in text for pair in values for text in pair if isinstance(text, str)):
@@ -130,7 +131,7 @@ def check_config(config: dict) -> None:
             importlib.import_module(f'{scope}.registry')
     in_model = [value for key, value in walk(config.get('model')) if key == 'type']
     for names, kinds in (
-        (in_model, ('model', 'task util', 'weight initializer')),  # what a model is built with
+        (in_model, ('model', 'task util', 'weight initializer', 'batch augment')),  # what a model is built with
         ([value for _, value in types], None),
     ):
         known = list(_registries(kinds))
@@ -167,16 +168,18 @@ def walk(config: Any, key: str = '') -> Iterator[tuple[str, Any]]:
 
 
 def _registries(names: tuple[str, ...] | None) -> Iterator[Registry]:
-    """All registries of these names, or of any, below mmengine's, each with its modules imported."""
+    """All registries of OpenMMLab of these names, or of any, each with its modules imported."""
 
     def below(registry: Registry) -> Iterator[Registry]:
         yield registry
         for child in registry.children.values():
             yield from below(child)
 
-    for root in list(vars(mmengine.registry.root).values()):
-        if isinstance(root, Registry) and (names is None or root.name in names):
-            for registry in list(below(root)):
+    # Most have their root in mmengine; a few, such as mmpretrain's BATCH_AUGMENTS, are a package's own.
+    modules = [mmengine.registry.root, *(sys.modules.get(f'{package}.registry') for package in sorted(TRUSTED_PACKAGES))]
+    for value in [value for module in modules if module for value in vars(module).values()]:
+        if isinstance(value, Registry) and value.parent is None and (names is None or value.name in names):
+            for registry in list(below(value)):
                 registry.import_from_location()
                 yield registry
 

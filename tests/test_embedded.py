@@ -9,6 +9,7 @@ from mmasr.errors import InputError
 NAMES = [
     'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
     'mmpretrain::resnet/resnet50_8xb32_in1k.py',
+    'mmpretrain::deit/deit-small_4xb256_in1k.py',
     'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py',
 ]
 

@@ -346,13 +346,13 @@ def test_refusals_write_nothing(good, tmp_path):
         ((tmp_path / 'plain.pth',), 'has no ASR in it'),
         ((changed('nan.pth', nan),), r'NaN or Inf in backbone\.layer1\.0\.bn2\.asr\.psi, neck\.fpn_convs\.0\.conv\.bias'),
         (
-            (copy('shape.pth', lambda c: c['state_dict'].update({'backbone.conv1.weight': torch.zeros(3)})),),
+            (changed('shape.pth', lambda c: c['state_dict'].update({'backbone.conv1.weight': torch.zeros(3)})),),
             r'of another shape: backbone\.conv1\.weight',
         ),
         ((changed('cfg.pth', lambda c: c['meta'].update(cfg='a = 1')),), 'the embedded config has no model'),
         ((changed('type.pth', lambda c: c['meta'].update(cfg=c['meta']['cfg'].replace('FPN', 'FQN'))),), "builds 'FQN'"),
         (
-            (copy('args.pth', lambda c: c['meta'].update(cfg=c['meta']['cfg'].replace('num_outs', 'num_ins'))),),
+            (changed('args.pth', lambda c: c['meta'].update(cfg=c['meta']['cfg'].replace('num_outs', 'num_ins'))),),
             'does not build',
         ),
         *(
