@@ -5,12 +5,8 @@ import sys
 
 CORE = """
 import sys
-for name in ('mmengine', 'mmcv', 'mmdet', 'mmpretrain', 'torchvision', 'timm', 'rich', 'numpy.testing'):
+for name in ('mmengine', 'mmcv', 'mmdet', 'mmpretrain', 'torchvision', 'timm', 'rich'):
     sys.modules[name] = None
-sys.meta_path.insert(0, type('Hidden', (), {'find_spec': staticmethod(lambda name, *_: None)}))
-import importlib.util
-find_spec = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *args: None if name == 'mmengine' else find_spec(name, *args)
 import torch
 import mmasr
 model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
