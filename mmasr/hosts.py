@@ -288,7 +288,8 @@ def fold(model: nn.Module) -> nn.Module:
 
     Raises:
         ValueError: If an ASR can't be folded: it is neither in a host nor a plugin, comes after attention that depends on
-            the image, or has a negative scale after a ReLU. The model is then as it was.
+            the image, has a negative scale after a ReLU, or its layer has no parameter to take the scale. The model is then
+            as it was.
     """
     plugins = _find_plugins(model)
     used = [asr for *_, asr in plugins.values()] + [host.asr for host in model.modules() if isinstance(host, Host)]

@@ -7,7 +7,7 @@ from torch import nn
 class ChannelAttention(nn.Module):
     """A channel attention module κ: computes one weight per channel and image, and multiplies by it.
 
-    A subclass implements :meth:`logits` and :meth:`init_weights`; the gate is a sigmoid.
+    Abstract: every attention module implements :meth:`logits` and :meth:`init_weights`; the gate is a sigmoid.
 
     Args:
         init_identity (bool): Start as the identity, so that the module can be put into a pretrained
