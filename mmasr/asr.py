@@ -4,6 +4,7 @@ Zhong, Huang et al., "Stripe Observation Guided Inference Cost-free Attention Me
 https://arxiv.org/abs/2304.06345.
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -99,10 +100,9 @@ class ASR(nn.Module):
     def scale(self) -> torch.Tensor:
         """The scale v of shape (C,), in float32 (or the parameters' own type) under autocast too."""
         with torch.autocast(self.psi.device.type, enabled=False):
-            v = 1
-            for psi, attention in zip(self.psi, self.attention, strict=True):
-                v = v * attention.weights(psi[None, :, None, None]).flatten()
-            return v / self.initial
+            maps = self.psi[:, None, :, None, None].unbind()  # one op for all: every small one costs training time
+            values = [attention.weights(psi) for psi, attention in zip(maps, self.attention, strict=True)]
+            return functools.reduce(torch.mul, values).flatten() / self.initial
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Multiply a feature map (N, C, ...) by the scale: the paper's form, for a place without a host."""

@@ -16,6 +16,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .asr import ASR
+from .reuse import reuse
 from .sites import find_sites
 
 _CHANNELS: dict[type[nn.Module], Callable[[nn.Module], int]] = {
@@ -28,6 +29,7 @@ _CHANNELS: dict[type[nn.Module], Callable[[nn.Module], int]] = {
 }
 
 
+@functools.cache
 def stock_class(cls: type) -> type:
     """The class that a class of this package extends; another package's class is its own stock class."""
     return next(base for base in cls.__mro__ if base.__module__.split('.')[0] != __package__ and not issubclass(base, Mixed))
@@ -138,7 +140,8 @@ class Host(Mixed):
     """
 
     def forward(self, *args, **kwargs):
-        return stock_class(type(self)).forward(_twin(self, scaled(self, self.asr.scale())), *args, **kwargs)
+        tensors = reuse(self, lambda: scaled(self, self.asr.scale()))
+        return stock_class(type(self)).forward(_twin(self, tensors), *args, **kwargs)
 
     def init_weights(self) -> None:
         """Give the ASR its initial state; OpenMMLab calls this once it has initialised what is around."""
@@ -156,7 +159,8 @@ class Host(Mixed):
 
 def _become_host(layer: nn.Module) -> None:
     layer.__class__ = mixed_class(Host, type(layer))
-    layer.register_forward_pre_hook(_call_me)
+    if not _is_batch_norm(layer):  # never part of a transformer layer, and a call with a hook takes longer
+        layer.register_forward_pre_hook(_call_me)
 
 
 def _call_me(module: nn.Module, args: tuple) -> None:

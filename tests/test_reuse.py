@@ -1,0 +1,338 @@
+"""In eval mode a host keeps its scaled parameters. Whatever is done to them, it must never compute with old ones."""
+
+import copy
+import threading
+
+import pytest
+import torch
+from conftest import randomize
+from mmengine.hooks import EMAHook
+from mmengine.model import ExponentialMovingAverage
+from torch import nn
+
+import mmasr
+from mmasr.reuse import _kept
+
+X = torch.randn(2, 8, 3, 3, generator=torch.Generator().manual_seed(0))
+
+
+class Counted(mmasr.SE):
+    """Counts how often its values are computed."""
+
+    def weights(self, x):
+        self.calls = getattr(self, 'calls', 0) + 1
+        return super().weights(x)
+
+
+def network(layer=None, **options) -> nn.Module:
+    layer = layer or nn.BatchNorm2d(8)
+    net = nn.Sequential(nn.Conv2d(8, 8, 1), layer)
+    return randomize(mmasr.attach(net, Counted, sites=['1'], **options)).eval()
+
+
+def computed(net: nn.Module, what) -> int:
+    """How often ASR's scale is computed meanwhile."""
+    attention = net[1].asr.attention[0]
+    before = attention.calls
+    what()
+    return attention.calls - before
+
+
+def expected(net: nn.Module, x: torch.Tensor = X) -> torch.Tensor:
+    """The same network folded, which computes every scale."""
+    return mmasr.fold(copy.deepcopy(net))(x).detach()
+
+
+@pytest.mark.parametrize('mode', [torch.no_grad, torch.inference_mode])
+def test_scale_is_computed_once_while_nothing_changes(mode):
+    net = network()
+    with mode():
+        net(X)
+        assert computed(net, lambda: [net(X) for _ in range(5)]) == 0
+        torch.testing.assert_close(net(X), expected(net))
+
+
+def test_scale_is_computed_every_time_with_gradients():
+    net = network()
+    assert computed(net, lambda: [net(X) for _ in range(5)]) == 5
+    net(X).sum().backward()
+    assert net[1].asr.psi.grad.abs().sum() > 0
+
+
+def take_step(optimizer, **options):
+    def change(net):
+        parameters = list(net.parameters())
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        optimizer(parameters, lr=0.1, **options).step()
+
+    return change
+
+
+def load(**options):
+    def change(net):
+        other = randomize(copy.deepcopy(net))
+        net.load_state_dict(other.state_dict(), **options)
+
+    return change
+
+
+def swap_ema(net):
+    hook = EMAHook()
+    hook.src_model, hook.ema_model = net, ExponentialMovingAverage(randomize(copy.deepcopy(net)), update_buffers=True)
+    hook._swap_ema_parameters()
+
+
+@torch.no_grad()
+def replace_child(net):
+    net[1].asr.attention[0].fc1 = randomize(nn.Linear(8, 1))
+
+
+@torch.no_grad()
+def edit(net):
+    net[1].asr.psi.mul_(3)
+
+
+@torch.inference_mode()
+def edit_in_inference_mode(net):
+    net[1].asr.attention[0].fc2.bias.add_(1)
+
+
+def edit_through_data(net):
+    net[1].asr.psi.data.mul_(3)
+
+
+def edit_the_layer_through_data(net):
+    net[1].weight.data.mul_(3)
+
+
+def edit_a_buffer(net):
+    net[1].asr.initial.mul_(3)
+
+
+def set_data(net):
+    net[1].asr.psi.data = 3 * net[1].asr.psi.detach()
+
+
+def set_data_of_a_buffer(net):
+    net[1].asr.initial.data = 3 * net[1].asr.initial
+
+
+def set_parameter(net):
+    net[1].weight = nn.Parameter(3 * net[1].weight.detach())
+
+
+def to_half_and_back(net):
+    net.half().float()
+
+
+def initialise(net):
+    net[1].asr.init_weights()
+
+
+CHANGES = {
+    'SGD': take_step(torch.optim.SGD),
+    'SGD foreach': take_step(torch.optim.SGD, foreach=True),
+    'SGD fused': take_step(torch.optim.SGD, fused=True),
+    'AdamW fused': take_step(torch.optim.AdamW, fused=True),
+    'load_state_dict': load(),
+    'load_state_dict assign': load(assign=True),
+    'EMA': swap_ema,
+    **{f.__name__: f for f in (edit, edit_in_inference_mode, edit_through_data, edit_the_layer_through_data, edit_a_buffer)},
+    **{f.__name__: f for f in (set_data, set_data_of_a_buffer, set_parameter, to_half_and_back, replace_child, initialise)},
+    'double': lambda net: net.double(),
+}
+
+
+@pytest.mark.parametrize('mode', [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize('change', CHANGES.values(), ids=CHANGES.keys())
+def test_a_change_is_seen_in_the_next_forward(change, mode):
+    net = network()
+    with mode():
+        before = net(X)
+        net(X)
+    change(net)
+    with mode():
+        x = X.to(net[0].weight)
+        torch.testing.assert_close(net(x), expected(net, x))
+        if change is not to_half_and_back and x.dtype == X.dtype:
+            assert not torch.equal(net(x), before)
+
+
+@pytest.mark.parametrize('change', CHANGES.values(), ids=CHANGES.keys())
+def test_every_change_counts_after_another(change):
+    net = network()
+    with torch.no_grad():
+        for _ in range(3):
+            change(net)
+            x = X.to(net[0].weight)
+            torch.testing.assert_close(net(x), expected(net, x))
+
+
+@pytest.mark.parametrize(
+    'layer',
+    [nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 3, groups=2), nn.InstanceNorm2d(8, affine=True)],
+    ids=lambda x: type(x).__name__,
+)
+def test_every_kind_of_host_keeps_and_notices(layer):
+    net = network(copy.deepcopy(layer))
+    with torch.no_grad():
+        net(X)
+        assert computed(net, lambda: net(X)) == 0
+        net[1].asr.psi.data.mul_(3)
+        assert computed(net, lambda: net(X)) == 1
+        torch.testing.assert_close(net(X), mmasr.fold(copy.deepcopy(net))(X))
+
+
+def test_shared_attention_is_seen_to_change_by_every_host():
+    attention = randomize(mmasr.SE(8, ratio=2))
+    net = mmasr.attach(nn.Sequential(nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)), lambda channels: attention, sites=r'\d').eval()
+    with torch.no_grad():
+        net(X)
+        attention.fc2.bias.data.add_(1)
+        net[0](X)  # keeps the new state, of which the other host knows nothing yet
+        torch.testing.assert_close(net(X), mmasr.fold(copy.deepcopy(net))(X))
+
+
+def test_two_forwards_and_a_fused_step_before_backward_is_over():
+    net = network()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, fused=True)
+    loss = net(X).sum()
+    with torch.no_grad():
+        net(X)
+    loss.backward()
+    optimizer.step()
+    with torch.no_grad():
+        torch.testing.assert_close(net(X), expected(net))
+
+
+def test_six_threads_share_two_networks():
+    nets = [network() for _ in range(2)]
+    references = [expected(net) for net in nets]
+    failures = []
+
+    def work(net, reference):
+        with torch.inference_mode():
+            failures.extend(step for step in range(200) if not torch.allclose(net(X), reference))
+
+    threads = [threading.Thread(target=work, args=pair) for pair in zip(nets * 3, references * 3, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_an_edit_in_another_thread_is_seen():
+    net = network()
+    with torch.no_grad():
+        net(X)
+        thread = threading.Thread(target=lambda: net[1].asr.psi.data.mul_(3))
+        thread.start()
+        thread.join()
+        torch.testing.assert_close(net(X), expected(net))
+
+
+def test_an_edit_after_a_copy_is_seen():
+    net = network()
+    with torch.no_grad():
+        net(X)
+        copy.deepcopy(net)
+        net(X)
+        net[1].asr.psi.data.mul_(3)
+        kept = net(X)
+    torch.testing.assert_close(kept, expected(net))
+
+
+def test_copies_and_pickles_have_ordinary_parameters(tmp_path):
+    net = network()
+    with torch.no_grad():
+        net(X)
+    for made in (copy.deepcopy(net), torch.load(_saved(net, tmp_path), weights_only=False)):
+        assert {type(parameter) for parameter in made.parameters()} == {nn.Parameter}
+        torch.testing.assert_close(made(X), net(X))
+    with torch.no_grad():
+        net(X)
+    assert {type(value) for value in net.state_dict().values()} == {torch.Tensor}
+    folded = mmasr.fold(copy.deepcopy(net))
+    assert {type(parameter) for parameter in folded.parameters()} == {nn.Parameter}
+
+
+def _saved(net, folder):
+    with torch.no_grad():
+        net(X)
+    torch.save(net, folder / 'net.pth')
+    return folder / 'net.pth'
+
+
+def test_fold_in_place_leaves_ordinary_parameters():
+    net = network()
+    with torch.no_grad():
+        before = net(X)
+        torch.testing.assert_close(mmasr.fold(net)(X), before)
+    assert {type(parameter) for parameter in net.parameters()} == {nn.Parameter}
+
+
+def test_a_trace_and_a_compiled_graph_contain_the_computation():
+    net = network()
+    with torch.no_grad():
+        net(X)
+        traced = torch.jit.trace(net, X)
+        compiled = torch.compile(net, fullgraph=True, backend='aot_eager')
+        compiled(X)
+        for change in (edit, edit_through_data):
+            change(net)
+            torch.testing.assert_close(traced(X), expected(net))
+            torch.testing.assert_close(compiled(X), expected(net))
+
+
+def test_functional_call_uses_the_tensors_it_is_given():
+    net = network()
+    state = {name: torch.randn_like(value) for name, value in net.named_parameters()}
+    with torch.no_grad():
+        net(X)
+        other = torch.func.functional_call(net, state, X)
+        net.load_state_dict(state, strict=False)
+        torch.testing.assert_close(other, net(X))
+
+
+def test_parameters_without_a_version_are_not_kept():
+    with torch.inference_mode():
+        net = network()
+        net(X)
+        assert computed(net, lambda: net(X)) == 1
+        net[1].asr.psi.mul_(3)
+        torch.testing.assert_close(net(X), expected(net))
+
+
+def test_reentrant_checkpointing_trains():
+    trained = []
+    for wrap in (False, True):
+        torch.manual_seed(0)
+        net = network().train()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1, fused=True)
+        for _ in range(3):
+            x = X.clone().requires_grad_()
+            out = torch.utils.checkpoint.checkpoint(net[1], net[0](x), use_reentrant=True) if wrap else net(x)
+            optimizer.zero_grad()
+            out.square().sum().backward()
+            optimizer.step()
+        trained.append(list(net.parameters()))
+    torch.testing.assert_close(*trained)
+
+
+def test_nothing_is_kept_of_a_network_that_is_gone():
+    net = network()
+    with torch.no_grad():
+        net(X)
+    size = len(_kept)
+    del net
+    assert len(_kept) == size - 1
+
+
+def test_nothing_is_kept_while_training():
+    net = network()
+    with torch.no_grad():
+        net(X)
+    net(X)
+    assert net[1] not in _kept
