@@ -29,14 +29,20 @@ _CHANNELS: dict[type[nn.Module], Callable[[nn.Module], int]] = {
 }
 
 
-@functools.cache
 def stock_class(cls: type) -> type:
     """The class that a class of this package extends; another package's class is its own stock class."""
     return next(base for base in cls.__mro__ if base.__module__.split('.')[0] != __package__ and not issubclass(base, Mixed))
 
 
-def _channels(layer: nn.Module) -> int | None:
-    """Number of output channels of a layer that can be a host, None of any other."""
+def output_channels(layer: nn.Module) -> int | None:
+    """Number of output channels of a layer that can be a host.
+
+    Args:
+        layer (nn.Module): Any module.
+
+    Returns:
+        int | None: The number C, None of a module that can't be a host.
+    """
     for kind, count in _CHANNELS.items():
         if isinstance(layer, kind):
             return count(layer)
@@ -90,19 +96,18 @@ def _multiply(layer: nn.Module, v: torch.Tensor) -> None:
         setattr(layer.get_submodule(owner), parameter, nn.Parameter(tensor, old.requires_grad))
 
 
-def _twin(module: nn.Module, tensors: dict[str, torch.Tensor]) -> nn.Module:
-    """A shallow copy in the stock class, with tensors in place of the parameters they name.
+def _twin(module: nn.Module, cls: type, tensors: dict[str, torch.Tensor]) -> nn.Module:
+    """A shallow copy in another class, its stock class, with tensors in place of the parameters they name.
 
     It shares everything else, so in-place updates (running statistics) reach the module; and as the module itself is
     not touched, threads do not meet and ``torch.compile`` traces it.
     """
-    cls = stock_class(type(module))
     twin = cls.__new__(cls)
     twin.__dict__.update(module.__dict__)
     for name, tensor in tensors.items():
         child, _, parameter = name.rpartition('.')
         if child:  # of MultiheadAttention
-            inner = twin.__dict__.setdefault(child, _twin(getattr(module, child), {}))
+            inner = twin.__dict__.setdefault(child, _twin(getattr(module, child), type(getattr(module, child)), {}))
             inner.__dict__[parameter] = tensor
         else:
             twin.__dict__[parameter] = tensor
@@ -124,8 +129,8 @@ class Mixed:
 
 @functools.cache
 def mixed_class(mixin: type[Mixed], cls: type[nn.Module]) -> type[nn.Module]:
-    """A class's subclass with a mixin."""
-    return type(f'ASR{cls.__name__}', (mixin, cls), {'__module__': __name__})
+    """A class's subclass with a mixin; its ``stock`` is the class that both stand for."""
+    return type(f'ASR{cls.__name__}', (mixin, cls), {'__module__': __name__, 'stock': stock_class(cls)})
 
 
 def _new_mixed(mixin: type[Mixed], cls: type[nn.Module]) -> nn.Module:
@@ -141,7 +146,7 @@ class Host(Mixed):
 
     def forward(self, *args, **kwargs):
         tensors = reuse(self, lambda: scaled(self, self.asr.scale()))
-        return stock_class(type(self)).forward(_twin(self, tensors), *args, **kwargs)
+        return self.stock.forward(_twin(self, self.stock, tensors), *args, **kwargs)
 
     def init_weights(self) -> None:
         """Give the ASR its initial state; OpenMMLab calls this once it has initialised what is around."""
@@ -183,7 +188,7 @@ nn.modules.module.register_module_module_registration_hook(_stay_host)
 
 def _check_scalable(name: str, layer: nn.Module) -> None:
     kind = type(layer).__name__
-    if _channels(layer) is None:
+    if output_channels(layer) is None:
         raise ValueError(
             f"{name} ({kind}) can't carry an ASR; a host is a BatchNorm, SyncBatchNorm, GroupNorm, InstanceNorm, "
             'LayerNorm, Conv, ConvTranspose, Linear or MultiheadAttention'
@@ -198,7 +203,7 @@ def _new_asr(name: str, layer: nn.Module, attention: dict | Callable, options: d
     _check_scalable(name, layer)
     if isinstance(layer, Host):
         raise ValueError(f'{name} ({type(layer).__name__}) carries an ASR already')
-    return ASR(attention, _channels(layer), **options).to(_output_layer(layer)[1].weight)
+    return ASR(attention, output_channels(layer), **options).to(_output_layer(layer)[1].weight)
 
 
 def attach(
@@ -240,7 +245,7 @@ def attach(
         problem = f'has no module named {", ".join(missing)}'
         names = [] if missing else names
     if not names:
-        candidates = [name for name, module in modules.items() if name and _channels(module)]
+        candidates = [name for name, module in modules.items() if name and output_channels(module)]
         shown = ', '.join(candidates[:8]) + (f' and {len(candidates) - 8} more' if len(candidates) > 8 else '')
         raise ValueError(f'{type(model).__name__} {problem}; pass sites=, the layers that could be named are: {shown}')
     asrs = [_new_asr(name, modules[name], attention, asr_options) for name in names]

@@ -44,7 +44,7 @@ def network_outputs(model: nn.Module) -> dict[str, torch.Tensor]:
     channels = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
     inputs = torch.randn(2, channels, SIZE, SIZE, generator=generator)
     if not (find_spec('mmdet') and _is_detector(model)):
-        return dict(_tensors('output', model(inputs, mode='tensor')))
+        return dict(tensors('output', model(inputs, mode='tensor')))
 
     from mmdet.models.roi_heads import CascadeRoIHead, SparseRoIHead, StandardRoIHead
     from mmdet.structures import DetDataSample
@@ -56,14 +56,14 @@ def network_outputs(model: nn.Module) -> dict[str, torch.Tensor]:
         sample.gt_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
     roi_head = getattr(model, 'roi_head', None)
     if not isinstance(roi_head, CascadeRoIHead | StandardRoIHead) or isinstance(roi_head, SparseRoIHead):
-        return dict(_tensors('output', model(inputs, samples, mode='tensor')))
+        return dict(tensors('output', model(inputs, samples, mode='tensor')))
     corner, size = torch.rand(2, 2, 16, 2, generator=generator) * SIZE / 2
     proposals = [InstanceData(bboxes=torch.cat([c, c + s + 1], dim=1)) for c, s in zip(corner, size, strict=True)]
     features = model.extract_feat(inputs)
     outputs = {'features': features, 'roi_head': roi_head(features, proposals, samples)}
     if model.with_rpn:
         outputs['rpn_head'] = model.rpn_head(features)
-    return dict(_tensors('', outputs))
+    return dict(tensors('', outputs))
 
 
 def _is_detector(model: nn.Module) -> bool:
@@ -72,12 +72,13 @@ def _is_detector(model: nn.Module) -> bool:
     return isinstance(model, BaseDetector)
 
 
-def _tensors(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
+def tensors(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of nested dicts, lists and tuples, with its place in them after ``name``."""
     if isinstance(value, torch.Tensor):
         yield name, value
     elif isinstance(value, dict | list | tuple):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _tensors(f'{name}.{key}'.lstrip('.'), item)
+            yield from tensors(f'{name}.{key}'.lstrip('.'), item)
 
 
 def compare(expected: dict[str, torch.Tensor], actual: dict[str, torch.Tensor]) -> list[Difference]:

@@ -1,24 +1,42 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
 import torch
+import torchvision
+from conftest import ROOT, SHAPES_CONFIG, run_tool
+from mmengine.analysis import FlopAnalyzer
 from torch import nn
 
-from mmasr.benchmark import inference, ratio, saved_for_backward, time_in_turns, training_step
+from mmasr.benchmark import flops, inference, measure, ratio, saved_for_backward, time_in_turns, training_step
+from mmasr.workload import images
+
+X = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def linear(outputs: int, *more: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, outputs), *more)
 
 
 def test_saved_for_backward_counts_what_autograd_keeps():
-    x = torch.randn(4, 8)
-    # A linear layer keeps its input, 4 x 8 floats; a sigmoid its output, 4 x 16. The weights are parameters.
-    assert saved_for_backward(nn.Linear(8, 16), x) == 4 * 8 * 4
-    assert saved_for_backward(nn.Sequential(nn.Linear(8, 16), nn.Sigmoid()), x) == 4 * 8 * 4 + 4 * 16 * 4
-    # Kept twice, stored once.
-    assert saved_for_backward(nn.Sequential(nn.Linear(8, 16), nn.Sigmoid(), nn.Sigmoid()), x) == 4 * 8 * 4 + 2 * 4 * 16 * 4
+    inputs, outputs = X.nbytes, 4 * 8 * 4
+    # The linear layer keeps its input and the loss the output, four images of eight floats; the weights are parameters.
+    assert saved_for_backward(linear(8), images(X)) == inputs + outputs
+    # A sigmoid keeps its output, which is what the loss keeps: stored once. Two of them keep two.
+    assert saved_for_backward(linear(8, nn.Sigmoid()), images(X)) == inputs + outputs
+    assert saved_for_backward(linear(8, nn.Sigmoid(), nn.Sigmoid()), images(X)) == inputs + 2 * outputs
 
 
 def test_everything_runs_in_every_round():
     calls = []
     functions = {name: lambda name=name: calls.append(name) for name in 'ab'}
-    seconds = time_in_turns(functions, range(3))
-    assert calls == [*'aabb', *'ababab']
-    assert {name: len(times) for name, times in seconds.items()} == {'a': 3, 'b': 3}
+    seconds = time_in_turns(functions, range(20))
+    assert calls[:6] == [*'aaabbb']
+    rounds = {tuple(calls[i : i + 2]) for i in range(6, len(calls), 2)}
+    assert rounds == {('a', 'b'), ('b', 'a')}  # in every order
+    assert {name: len(times) for name, times in seconds.items()} == {'a': 20, 'b': 20}
 
 
 def test_ratio_is_taken_within_a_round():
@@ -26,10 +44,190 @@ def test_ratio_is_taken_within_a_round():
     torch.testing.assert_close(ratio(3 * reference, reference), torch.full((3,), 3.0, dtype=torch.double))
 
 
-def test_a_training_step_trains_and_an_inference_does_not():
-    model, x = nn.Linear(3, 2), torch.randn(4, 3)
-    before = model.weight.clone()
-    inference(model, x)()
-    assert torch.equal(model.weight, before)
-    training_step(model, x)()
-    assert not torch.equal(model.weight, before)
+def test_a_training_step_is_one_and_changes_nothing():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    before = model[0].weight.clone()
+    step = training_step(model, images(X))
+    step()
+    first = model[0].weight.grad.clone()
+    step()
+    assert first.abs().sum() > 0
+    torch.testing.assert_close(model[0].weight.grad, first)  # not summed over the steps
+    assert torch.equal(model[0].weight, before)
+    assert model[1].running_mean.abs().sum() > 0
+    inference(model, images(X))()
+    assert not model.training
+
+
+@pytest.mark.parametrize('amp', [False, True])
+def test_amp_computes_in_bfloat16(amp):
+    seen = []
+    model = nn.Conv2d(3, 4, 3)
+    model.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    training_step(model, images(X), amp)()
+    inference(model, images(X), amp)()
+    assert seen == [torch.bfloat16 if amp else torch.float32] * 2
+
+
+def test_flops_agree_with_the_counter_of_mmengine():
+    model, x = torchvision.models.resnet18(), torch.randn(1, 3, 64, 64)
+    counter = FlopAnalyzer(model.eval(), (x,)).unsupported_ops_warnings(False)
+    # mmengine's counts pooling as well, a per cent at this size.
+    assert flops(model, images(x)) == pytest.approx(counter.total(), rel=0.02)
+
+
+def test_identical_networks_cost_the_same():
+    torch.manual_seed(0)
+    models = {name: torchvision.models.resnet18() for name in ('plain', 'twin')}
+    plain, twin = measure(models, images(torch.randn(2, 3, 64, 64)), rounds=30)
+    assert plain.inference_ratio == plain.training_ratio == [1, 1, 1]
+    for low, _, high in (twin.inference_ratio, twin.training_ratio):
+        assert low <= 1 <= high
+    assert (twin.parameters, twin.multiply_adds, twin.training_bytes) == (
+        plain.parameters,
+        plain.multiply_adds,
+        plain.training_bytes,
+    )
+
+
+def test_a_network_of_twice_the_work_takes_longer():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = torchvision.models.resnet18()
+
+        def forward(self, x):
+            return self.net(x), self.net(x)
+
+    plain, twice = measure(
+        {'plain': torchvision.models.resnet18(), 'twice': Twice()}, images(torch.randn(2, 3, 64, 64)), rounds=10
+    )
+    assert twice.multiply_adds == 2 * plain.multiply_adds
+    assert twice.inference_ratio[1] > 1.3  # by what any machine can tell apart
+
+
+def test_the_tool_writes_what_it_measured(tmp_path):
+    options = ['--attention', 'SE', 'CBAM', '--delta', 1, 2, '--batch', 2, 3, '--size', 32, 64, '--rounds', 2, '--threads', 1]
+    result = run_tool(
+        'benchmark.py',
+        *['--model', 'torchvision:resnet18', *options, '--channels-last', '--out', 'a.json', '--picture', 'a.png'],
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    stored = json.loads((tmp_path / 'a.json').read_text())
+    assert stored['machine']['torch'] == torch.__version__
+    assert stored['settings'] | {'threads': 1, 'size': [32, 64], 'processes': 1} == stored['settings']
+    for batch in '23':
+        costs = {cost['name']: cost for cost in stored['batches'][batch]}
+        assert list(costs) == [
+            'plain',
+            'SE',
+            'ASR(SE), δ = 1',
+            "ASR(SE), δ = 1, the paper's form",
+            'ASR(SE), δ = 2',
+            "ASR(SE), δ = 2, the paper's form",
+            'ASR(SE), deployed',
+            'ASR(SE) + SE',
+            'CBAM',
+        ]
+        assert all(len(cost['training']) == len(cost['inference']) == 2 for cost in costs.values())
+        plain = costs['plain']
+        assert costs['ASR(SE), deployed']['parameters'] == plain['parameters']
+        assert costs['ASR(SE), deployed']['training_bytes'] == plain['training_bytes']
+        assert costs['ASR(SE), δ = 2']['parameters'] > costs['ASR(SE), δ = 1']['parameters'] > plain['parameters']
+        # Both multiply the feature map, which is kept for that.
+        assert costs['SE']['training_bytes'] > 1.05 * costs['ASR(SE), δ = 1']['training_bytes']
+        for name in costs:
+            assert name in result.stdout
+    assert (tmp_path / 'a.png').read_bytes().startswith(b'\x89PNG')
+    again = run_tool('benchmark.py', '--model', 'torchvision:resnet18', '--out', 'a.json', cwd=tmp_path)
+    assert again.returncode == 1
+    assert 'a.json: is there already' in again.stderr
+
+
+@pytest.mark.parametrize('part', ['whole', 'backbone'])
+def test_the_tool_measures_a_config(part, tmp_path):
+    options = ['--part', part, '--attention', 'ECA', '--batch', 1, '--size', 64, '--rounds', 1, '--out', 'a.json']
+    result = run_tool('benchmark.py', SHAPES_CONFIG, *options, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    plain, *_, deployed, _ = json.loads((tmp_path / 'a.json').read_text())['batches']['1']
+    assert deployed['parameters'] == plain['parameters']  # the config's own ASR is not part of the plain network
+    assert deployed['multiply_adds'] == plain['multiply_adds']
+
+
+def test_the_tool_measures_a_classifier_with_amp(tmp_path):
+    (tmp_path / 'config.py').write_text("""
+default_scope = 'mmpretrain'
+model = dict(
+    type='ImageClassifier', backbone=dict(type='ResNet', depth=18), neck=dict(type='GlobalAveragePooling'),
+    head=dict(type='LinearClsHead', num_classes=3, in_channels=512, loss=dict(type='CrossEntropyLoss')))
+""")
+    result = run_tool('benchmark.py', 'config.py', '--batch', 2, '--size', 32, '--rounds', 1, '--amp', cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert 'ASR(SE), deployed' in result.stdout
+
+
+def test_the_tool_measures_training_in_two_processes(tmp_path):
+    tool = [ROOT / 'tools/benchmark.py', '--model', 'torchvision:resnet18', '--batch', '2', '--size', '32', '--rounds', '2']
+    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', *tool, '--threads', '1']
+    result = subprocess.run(command, cwd=tmp_path, env=os.environ, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count('| plain') == 2  # one process prints two tables
+    assert 'processes 2' in result.stdout
+
+
+def test_the_tool_needs_torch_and_torchvision_alone(tmp_path):
+    code = """
+import runpy, sys
+for name in ('mmengine', 'mmcv', 'mmdet', 'mmpretrain', 'rich', 'matplotlib', 'timm', 'pycocotools', 'tqdm'):
+    sys.modules[name] = None
+sys.argv[:] = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+    tool = [
+        str(ROOT / 'tools/benchmark.py'),
+        '--model',
+        'torchvision:resnet18',
+        '--size',
+        '32',
+        '--batch',
+        '1',
+        '--rounds',
+        '1',
+    ]
+    for options, status, text in (
+        ([], 0, 'ASR(SE), deployed'),
+        (['--picture', 'a.png'], 1, 'needs matplotlib'),
+    ):
+        command = [sys.executable, '-c', code, *tool, *options]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert result.returncode == status, result.stderr
+        assert text in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        (['--model', 'torchvision:resnet18', '--attention', 'XX'], '--attention XX: unknown; known are CBAM, ECA'),
+        (['--model', 'torchvision:vgg11'], 'torchvision:vgg11: no site for attention found in VGG'),
+        (['--model', 'torchvision:nope'], 'torchvision has no such classifier'),
+        (['--model', 'timm:resnet18'], 'only torchvision:NAME is known'),
+        (['--model', 'torchvision:resnet18', '--device', 'cuda'], 'torch finds no GPU here'),
+        (['--model', 'torchvision:resnet18', '--out', 'no/a.json'], "can't write into no"),
+        (['none.py'], 'none.py: no such config'),
+        (['unknown.py'], 'unknown.py does not build: KeyError'),
+        (['empty.py'], 'empty.py: has no model'),
+        (['--model', 'torchvision:resnet18', '--batch', '1', '--size', '32'], 'Expected more than 1 value per channel'),
+        (['small.py'], 'does not run on images of (8, 3, 224, 224)'),
+    ],
+)
+def test_the_tool_says_what_is_wrong(args, message, tmp_path):
+    (tmp_path / 'unknown.py').write_text("model = dict(type='Unknown')")
+    (tmp_path / 'empty.py').write_text('a = 1')
+    (tmp_path / 'small.py').write_text("model = dict(type='mmdet.ResNet', depth=18, in_channels=1)")
+    if 'cuda' in args and torch.cuda.is_available():
+        pytest.skip('there is a GPU')
+    result = run_tool('benchmark.py', *args, cwd=tmp_path)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert 'Traceback' not in result.stderr

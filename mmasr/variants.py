@@ -1,0 +1,77 @@
+"""One network with attention in every form there is, to be compared. Needs torch only."""
+
+import copy
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from .asr import ASR
+from .attention import build_attention
+from .hosts import attach, fold, output_channels
+from .sites import find_sites
+
+
+def follow(model: nn.Module, sites: Sequence[str], make: Callable[[int], nn.Module]) -> nn.Module:
+    """Put a module after each of a network's layers, in place.
+
+    Args:
+        model (nn.Module): A network.
+        sites (Sequence[str]): Names of layers that can be hosts.
+        make (callable): ``channels -> module``, the module mapping (N, C, H, W) to the same shape.
+
+    Returns:
+        nn.Module: ``model``.
+    """
+    for site in sites:
+        layer = model.get_submodule(site)
+        followed = nn.Sequential(layer, make(output_channels(layer)).to(layer.weight))
+        parent, _, name = site.rpartition('.')
+        setattr(model.get_submodule(parent), name, followed)
+    return model
+
+
+def variants(plain: nn.Module, attentions: Sequence[str], deltas: Sequence[int] = (1,)) -> dict[str, nn.Module]:
+    """Copies of a network, plain and with attention: κ, ASR(κ) in training form, in the paper's form and deployed, ASR(κ) + κ.
+
+    All modules start as the identity, so that every variant computes the same and has the same work after the backbone:
+    the number of a detector's proposals depends on what the network computes.
+
+    Args:
+        plain (nn.Module): A network whose sites are known.
+        attentions (Sequence[str]): Names of attention modules κ. There is no ASR of CBAM.
+        deltas (Sequence[int]): Numbers of attention modules in an ASR, for the two forms in training. Default: 1.
+
+    Returns:
+        dict[str, nn.Module]: The networks by name, ``plain`` first.
+
+    Raises:
+        ValueError: If no site is found, or an attention is unknown.
+    """
+    sites = find_sites(plain)
+    if not sites:
+        raise ValueError(f'no site for attention found in {type(plain).__name__}: it has no residual blocks of a ResNet')
+    result = {'plain': copy.deepcopy(plain)}
+    for name in attentions:
+        config = {'type': name, 'init_identity': True}
+
+        def attention(channels: int, config: dict = config) -> nn.Module:
+            return build_attention(config, channels)
+
+        result[name] = follow(copy.deepcopy(plain), sites, attention)
+        if name == 'CBAM':
+            continue
+        for delta in deltas:
+            suffix = f', δ = {delta}' if len(deltas) > 1 or delta > 1 else ''
+
+            def asr(channels: int, delta: int = delta, name: str = name) -> ASR:
+                return ASR({'type': name}, channels, delta=delta, init_identity=True)
+
+            result[f'ASR({name}){suffix}'] = _with_asr(plain, name, delta)
+            result[f"ASR({name}){suffix}, the paper's form"] = follow(copy.deepcopy(plain), sites, asr)
+        result[f'ASR({name}), deployed'] = fold(_with_asr(plain, name, deltas[0]))
+        result[f'ASR({name}) + {name}'] = follow(_with_asr(plain, name, deltas[0]), sites, attention)
+    return result
+
+
+def _with_asr(plain: nn.Module, attention: str, delta: int) -> nn.Module:
+    return attach(copy.deepcopy(plain), {'type': attention}, delta=delta, init_identity=True)
