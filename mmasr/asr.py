@@ -100,7 +100,7 @@ class ASR(nn.Module):
     def scale(self) -> torch.Tensor:
         """The scale v of shape (C,), in float32 (or the parameters' own type) under autocast too."""
         with torch.autocast(self.psi.device.type, enabled=False):
-            maps = self.psi[:, None, :, None, None].unbind()  # one op for all: every small one costs training time
+            maps = self.psi.view(len(self.psi), 1, -1, 1, 1).unbind()
             values = [attention.weights(psi) for psi, attention in zip(maps, self.attention, strict=True)]
             return functools.reduce(torch.mul, values).flatten() / self.initial
 

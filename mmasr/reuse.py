@@ -62,7 +62,10 @@ class _State:
 
     def __init__(self, module: nn.Module) -> None:
         self.last_edit = _last_edit
-        tables = (table for child in module.modules() for table in (child._modules, child._parameters, child._buffers))
+        self.children = list(module.modules())[1:]  # not the module itself, which must be free to go
+        if any(child.training for child in self.children):
+            raise TypeError('a module in training may compute something else every time')
+        tables = (table for m in (module, *self.children) for table in (m._modules, m._parameters, m._buffers))
         self.tables = [table for table in tables if table]
         self.tensors = [value for table in self.tables for value in table.values() if isinstance(value, torch.Tensor)]
         for tensor in self.tensors:
@@ -84,6 +87,7 @@ class _State:
 
     def _content(self) -> list[int]:
         found = [id(value) for table in self.tables for value in table.values()]
+        found += [child.training for child in self.children]
         found += [tensor._version for tensor in self.tensors]
         found += [tensor.data_ptr() for tensor in self.tensors]
         return found
@@ -103,8 +107,9 @@ class _State:
 def reuse(module: nn.Module, compute: Callable[[], Any]) -> Any:
     """The result of a computation on a module's parameters and buffers, computed again only if they may have changed.
 
-    Nothing is kept while gradients are enabled, nor in graphs that outlive the call: those of ``torch.compile``,
-    ``torch.jit.trace`` and CUDA contain the computation itself.
+    Results are kept in eval mode without gradients only, and not in graphs that outlive the call: those of ``torch.compile``,
+    ``torch.jit.trace`` and CUDA contain the computation itself. What nobody can see is a write through an alias without a
+    version (``parameter.data``, ``.numpy()``) that was taken before the result was computed.
 
     Args:
         module (nn.Module): What the result depends on.

@@ -191,7 +191,7 @@ runpy.run_path(sys.argv[0], run_name='__main__')
         '--size',
         '32',
         '--batch',
-        '1',
+        '2',
         '--rounds',
         '1',
     ]

@@ -330,6 +330,20 @@ def test_nothing_is_kept_of_a_network_that_is_gone():
     assert len(_kept) == size - 1
 
 
+def test_the_mode_of_attention_counts():
+    class Dropped(mmasr.SE):
+        def weights(self, x):
+            return nn.functional.dropout(super().weights(x), 0.5, self.training)
+
+    net = mmasr.attach(nn.Sequential(nn.BatchNorm2d(8)), Dropped, sites=['0'])
+    with torch.no_grad():
+        assert not torch.equal(net(X), net(X))
+        net.eval()
+        torch.testing.assert_close(net(X), expected(net))
+        net.train()
+        assert not torch.equal(net(X), net(X))
+
+
 def test_nothing_is_kept_while_training():
     net = network()
     with torch.no_grad():

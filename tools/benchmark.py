@@ -166,27 +166,35 @@ def spread(quantiles: list[float]) -> str:
     return f'{middle:.3f} ({low:.2f}-{high:.2f})'
 
 
-def draw(path: Path, results: dict[int, list[Cost]], title: str) -> None:
-    """Speed against parameters, as the paper's Fig. 3 has it: one panel for each batch size."""
+def draw(path: Path, results: dict[int, list[Cost]], attentions: list[str], title: str) -> None:
+    """Speed against parameters, as in the paper's Fig. 3: one panel for each batch size, a colour for each attention."""
     import matplotlib as mpl
 
     mpl.use('Agg')
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(results), figsize=(7 * len(results), 5), squeeze=False, layout='constrained')
+    markers = {}
+    figure, axes = plt.subplots(1, len(results), figsize=(6 * len(results) + 2, 5), squeeze=False, layout='constrained')
     for axis, (batch, costs) in zip(axes[0], results.items(), strict=True):
         plain = batch / median(costs[0].inference)
         axis.axvline(plain, color='0.8', zorder=0)
         axis.axhline(costs[0].parameters / 1e6, color='0.8', zorder=0)
-        for number, cost in enumerate(costs):
+        for cost in costs:
+            attention = next((name for name in sorted(attentions, key=len, reverse=True) if name in cost.name), '')
+            form = cost.name.replace(attention, 'κ') if attention else cost.name
+            marker = markers.setdefault(form, 'osDv^P<>*X'[len(markers) % 10])
+            colour = f'C{attentions.index(attention)}' if attention else 'black'
             slow, middle, fast = (plain / quantile for quantile in reversed(cost.inference_ratio))
-            colour, marker = f'C{number % 10}', 'osDv^<>P'[number % 8]
-            spread = [[middle - slow], [fast - middle]]
-            axis.errorbar(middle, cost.parameters / 1e6, xerr=spread, fmt=marker, color=colour, label=cost.name, capsize=2)
+            range_ = [[middle - slow], [fast - middle]]
+            axis.errorbar(middle, cost.parameters / 1e6, xerr=range_, fmt=marker, color=colour, elinewidth=0.8, alpha=0.8)
         axis.set(xlabel='images per second, inference (10-90 % range)', ylabel='parameters, million', title=f'batch {batch}')
-    axes[0, -1].legend(fontsize='small', loc='center left', bbox_to_anchor=(1, 0.5))
+    for form, marker in markers.items():
+        axes[0, -1].plot([], [], marker, color='black', markerfacecolor='none', label=form)
+    for number, attention in enumerate(attentions):
+        axes[0, -1].plot([], [], 's', color=f'C{number}', label=f'κ = {attention}')
+    figure.legend(loc='outside right center')
     figure.suptitle(title)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=120)
 
 
 def main() -> None:
@@ -239,7 +247,7 @@ def main() -> None:
         costs = {batch: [dataclasses.asdict(cost) for cost in costs] for batch, costs in results.items()}
         args.out.write_text(json.dumps({'machine': found, 'settings': settings, 'batches': costs}, indent=1))
     if args.picture:
-        draw(args.picture, results, source)
+        draw(args.picture, results, args.attention, source)
 
 
 if __name__ == '__main__':

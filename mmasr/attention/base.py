@@ -29,12 +29,18 @@ class ChannelAttention(nn.Module):
 
     def weights(self, x: torch.Tensor) -> torch.Tensor:
         """Map features (N, C, H, W) to attention values (N, C, 1, 1)."""
-        gate = self.logits(x).sigmoid()[:, :, None, None]
+        gate = self.logits(x).sigmoid().view(*x.shape[:2], 1, 1)
         return 2 * gate if self.init_identity else gate
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Multiply features (N, C, H, W) by their attention values."""
         return x * self.weights(x)
+
+
+def squeeze(x: torch.Tensor) -> torch.Tensor:
+    """Global average pooling, (N, C, H, W) to (N, C)."""
+    # ASR's ψ is one position, and the mean of one value would take time in every training step.
+    return x.flatten(1) if x.shape[2:] == (1, 1) else x.mean(dim=(2, 3))
 
 
 def hidden_channels(channels: int, ratio: int) -> int:

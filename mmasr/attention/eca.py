@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from .base import ChannelAttention
+from .base import ChannelAttention, squeeze
 
 
 class ECA(ChannelAttention):
@@ -32,4 +32,4 @@ class ECA(ChannelAttention):
             nn.init.zeros_(self.conv.weight)
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv(x.mean(dim=(2, 3))[:, None])[:, 0]
+        return self.conv(squeeze(x)[:, None])[:, 0]

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from .base import ChannelAttention
+from .base import ChannelAttention, squeeze
 
 
 class IE(ChannelAttention):
@@ -25,4 +25,4 @@ class IE(ChannelAttention):
         nn.init.constant_(self.bias, 0.0 if self.init_identity else -1.0)
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
-        return self.weight * x.mean(dim=(2, 3)) + self.bias
+        return self.weight * squeeze(x) + self.bias

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from .base import ChannelAttention, hidden_channels
+from .base import ChannelAttention, hidden_channels, squeeze
 
 
 class SE(ChannelAttention):
@@ -30,5 +30,4 @@ class SE(ChannelAttention):
             nn.init.zeros_(self.fc2.bias)
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
-        squeezed = x.mean(dim=(2, 3))
-        return self.fc2(self.fc1(squeezed).relu())
+        return self.fc2(self.fc1(squeeze(x)).relu())

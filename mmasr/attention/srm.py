@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .base import ChannelAttention
+from .base import ChannelAttention, squeeze
 
 
 class SRM(ChannelAttention):
@@ -33,7 +33,7 @@ class SRM(ChannelAttention):
         self.bn.reset_parameters()
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
-        mean = x.mean(dim=(2, 3))
+        mean = squeeze(x)
         std = (x.var(dim=(2, 3), correction=0) + self.eps).sqrt()
         style = self.cfc[:, 0] * mean + self.cfc[:, 1] * std
         if len(style) > 1:
