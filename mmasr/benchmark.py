@@ -1,6 +1,7 @@
 """What a network costs, measured beside others in the same run. Needs torch only."""
 
 import contextlib
+import copy
 import dataclasses
 import os
 import platform
@@ -259,6 +260,8 @@ def flops(model: nn.Module, workload: Workload) -> int:
     Returns:
         int: Their number.
     """
+    # The counter follows gradients, and stumbles over views of parameters made without them.
+    model = copy.deepcopy(model).requires_grad_(False)
     model.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         workload.predict(model)

@@ -129,6 +129,20 @@ def workload(args: argparse.Namespace, model: nn.Module, batch: int) -> Workload
     return annotated_images(model, inputs) if args.config and args.part == 'whole' else images(inputs)
 
 
+def try_out(model: nn.Module, work: Workload, source: str) -> None:
+    """Run a network once in training and once in eval mode."""
+    try:
+        model.train()
+        work.loss(model).backward()
+        model.eval()
+        with torch.no_grad():
+            work.predict(model)
+    except Exception as error:  # of whatever the network does
+        shown = f'{type(error).__name__}: {error}'.splitlines()[0]
+        raise InputError(f'{source} does not run on images of {tuple(work.inputs.shape)}: {shown}') from error
+    model.zero_grad()
+
+
 def progress(rounds: Iterable, description: str) -> Iterable:
     """A progress bar, where rich is installed."""
     try:
@@ -219,21 +233,12 @@ def main() -> None:
     found = machine(torch.device(args.device))
     results = {}
     for batch in args.batch:
-        work = workload(args, plain, batch)
-        plain.train()
-        try:
-            work.loss(plain).backward()
-            plain.eval()  # which returns nothing for a ResNet of MMDetection
-            with torch.no_grad():
-                work.predict(plain)
-        except Exception as error:  # of whatever the network does
-            shown = f'{type(error).__name__}: {error}'.splitlines()[0]
-            raise InputError(f'{source} does not run on images of {tuple(work.inputs.shape)}: {shown}') from error
-        plain.zero_grad()
         try:
             models = variants(plain, args.attention, args.delta)
         except ValueError as error:
             raise InputError(f'{source}: {error}') from None
+        work = workload(args, plain, batch)
+        try_out(plain, work, source)
         track = progress if first else (lambda rounds, description: rounds)
         results[batch] = measure(models, work, args.rounds, args.amp, args.compile, track)
         if first:
