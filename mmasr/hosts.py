@@ -16,7 +16,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .asr import ASR
-from .reuse import reuse
+from .reuse import forget, reuse
 from .sites import find_sites
 
 _CHANNELS: dict[type[nn.Module], Callable[[nn.Module], int]] = {
@@ -147,6 +147,11 @@ class Host(Mixed):
     def forward(self, *args, **kwargs):
         tensors = reuse(self, lambda: scaled(self, self.asr.scale()))
         return self.stock.forward(_twin(self, self.stock, tensors), *args, **kwargs)
+
+    def train(self, mode: bool = True) -> nn.Module:
+        """Set training or eval mode; what was kept in eval mode is computed again."""
+        forget(self)
+        return super().train(mode)
 
     def init_weights(self) -> None:
         """Give the ASR its initial state; OpenMMLab calls this once it has initialised what is around."""

@@ -121,7 +121,7 @@ def reuse(module: nn.Module, compute: Callable[[], Any]) -> Any:
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return compute()
     if torch.is_grad_enabled():
-        _kept.pop(module, None)
+        forget(module)
         return compute()
     state, result = _kept.get(module, (None, None))
     if state is None or not state.holds():
@@ -132,3 +132,12 @@ def reuse(module: nn.Module, compute: Callable[[], Any]) -> Any:
         result = compute()
         _kept[module] = state, result
     return result
+
+
+def forget(module: nn.Module) -> None:
+    """Let the next :func:`reuse` of a module compute.
+
+    Args:
+        module (nn.Module): The module.
+    """
+    _kept.pop(module, None)

@@ -244,6 +244,16 @@ def test_an_edit_after_a_copy_is_seen():
     torch.testing.assert_close(kept, expected(net))
 
 
+def test_a_call_of_eval_has_everything_computed_again():
+    net = network()
+    alias = net[1].asr.psi.data
+    with torch.no_grad():
+        net(X)
+        alias.mul_(3)  # which nobody can see
+        net.eval()
+        torch.testing.assert_close(net(X), expected(net))
+
+
 def test_copies_and_pickles_have_ordinary_parameters(tmp_path):
     net = network()
     with torch.no_grad():

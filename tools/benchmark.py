@@ -248,11 +248,14 @@ def main() -> None:
         return
     print('\n' + ', '.join(f'{key} {value}' for key, value in found.items()))
     print(', '.join(f'{key} {value}' for key, value in settings.items() if value and key not in ('out', 'picture')))
-    if args.out:
-        costs = {batch: [dataclasses.asdict(cost) for cost in costs] for batch, costs in results.items()}
-        args.out.write_text(json.dumps({'machine': found, 'settings': settings, 'batches': costs}, indent=1))
-    if args.picture:
-        draw(args.picture, results, args.attention, source)
+    try:
+        if args.out:
+            costs = {batch: [dataclasses.asdict(cost) for cost in costs] for batch, costs in results.items()}
+            args.out.write_text(json.dumps({'machine': found, 'settings': settings, 'batches': costs}, indent=1))
+        if args.picture:
+            draw(args.picture, results, args.attention, source)
+    except (OSError, ValueError) as error:  # a full disk, a picture of a kind that matplotlib does not know
+        raise InputError(f"can't write the results: {error}") from None
 
 
 if __name__ == '__main__':
