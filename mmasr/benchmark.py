@@ -6,6 +6,7 @@ import dataclasses
 import os
 import platform
 import random
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -279,6 +280,6 @@ def machine(device: torch.device) -> dict[str, str]:
         found['cuda'] = torch.version.cuda
     found.update(system=f'{platform.system()} {platform.machine()}', python=platform.python_version())
     for package in ('torch', 'torchvision', 'mmengine', 'mmdet', 'mmpretrain'):
-        with contextlib.suppress(ImportError):
-            found[package] = __import__(package).__version__
+        if sys.modules.get(package):
+            found[package] = sys.modules[package].__version__
     return found

@@ -1,6 +1,7 @@
 """One network with attention in every form there is, to be compared. Needs torch only."""
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
 
 from torch import nn
@@ -52,20 +53,13 @@ def variants(plain: nn.Module, attentions: Sequence[str], deltas: Sequence[int] 
         raise ValueError(f'no site for attention found in {type(plain).__name__}: it has no residual blocks of a ResNet')
     result = {'plain': copy.deepcopy(plain)}
     for name in attentions:
-        config = {'type': name, 'init_identity': True}
-
-        def attention(channels: int, config: dict = config) -> nn.Module:
-            return build_attention(config, channels)
-
+        attention = functools.partial(build_attention, {'type': name, 'init_identity': True})
         result[name] = follow(copy.deepcopy(plain), sites, attention)
         if name == 'CBAM':
             continue
         for delta in deltas:
             suffix = f', δ = {delta}' if len(deltas) > 1 or delta > 1 else ''
-
-            def asr(channels: int, delta: int = delta, name: str = name) -> ASR:
-                return ASR({'type': name}, channels, delta=delta, init_identity=True)
-
+            asr = functools.partial(ASR, {'type': name}, delta=delta, init_identity=True)
             result[f'ASR({name}){suffix}'] = _with_asr(plain, name, delta)
             result[f"ASR({name}){suffix}, the paper's form"] = follow(copy.deepcopy(plain), sites, asr)
         result[f'ASR({name}), deployed'] = fold(_with_asr(plain, name, deltas[0]))
