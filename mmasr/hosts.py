@@ -159,6 +159,7 @@ class Host(Mixed):
 
     def fold_asr(self) -> None:
         """Write the scale into the parameters, drop the ASR, and become the stock class again."""
+        forget(self)
         _multiply(self, self.asr.scale())
         del self.asr
         for key, hook in list(self._forward_pre_hooks.items()):

@@ -135,9 +135,12 @@ def reuse(module: nn.Module, compute: Callable[[], Any]) -> Any:
 
 
 def forget(module: nn.Module) -> None:
-    """Let the next :func:`reuse` of a module compute.
+    """Let the next :func:`reuse` of a module compute; until then its parameters have their ordinary class.
 
     Args:
         module (nn.Module): The module.
     """
-    _kept.pop(module, None)
+    state, _ = _kept.pop(module, (None, None))
+    for tensor in state.tensors if state else ():
+        if type(tensor) is _Watched:
+            tensor._unwatched()

@@ -275,6 +275,15 @@ def _saved(net, folder):
     return folder / 'net.pth'
 
 
+def test_fold_in_place_leaves_ordinary_parameters_in_attention():
+    net = mmasr.attach(nn.ModuleList([nn.MultiheadAttention(8, 2)]), {'type': 'SE'}, sites=['0']).eval()
+    x = torch.randn(3, 2, 8)
+    with torch.no_grad():
+        net[0](x, x, x)
+    mmasr.fold(net)
+    assert {type(parameter) for parameter in net.parameters()} == {nn.Parameter}
+
+
 def test_fold_in_place_leaves_ordinary_parameters():
     net = network()
     with torch.no_grad():
@@ -360,3 +369,4 @@ def test_nothing_is_kept_while_training():
         net(X)
     net(X)
     assert net[1] not in _kept
+    assert {type(parameter) for parameter in net.parameters()} == {nn.Parameter}
