@@ -1,34 +1,44 @@
 """From the config of a network with ASR to that of the deployed network."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmengine.config import Config
+from torch import nn
 
+from .attention import ATTENTIONS
 from .embedded import walk
 from .hosts import stock_class
 from .registry import MODELS
 
 
-def deploy_config(config: Config) -> Config:
+def deploy_config(config: Config, folded: Sequence[str] = (), network: nn.Module | None = None) -> Config:
     """The config of the deployed network.
 
     ASR backbones become the stock ones, ASR plugins go, nothing is downloaded to initialise, and mmasr is imported only if
-    attention of it remains.
+    something of it remains.
 
     Args:
         config (Config): The config of the trained network.
+        folded (Sequence[str]): Names of the attention modules that were folded after training. Default: none.
+        network (nn.Module, optional): The network without them, if there are some.
 
     Returns:
         Config: A new config.
     """
     result = without_downloads(config.to_dict())
+    if folded:
+        result['model'] = _without_attention(result['model'], folded, network)
     result['model'] = _without_asr(result['model'])
     result.update(load_from=None, resume=False)
     result.pop('work_dir', None)
     custom = result.pop('custom_imports', None) or {}
     imports = custom.get('imports') or []
+    imports = [imports] if isinstance(imports, str) else list(imports)
     if not any(_mmasr_name(value) for _, value in walk(result)):
-        imports = [name for name in ([imports] if isinstance(imports, str) else imports) if name.split('.')[0] != 'mmasr']
+        imports = [name for name in imports if name.split('.')[0] != 'mmasr']
+    elif 'mmasr' not in imports:
+        imports.append('mmasr')
     if imports:
         result['custom_imports'] = {**custom, 'imports': imports}
     return Config(result)
@@ -74,3 +84,46 @@ def _without_asr(config: Any) -> Any:
             stock = stock_class(MODELS.get(name))
             config['type'] = f'{stock.__module__.split(".")[0]}.{stock.__name__}'
     return config
+
+
+def _without_attention(model: dict, folded: Sequence[str], network: nn.Module) -> dict:
+    """The config of a model some of whose attention modules are gone: of the stock network without attention where all of a
+    part's are, and otherwise of that part with the modules taken out."""
+    parts: dict[str, list[str]] = {}
+    for name in folded:
+        part, _, rest = name.partition('.')
+        inside = isinstance(model.get(part), dict)
+        parts.setdefault(part if inside else '', []).append(rest if inside else name)
+    for part, names in parts.items():
+        config, built = (model[part], network.get_submodule(part)) if part else (model, network)
+        for plain in _plain_configs(config):
+            if _fits(plain, built):
+                break
+        else:
+            plain = {'type': 'mmasr.WithoutAttention', 'network': config, 'modules': names}
+        model = {**model, part: plain} if part else plain
+    return model
+
+
+def _plain_configs(config: dict) -> Iterator[dict]:
+    """What may be the config of the same network without attention."""
+    scope, dot, name = config['type'].rpartition('.')
+    if name in ('SEResNet', 'SEResNeXt') and scope in ('', 'mmpretrain'):
+        rest = {key: value for key, value in config.items() if key != 'se_ratio'}
+        yield {**rest, 'type': f'{scope}{dot}{name.removeprefix("SE")}'}
+    if name in ('TIMMBackbone', 'TimmClassifier'):
+        for prefix in ('se', 'eca'):
+            if config['model_name'].startswith(prefix):
+                yield {**config, 'model_name': config['model_name'].removeprefix(prefix)}
+    if config.get('plugins'):
+        yield {**config, 'plugins': [p for p in config['plugins'] if _mmasr_name(p['cfg']) not in ATTENTIONS] or None}
+
+
+def _fits(config: dict, network: nn.Module) -> bool:
+    """Whether a config builds a network with the weights of this one."""
+    try:
+        built = MODELS.build(_without_asr(config))
+    except Exception:  # no such network
+        return False
+    shapes, expected = ({name: tensor.shape for name, tensor in m.state_dict().items()} for m in (built, network))
+    return shapes == expected

@@ -119,7 +119,8 @@ def check_config(config: dict) -> None:
     values = list(walk(config))
     if any('{{' in text for pair in values for text in pair if isinstance(text, str)):
         raise InputError(f'the embedded config has {{{{ in it, which would be substituted when it is loaded; {WAYS_ON}')
-    for key, value in walk(config.get('model')):
+    model = [config.get('model'), config.get('data_preprocessor')]
+    for key, value in walk(model):
         if isinstance(value, str):
             _check_string(key, value)
     types = [(key, value) for key, value in values if key in ('type', 'constructor', 'runner_type') and value is not None]
@@ -129,7 +130,7 @@ def check_config(config: dict) -> None:
     for scope in TRUSTED_PACKAGES.intersection([*scopes, *(str(name).split('.')[0] for _, name in types)]):
         with contextlib.suppress(ImportError):
             importlib.import_module(f'{scope}.registry')
-    in_model = [value for key, value in walk(config.get('model')) if key == 'type']
+    in_model = [value for key, value in walk(model) if key == 'type' and value is not None]
     for names, kinds in (
         (in_model, ('model', 'task util', 'weight initializer', 'batch augment')),  # what a model is built with
         ([value for _, value in types], None),
@@ -138,6 +139,34 @@ def check_config(config: dict) -> None:
         for name in names:
             if not _is_registered(name, known):
                 raise InputError(f'the embedded config builds {name!r}, which no registry has for this; {WAYS_ON}')
+
+
+#: What a data pipeline from a stranger may consist of: it reads images and annotations from local files, and writes none.
+_DATA_TYPES = {
+    *('CocoDataset', 'ImageNet', 'CustomDataset', 'CIFAR10', 'CIFAR100', 'ConcatDataset'),
+    *('LoadImageFromFile', 'LoadAnnotations', 'Resize', 'ResizeEdge', 'CenterCrop', 'Pad', 'PackDetInputs', 'PackInputs'),
+    *('CocoMetric', 'Accuracy', 'SingleLabelMetric'),
+    *('DefaultSampler', 'pseudo_collate', 'default_collate'),
+}
+_REFUSED_DATA_KEYS = {'outfile_prefix', 'collect_dir', 'format_only', 'backend_args', 'file_client_args', 'worker_init_fn'}
+
+
+def check_data_config(*parts: Any) -> None:
+    """Refuse datasets, pipelines and evaluators that would do more than read local images and annotations and count.
+
+    Args:
+        *parts: Configs, of a config that has passed :func:`check_config`.
+
+    Raises:
+        InputError: If one has a type that is not known to be harmless, a file it would write, or an address.
+    """
+    for key, value in walk(parts):
+        if key in ('type', 'collate_fn') and isinstance(value, str) and value.rpartition('.')[2] not in _DATA_TYPES:
+            raise InputError(f"the embedded config's data uses {value!r}, which was not run; {WAYS_ON}")
+        if key == 'type' and not isinstance(value, str):
+            raise InputError(f"the embedded config's data uses {value!r}, which was not run; {WAYS_ON}")
+        if (key in _REFUSED_DATA_KEYS and value) or (isinstance(value, str) and ('://' in value or value.endswith('.pkl'))):
+            raise InputError(f"the embedded config's data has {key} = {value!r}, which was not used; {WAYS_ON}")
 
 
 def _check_string(key: str, value: str) -> None:

@@ -1,7 +1,11 @@
-"""mmasr's registry, a child of mmengine's, so that any config can name ``mmasr.ASRResNet``."""
+"""mmasr's registries, children of mmengine's, so that any config can name ``mmasr.ASRResNet``."""
 
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import Registry
 
 #: Backbones and plugins; imported at the first look-up, since they need mmcv and mmdet.
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmasr', locations=['mmasr.plugins', 'mmasr.backbones'])
+
+#: Imported at the first look-up too, since it needs matplotlib.
+HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmasr', locations=['mmasr.stripes.hook'])

@@ -8,19 +8,20 @@ import time
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, ConfigDict
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS as MMENGINE_MODELS
-from mmengine.registry import init_default_scope
+from mmengine.config import Config
+from mmengine.device import get_device
 from torch import nn
 
 from .asr import ASR
 from .checkpoint import read_checkpoint, temporary_files, write_checkpoint
+from .data import Track, calibration_dataset, evaluate, untracked
 from .deploy_config import deploy_config, without_downloads
-from .embedded import WAYS_ON, check_config, import_modules, parse_config
+from .embedded import WAYS_ON, check_config, check_data_config, import_modules, parse_config
 from .errors import InputError
 from .hosts import Host, fold
-from .runtime import load_config
+from .runtime import build_model, check_data, load_config, load_weights, one_line, some
+from .stripes.calibrate import Calibration, MeanFold, calibrate
+from .stripes.fold import fold_means, replaced
 from .verify import Difference, compare, network_outputs
 
 #: Largest difference allowed, relative to the largest value of an output, by the coarsest type of the weights. Half
@@ -41,6 +42,8 @@ class Report:
     differences: list[Difference]
     bound: float
     seconds: float
+    attention: MeanFold | None = None  # what was folded of attention that depends on its input
+    after: dict[str, float] | None = None  # metrics of the deployed network, if it was
 
 
 def reparameterize(
@@ -49,8 +52,11 @@ def reparameterize(
     out: str | Path | None = None,
     force: bool = False,
     trust_imports: bool = False,
+    calibration: Calibration | None = None,
+    track: Track = untracked,
 ) -> Report:
-    """Fold every ASR of a checkpoint, check the result, and write it with its config.
+    """Fold every ASR of a checkpoint, and attention that depends on its input on request; check the result, and write it with
+    its config.
 
     Args:
         checkpoint (str | Path): A checkpoint of mmengine's runner, or weights.
@@ -60,6 +66,9 @@ def reparameterize(
             ``<name>_deploy.pth`` beside the input.
         force (bool): Replace what is there. Default: False.
         trust_imports (bool): Run any ``custom_imports`` of the embedded config. Default: False, only OpenMMLab's.
+        calibration (Calibration, optional): Fold attention that depends on its input as well, replaced by its mean; the network
+            is then evaluated before and after. Default: such attention stays.
+        track (callable): As ``rich.progress.track``. Default: nothing is shown.
 
     Returns:
         Report: What was folded and how well it agrees.
@@ -83,22 +92,32 @@ def reparameterize(
         raise InputError(f'{source} is deployed already: its ASR is folded')
     if odd := [name for name, t in weights.items() if t.is_complex() or (t.is_floating_point() and t.dtype not in BOUNDS)]:
         raise InputError(
-            f'{source}: weights are {weights[odd[0]].dtype} in {_some(odd)}; only float and integer types are known'
+            f'{source}: weights are {weights[odd[0]].dtype} in {some(odd)}; only float and integer types are known'
         )
     dtypes = {name: tensor.dtype for name, tensor in weights.items()}
     bound = max(BOUNDS.get(dtype, BOUNDS[torch.float32]) for dtype in dtypes.values())
 
     train_config = _read_config(source, meta, config, trust_imports)
-    model = _build(train_config)
-    _load(model, weights, source)
+    if calibration:
+        check_data(train_config, 'train_dataloader', 'test_dataloader', 'test_evaluator')
+        if not config:
+            test = train_config.get('test_dataloader'), train_config.get('test_evaluator')
+            check_data_config(calibration_dataset(train_config), *test)
+    model = build_model(train_config)
+    load_weights(model, weights, source)
     if broken := [name for name, t in weights.items() if t.is_floating_point() and not t.isfinite().all()]:
-        raise InputError(f'{source}: NaN or Inf in {_some(broken)}; take an earlier checkpoint')
+        raise InputError(f'{source}: NaN or Inf in {some(broken)}; take an earlier checkpoint')
     before = sum(p.numel() for p in model.parameters())
-    expected, folded = _run_trained(model, source)
+    attention = calibrate(model, train_config, calibration, track) if calibration else None
+    with replaced(model, attention.constants() if attention else {}):
+        expected, folded = _run_trained(model, source, needs_asr=not attention)
     try:
         fold(model)
     except ValueError as error:
         raise InputError(f'{source}: {error}') from None
+    if attention:
+        fold_means(model, attention.means, attention.hosts)
+        folded.update({name: f'mean of {attention.stripes[name].kind}, into {host}' for name, host in attention.hosts.items()})
     after = sum(p.numel() for p in model.parameters())
     deployed = {
         'meta': {
@@ -107,20 +126,20 @@ def reparameterize(
         },
         'state_dict': {name: tensor.to(dtypes[name]) for name, tensor in model.state_dict().items()},
     }
-    del model, loaded, weights
-
     try:
-        text = deploy_config(train_config).pretty_text
+        text = deploy_config(train_config, list(attention.hosts) if attention else [], model).pretty_text
     except Exception as error:  # mmengine does not write every config it can hold
-        raise InputError(_one_line(f"{source}: the deployed config can't be written", error)) from None
+        raise InputError(one_line(f"{source}: the deployed config can't be written", error)) from None
     deployed['meta']['cfg'] = text
+    del model, loaded, weights
+    metrics = None
     with temporary_files(*targets) as (weights_file, config_file):
         config_file.write_text(text)
         write_checkpoint(deployed, weights_file)
         size = weights_file.stat().st_size
         del deployed
-        rebuilt = _build(Config(parse_config(config_file.read_text())))
-        _load(rebuilt, read_checkpoint(weights_file, mmap=True)['state_dict'], target)
+        rebuilt = build_model(Config(parse_config(config_file.read_text())))
+        load_weights(rebuilt, read_checkpoint(weights_file, mmap=True)['state_dict'], target)
         differences = compare(expected, _outputs(rebuilt))
         worst = max(differences, key=lambda d: d.relative)
         if not worst.relative <= bound:
@@ -128,8 +147,19 @@ def reparameterize(
                 f'{source}: the deployed network differs from the trained one: {worst.output} by {worst.relative:.1e} of its '
                 f'largest value, more than {bound:.0e}; nothing was written'
             )
+        if attention:
+            rebuilt.to(get_device())
+            metrics = evaluate(rebuilt, attention.loader, train_config.test_evaluator, track, 'evaluating the deployed network')
     return Report(
-        *targets, folded, (before, after), (source.stat().st_size, size), differences, bound, time.perf_counter() - start
+        *targets,
+        folded,
+        (before, after),
+        (source.stat().st_size, size),
+        differences,
+        bound,
+        time.perf_counter() - start,
+        attention,
+        metrics,
     )
 
 
@@ -149,59 +179,26 @@ def _read_config(source: Path, meta: dict, path: str | Path | None, trust_import
     except InputError as error:
         raise InputError(f'{source}: {error}') from None
     except Exception as error:  # a stranger's values can be of any type
-        raise InputError(_one_line(f"{source}: the embedded config can't be used; {WAYS_ON}", error)) from None
-
-
-def _build(config: Config) -> nn.Module:
-    """Build a config's model on the CPU, its SyncBatchNorms as BatchNorms, which are the same in eval mode."""
-    try:
-        init_default_scope(config.get('default_scope', 'mmengine'))
-        return revert_sync_batchnorm(MMENGINE_MODELS.build(ConfigDict(without_downloads(config.model.to_dict()))))
-    except Exception as error:  # a config can be wrong in any way
-        raise InputError(_one_line("the config's model does not build", error)) from None
+        raise InputError(one_line(f"{source}: the embedded config can't be used; {WAYS_ON}", error)) from None
 
 
 def _outputs(model: nn.Module) -> dict[str, torch.Tensor]:
     try:
         return network_outputs(model)
     except Exception as error:  # as can a model
-        raise InputError(_one_line('the network does not run on noise images', error)) from None
+        raise InputError(one_line('the network does not run on noise images', error)) from None
 
 
-def _one_line(problem: str, error: Exception) -> str:
-    return f'{problem}: {type(error).__name__}: {error}'.splitlines()[0]
-
-
-def _load(model: nn.Module, weights: dict[str, torch.Tensor], source: Path) -> None:
-    """Load weights that must fit; they are converted to the model's type, float32."""
-    own = model.state_dict()
-    problems = {
-        'missing': [name for name in own if name not in weights],
-        'not in the model': [name for name in weights if name not in own],
-        'of another shape': [name for name, tensor in own.items() if name in weights and tensor.shape != weights[name].shape],
-    }
-    if any(problems.values()):
-        found = '; '.join(f'{problem}: {_some(names)}' for problem, names in problems.items() if names)
-        raise InputError(f"{source}: config and weights don't fit: {found}")
-    model.load_state_dict(weights)
-
-
-def _some(names: list[str]) -> str:
-    return ', '.join(name if name.isprintable() else repr(name) for name in names[:5]) + (
-        f' and {len(names) - 5} more' if len(names) > 5 else ''
-    )
-
-
-def _run_trained(model: nn.Module, source: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def _run_trained(model: nn.Module, source: Path, needs_asr: bool) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Run the trained network; return its outputs, and what carries an ASR with what that is."""
     hosted = {id(module.asr): name for name, module in model.named_modules() if isinstance(module, Host)}
     asrs = {hosted.get(id(module), name): module for name, module in model.named_modules() if isinstance(module, ASR)}
-    if not asrs:
+    if needs_asr and not asrs:
         raise InputError(f'{source} has no ASR in it, so there is nothing to fold')
     unused = set(asrs)
     for name in asrs:
         model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: unused.discard(name))
     outputs = _outputs(model)
     if unused:
-        raise InputError(f'{source}: no layer uses the ASR of {_some(sorted(unused))}, so it was not trained')
+        raise InputError(f'{source}: no layer uses the ASR of {some(sorted(unused))}, so it was not trained')
     return outputs, {name: ' x '.join(type(kappa).__name__ for kappa in asr.attention) for name, asr in asrs.items()}

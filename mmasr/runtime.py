@@ -1,15 +1,19 @@
-"""What ``tools/train.py`` and ``tools/test.py`` share: arguments, configs, and whether the data is there."""
+"""What the tools share: arguments, configs, models and their weights, and whether the data is there."""
 
 import argparse
 import inspect
 import os
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
-from mmengine.registry import DATASETS, RUNNERS
+import torch
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import DATASETS, MODELS, RUNNERS, init_default_scope
 from mmengine.runner import CheckpointLoader, Runner
+from torch import nn
 
 from .checkpoint import read_checkpoint
+from .deploy_config import without_downloads
 from .embedded import walk
 from .errors import InputError
 
@@ -17,10 +21,13 @@ NO_DATA = """{path} is not there, and {config} takes its {key} from it.
   COCO 2017: download train2017, val2017 and the annotations from https://cocodataset.org/#download and unpack them so that
   data/coco/annotations/instances_train2017.json exists, or: mim download mmdet --dataset coco2017
   Data of your own: --cfg-options train_dataloader.dataset.data_root=... (docs/own-data.md)
-  No data at hand: python tools/shapes.py data/shapes && python tools/train.py configs/shapes/mask_rcnn_r18_asr_se.py"""
+  No data at hand: python tools/shapes.py data/shapes && python tools/train.py configs/shapes/mask_rcnn_r18_asr_se.py
+  The digits of scikit-learn, for configs/digits: python tools/digits.py data/digits"""
 
 
-class _Settings(DictAction):
+class Settings(DictAction):
+    """Values of ``--cfg-options``, refused in a line of text where they can't be read."""
+
     def __call__(self, parser, namespace, values, option_string=None):
         try:
             super().__call__(parser, namespace, values, option_string)
@@ -34,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that training and testing have in common, named as MMDetection names them."""
     parser.add_argument('--work-dir', help='folder for logs and results (default: work_dirs/<name of the config>)')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=_Settings, default={}, metavar='KEY=VALUE', help='override settings of the config'
+        '--cfg-options', nargs='+', action=Settings, default={}, metavar='KEY=VALUE', help='override settings of the config'
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
@@ -68,7 +75,7 @@ def load_config(path: str | Path) -> Config:
     try:
         return Config.fromfile(path)
     except Exception as error:  # a config is a program and can fail in any way
-        raise InputError(f'{path}: {type(error).__name__}: {error}'.splitlines()[0]) from error
+        raise InputError(one_line(str(path), error)) from error
 
 
 def check_data(config: Config, *parts: str) -> None:
@@ -85,7 +92,8 @@ def check_data(config: Config, *parts: str) -> None:
         for _, dataset in walk(config.get(part)):
             for path in _paths(dataset, config.get('default_scope')):
                 if '://' not in path and not os.path.exists(path):
-                    raise InputError(NO_DATA.format(path=path, config=config.filename, key=part))
+                    where = config.filename or 'the embedded config'
+                    raise InputError(NO_DATA.format(path=path, config=where, key=part))
 
 
 def _paths(dataset: object, scope: str | None) -> list[str]:
@@ -118,4 +126,50 @@ def build_runner(config: Config) -> Runner:
     except InputError:
         raise
     except Exception as error:  # of whatever the config asks for
-        raise InputError(f'{config.filename} does not build: {type(error).__name__}: {error}'.splitlines()[0]) from error
+        raise InputError(one_line(f'{config.filename} does not build', error)) from error
+
+
+def build_model(config: Config) -> nn.Module:
+    """Build a config's model on the CPU, without downloads, its SyncBatchNorms as BatchNorms, which are the same in eval mode.
+
+    Raises:
+        InputError: If it does not build.
+    """
+    try:
+        init_default_scope(config.get('default_scope', 'mmengine'))
+        model = without_downloads(config.model.to_dict())
+        if 'data_preprocessor' in config:  # where MMPretrain's configs have it
+            model.setdefault('data_preprocessor', config.data_preprocessor)
+        return revert_sync_batchnorm(MODELS.build(ConfigDict(model)))
+    except Exception as error:  # a config can be wrong in any way
+        raise InputError(one_line("the config's model does not build", error)) from error
+
+
+def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: str | Path) -> None:
+    """Load weights that must fit; they are converted to the model's type.
+
+    Raises:
+        InputError: If weights are missing, too many, or of another shape; ``source`` is where they come from.
+    """
+    own = model.state_dict()
+    problems = {
+        'missing': [name for name in own if name not in weights],
+        'not in the model': [name for name in weights if name not in own],
+        'of another shape': [name for name, tensor in own.items() if name in weights and tensor.shape != weights[name].shape],
+    }
+    if any(problems.values()):
+        found = '; '.join(f'{problem}: {some(names)}' for problem, names in problems.items() if names)
+        raise InputError(f"{source}: config and weights don't fit: {found}")
+    model.load_state_dict(weights)
+
+
+def one_line(problem: str, error: Exception) -> str:
+    """Say in one line what went wrong and why."""
+    return f'{problem}: {type(error).__name__}: {error}'.splitlines()[0]
+
+
+def some(names: list[str]) -> str:
+    """The first few of many names."""
+    return ', '.join(name if name.isprintable() else repr(name) for name in names[:5]) + (
+        f' and {len(names) - 5} more' if len(names) > 5 else ''
+    )

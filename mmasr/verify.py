@@ -43,7 +43,7 @@ def network_outputs(model: nn.Module) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     channels = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
     inputs = torch.randn(2, channels, SIZE, SIZE, generator=generator)
-    if not (find_spec('mmdet') and _is_detector(model)):
+    if not is_detector(model):
         return dict(tensors('output', model(inputs, mode='tensor')))
 
     from mmdet.models.roi_heads import CascadeRoIHead, SparseRoIHead, StandardRoIHead
@@ -66,7 +66,10 @@ def network_outputs(model: nn.Module) -> dict[str, torch.Tensor]:
     return dict(tensors('', outputs))
 
 
-def _is_detector(model: nn.Module) -> bool:
+def is_detector(model: nn.Module) -> bool:
+    """Whether a model is a detector of MMDetection."""
+    if not find_spec('mmdet'):
+        return False
     from mmdet.models.detectors import BaseDetector
 
     return isinstance(model, BaseDetector)

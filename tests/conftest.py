@@ -68,3 +68,18 @@ def checkpoint(shapes):
     assert 'Scaling the original LR by 0.5' in result.stdout + result.stderr
     assert 'resumed epoch: 1' in result.stdout + result.stderr
     return shapes / 'work/epoch_2.pth'
+
+
+SE_CONFIG = ROOT / 'configs/shapes/mask_rcnn_r18_se.py'
+
+
+@pytest.fixture(scope='session')
+def se_checkpoint(shapes):
+    """A network with ordinary attention after two epochs, with its config, which has a StripeHook."""
+    config = shapes / 'se.py'
+    config.write_text(f"_base_ = {str(SE_CONFIG)!r}\ncustom_hooks = [dict(type='mmasr.StripeHook', images=3)]\n")
+    options = ['train_dataloader.batch_size=8', 'default_hooks.checkpoint.interval=1']
+    schedule = ['train_cfg.max_epochs=2', 'train_cfg.val_interval=2']
+    result = run_tool('train.py', config, '--work-dir', 'se', '--cfg-options', *options, *schedule, cwd=shapes)
+    assert result.returncode == 0, result.stderr
+    return config, shapes / 'se/epoch_2.pth'

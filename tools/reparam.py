@@ -3,10 +3,13 @@
 import argparse
 
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
-from mmasr.errors import exit_on_input_error
+from mmasr.errors import InputError, exit_on_input_error
 from mmasr.reparam import Report, reparameterize
+from mmasr.stripes.calibrate import Calibration, points
+from mmasr.stripes.report import stripes_table
 
 
 def parse_args() -> argparse.Namespace:
@@ -20,14 +23,44 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--trust-imports', action='store_true', help="import, and so run, any module that the checkpoint's own config asks for"
     )
+    parser.add_argument(
+        '--fold-attention',
+        action='store_true',
+        help='also fold attention that depends on its input, replaced by its mean: not exact, so it is measured',
+    )
+    parser.add_argument('--calibrate', type=int, metavar='N', help='training images to take the mean over (default: 200)')
+    parser.add_argument(
+        '--max-drop',
+        type=float,
+        metavar='POINTS',
+        help='fold as many modules as lose at most this much of the main metric, the steadiest first (default: all)',
+    )
     return parser.parse_args()
+
+
+def calibration(args: argparse.Namespace) -> Calibration | None:
+    """What the arguments ask for of attention that depends on its input."""
+    if not args.fold_attention:
+        if args.calibrate is not None or args.max_drop is not None:
+            raise InputError('--calibrate and --max-drop go with --fold-attention')
+        return None
+    if args.calibrate is not None and args.calibrate < 2:
+        raise InputError(f'--calibrate {args.calibrate}: the mean needs two images at least, better some hundred')
+    if args.max_drop is not None and not args.max_drop >= 0:
+        raise InputError(f'--max-drop {args.max_drop}: give the points that may be lost, 0 or more')
+    return Calibration(
+        **{key: value for key, value in (('images', args.calibrate), ('max_drop', args.max_drop)) if value is not None}
+    )
 
 
 def show(report: Report) -> None:
     """Print what was folded and how far the outputs are apart."""
     mebibytes = [size / 2**20 for size in report.bytes]
     table = Table('', 'trained', 'deployed', title='Re-parameterized')
-    table.add_row('hosts with ASR', str(len(report.folded)), '0')
+    means = len(report.attention.hosts) if report.attention else 0
+    table.add_row('hosts with ASR', str(len(report.folded) - means), '0')
+    if report.attention:
+        table.add_row('modules with attention', str(means + len(report.attention.staying)), str(len(report.attention.staying)))
     table.add_row('parameters', *(f'{count:,}' for count in report.parameters))
     table.add_row('checkpoint, MiB', *(f'{size:.1f}' for size in mebibytes))
     hosts = Table('host', 'folded')
@@ -38,12 +71,29 @@ def show(report: Report) -> None:
         outputs.add_row(difference.output, f'{difference.absolute:.1e}', f'{difference.relative:.1e}')
     console = Console()
     console.print(hosts, outputs, table)
+    if report.attention:
+        show_attention(console, report)
     console.print(f'{report.seconds:.1f} s; wrote {report.checkpoint} and {report.config}', soft_wrap=True, markup=False)
+
+
+def show_attention(console: Console, report: Report) -> None:
+    """Print what folding attention that depends on its input did to the metrics."""
+    attention = report.attention
+    console.print(stripes_table(attention.stripes.values(), 'Attention over the calibration images'))
+    for name, reason in attention.staying.items():
+        console.print(f'{name} stays: {reason}', soft_wrap=True, markup=False)
+    metrics = Table('metric', 'before', 'after', 'points', title='Test data, before and after attention was folded')
+    for name, before in attention.before.items():
+        after = report.after[name]
+        style = 'bold' if name == attention.metric else None
+        metrics.add_row(name, f'{before:.4f}', f'{after:.4f}', f'{points(name, after - before):+.2f}', style=style)
+    console.print(metrics)
 
 
 def main() -> None:
     args = parse_args()
-    show(reparameterize(args.checkpoint, args.config, args.out, args.force, args.trust_imports))
+    options = args.checkpoint, args.config, args.out, args.force, args.trust_imports
+    show(reparameterize(*options, calibration(args), track))
 
 
 if __name__ == '__main__':

@@ -2,9 +2,9 @@
 
 from importlib.util import find_spec
 
-from .any import ASRBackbone
+from .any import ASRBackbone, WithoutAttention
 
-__all__ = ['ASRBackbone']
+__all__ = ['ASRBackbone', 'WithoutAttention']
 
 if find_spec('mmdet'):
     from .resnet import ASRResNet, ASRResNetV1d, ASRResNeXt

@@ -1,0 +1,63 @@
+"""Statistics over images, per channel, in memory that does not grow with the images. Needs torch only."""
+
+import dataclasses
+
+import torch
+
+
+@dataclasses.dataclass
+class ChannelStatistics:
+    """Statistics over images for each of C channels, in double precision.
+
+    Attributes:
+        count (int): Number of images N.
+        mean (Tensor): Means, (C,).
+        squares (Tensor): Sums of the squared differences from the mean, (C,).
+        minimum (Tensor): Smallest values, (C,).
+        maximum (Tensor): Largest values, (C,).
+    """
+
+    count: int
+    mean: torch.Tensor
+    squares: torch.Tensor
+    minimum: torch.Tensor
+    maximum: torch.Tensor
+
+    @classmethod
+    def of(cls, values: torch.Tensor) -> 'ChannelStatistics':
+        """The statistics of values of shape (N, C), N at least 1."""
+        values = values.double()
+        mean = values.mean(dim=0)
+        return cls(len(values), mean, (values - mean).square().sum(dim=0), values.amin(dim=0), values.amax(dim=0))
+
+    def merged(self, other: 'ChannelStatistics') -> 'ChannelStatistics':
+        """The statistics of both sets of images together.
+
+        Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979: unlike sums of
+        squares it does not cancel.
+        """
+        count = self.count + other.count
+        delta = other.mean - self.mean
+        return ChannelStatistics(
+            count,
+            self.mean + delta * (other.count / count),
+            self.squares + other.squares + delta.square() * (self.count * other.count / count),
+            self.minimum.minimum(other.minimum),
+            self.maximum.maximum(other.maximum),
+        )
+
+    @property
+    def std(self) -> torch.Tensor:
+        """Standard deviations over the images, (C,): divided by N, so 0 for one image."""
+        return (self.squares / self.count).sqrt()
+
+    @property
+    def between_channels(self) -> float:
+        """Share of the variance over images and channels that lies between the channels' means, in [0, 1].
+
+        1 are perfect stripes: a value that depends on its channel alone. Also 1 where all values are the same.
+        """
+        between = self.mean.var(correction=0)
+        within = (self.squares / self.count).mean()
+        total = between + within
+        return (between / total).item() if total else 1.0

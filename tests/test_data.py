@@ -1,0 +1,106 @@
+"""The data of a config: drawn, calibrated on, evaluated."""
+
+import pytest
+import torch
+from conftest import SE_CONFIG
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+from mmengine.evaluator import BaseMetric
+from mmengine.registry import DATASETS, METRICS
+from torch import nn
+
+from mmasr.data import build_loader, calibration_dataset, evaluate
+from mmasr.errors import InputError
+
+
+@DATASETS.register_module(force=True)
+class Numbers(BaseDataset):
+    """The numbers from 0 to ``count`` - 1."""
+
+    def __init__(self, count, **kwargs):
+        self.count = count
+        super().__init__(metainfo={'classes': ('a',)}, **kwargs)
+
+    def load_data_list(self):
+        return [{'number': i} for i in range(self.count)]
+
+
+@METRICS.register_module(force=True)
+class Sum(BaseMetric):
+    def process(self, data_batch, data_samples):
+        self.results.extend(sample['double'] for sample in data_samples)
+
+    def compute_metrics(self, results):
+        return {'sum': sum(results), 'count': len(results), 'classes': len(self.dataset_meta['classes'])}
+
+
+class Double(nn.Module):
+    def test_step(self, batch):
+        assert not self.training
+        assert not torch.is_grad_enabled()
+        return [{'double': 2 * number} for number in batch['number']]
+
+
+def config(count=10, **dataset):
+    loader = {'batch_size': 3, 'num_workers': 0, 'sampler': {'type': 'DefaultSampler', 'shuffle': True}}
+    return Config(
+        {
+            'test_dataloader': {**loader, 'dataset': {'type': 'Numbers', 'count': count, **dataset}},
+            'train_dataloader': {**loader, 'dataset': {'type': 'Numbers', 'count': 30, 'pipeline': [{'type': 'A'}]}},
+        }
+    )
+
+
+def numbers(loader):
+    return [number for batch in loader for number in batch['number']]
+
+
+def test_all_images_in_order_or_some_in_the_same_random_order():
+    assert numbers(build_loader(config())) == list(range(10))
+    drawn = numbers(build_loader(config(100), images=20))
+    assert len(set(drawn)) == 20
+    assert drawn != sorted(drawn)
+    assert drawn == numbers(build_loader(config(100), images=20))
+    assert sorted(numbers(build_loader(config(), images=99))) == list(range(10))
+
+
+def test_two_processes_share_the_images_without_a_rest(monkeypatch):
+    """mmengine's sampler repeats images to make the shares equal, if it is not told otherwise."""
+    shares = []
+    for rank in (0, 1):
+        monkeypatch.setattr('mmengine.dataset.sampler.get_dist_info', lambda rank=rank: (rank, 2))
+        shares += numbers(build_loader(config(9)))
+    assert sorted(shares) == list(range(9))
+
+
+def test_evaluate_runs_in_eval_mode_and_measures():
+    found = evaluate(Double().train(), build_loader(config()), {'type': 'Sum'})
+    assert found == {'sum': 90, 'count': 10, 'classes': 1}
+    assert evaluate(Double(), build_loader(config()), []) == {}
+
+
+def test_bad_data_is_one_line():
+    for broken, message in (
+        (Config({}), 'no test_dataloader'),
+        (config(0), 'the dataset is empty'),
+        (config(pipeline=[{'type': 'NoSuchTransform'}]), "the config's data does not load: KeyError: .*NoSuchTransform"),
+    ):
+        with pytest.raises(InputError, match=message) as caught:
+            build_loader(broken)
+        assert '\n' not in str(caught.value)
+    with pytest.raises(InputError, match='no train_dataloader and test_dataloader'):
+        calibration_dataset(Config({'test_dataloader': {}}))
+
+
+def test_calibration_takes_training_images_as_the_network_meets_them():
+    shapes = Config.fromfile(SE_CONFIG)
+    found = calibration_dataset(shapes)
+    assert found['ann_file'] == 'train.json'
+    assert found['pipeline'] == shapes.test_dataloader.dataset.pipeline
+
+    inner = {'type': 'Numbers', 'count': 4, 'pipeline': [{'type': 'A'}]}
+    mixed = {'type': 'MultiImageMixDataset', 'dataset': {'type': 'RepeatDataset', 'times': 3, 'dataset': inner}, 'pipeline': []}
+    wrapped = config(pipeline=[{'type': 'B'}])
+    wrapped.train_dataloader.dataset = {'type': 'ConcatDataset', 'datasets': [mixed, inner]}
+    expected = {'type': 'Numbers', 'count': 4, 'pipeline': [{'type': 'B'}]}
+    assert calibration_dataset(wrapped) == {'type': 'ConcatDataset', 'datasets': [expected, expected]}

@@ -1,0 +1,133 @@
+"""The Stripe Observation while a network trains."""
+
+import json
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+import torch
+from conftest import run_tool
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+import mmasr  # noqa: F401
+from mmasr.checkpoint import read_checkpoint
+from mmasr.errors import InputError
+from mmasr.stripes import Observer
+
+CONFIG = """
+_base_ = 'mmpretrain::_base_/default_runtime.py'
+custom_imports = dict(imports=['mmasr'])
+model = dict(
+    type='ImageClassifier',
+    data_preprocessor=dict(num_classes=2, mean=[128] * 3, std=[64] * 3),
+    backbone=dict(
+        type='mmasr.ASRResNet',
+        depth=18,
+        base_channels=32,
+        out_indices=(3,),
+        norm_eval=False,
+        plugins=[dict(cfg=dict(type='mmasr.SE'), position='after_conv2', stages=(True, False, False, False))],
+    ),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(type='LinearClsHead', num_classes=2, in_channels=256, loss=dict(type='CrossEntropyLoss'), topk=(1,)),
+)
+train_dataloader = dict(
+    batch_size=4,
+    num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(
+        type='CustomDataset', data_root='data/shapes', pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+    ),
+)
+val_dataloader = train_dataloader
+val_evaluator = dict(type='Accuracy', topk=(1,))
+train_cfg = dict(by_epoch=True, max_epochs=4, val_interval=4)
+val_cfg = dict()
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.01))
+default_hooks = dict(checkpoint=dict(interval=2), logger=dict(interval=1))
+randomness = dict(seed=0)
+"""
+
+
+@pytest.fixture
+def train(shapes, tmp_path, monkeypatch):
+    """Train the classifier in this process; returns the runner."""
+    monkeypatch.chdir(shapes)
+
+    def run(name, hooks=(), **settings):
+        config = Config.fromstring(CONFIG, '.py')
+        config.merge_from_dict(
+            {'work_dir': str(tmp_path / name), 'experiment_name': name, 'custom_hooks': [*hooks], **settings}
+        )
+        runner = Runner.from_cfg(config)
+        runner.train()
+        return runner
+
+    return run
+
+
+def scalars(runner):
+    return [json.loads(line) for line in Path(runner.log_dir, 'vis_data/scalars.json').read_text().splitlines()]
+
+
+def test_it_logs_draws_resumes_and_changes_nothing(train, tmp_path):
+    hook = {'type': 'mmasr.StripeHook', 'images': 3}
+    plain = train('plain')
+    watched = train('watched', [hook])
+    for expected, found in zip(plain.model.parameters(), watched.model.parameters(), strict=True):
+        assert torch.equal(expected, found)  # training saw the same random numbers
+
+    history = watched.message_hub.get_info('stripes')
+    names = ['backbone.layer1.0.se', 'backbone.layer1.1.se']
+    assert history['epochs'] == [1, 2, 3, 4]
+    assert list(history['values']) == names
+    with Observer(watched.model.eval()) as observer, torch.no_grad():
+        for batch in next(h for h in watched.hooks if type(h).__name__ == 'StripeHook').batches:
+            watched.model.test_step(batch)
+    logged = [line for line in scalars(watched) if f'stripes/{names[0]}/median_std' in line]
+    assert [line['step'] for line in logged] == [1, 2, 3, 4]
+    for name in names:
+        last = history['values'][name][-1]
+        assert last.shape == (3, 20)
+        # Channels 0 to 31, spread evenly.
+        channels = [int(i * 31 / 19) for i in range(20)]
+        torch.testing.assert_close(last, observer.stripes[name].rows[1][:, channels].float())
+        for figure, value in observer.stripes[name].summary().items():
+            assert logged[-1][f'stripes/{name}/{figure}'] == pytest.approx(value, rel=1e-5)
+    assert matplotlib.image.imread(tmp_path / 'watched/stripes_changes.png').std() > 0
+    assert list((tmp_path / 'watched').glob('*/vis_data/vis_image/stripes_changes*.png'))
+
+    train('resumed', [hook], train_cfg={'max_epochs': 2})
+    resumed = train('resumed', [hook], resume=True)
+    assert resumed.message_hub.get_info('stripes')['epochs'] == [1, 2, 3, 4]
+    for name in names:
+        for expected, found in zip(
+            history['values'][name], resumed.message_hub.get_info('stripes')['values'][name], strict=True
+        ):
+            torch.testing.assert_close(found, expected)
+    saved = read_checkpoint(tmp_path / 'resumed/epoch_4.pth')  # the restricted reader takes it
+    assert saved['message_hub']['runtime_info']['stripes']['epochs'] == [1, 2, 3, 4]
+
+
+def test_every_k_epochs_and_one_time_is_no_change(train, tmp_path):
+    runner = train('two', [{'type': 'mmasr.StripeHook', 'interval': 3, 'images': 2}])
+    assert runner.message_hub.get_info('stripes')['epochs'] == [3]
+    assert not (tmp_path / 'two/stripes_changes.png').exists()
+
+
+def test_bad_input_is_one_line(train):
+    with pytest.raises(InputError, match='ImageClassifier has no attention'):
+        train('none', [{'type': 'mmasr.StripeHook'}], model={'backbone': {'plugins': None}})
+    with pytest.raises(InputError, match='no deviations in less than two images, here 1'):
+        train('one', [{'type': 'mmasr.StripeHook', 'images': 1}])
+
+
+def test_on_the_shapes_run(se_checkpoint, shapes):
+    """On a detector, from a config."""
+    assert (shapes / 'se/stripes_changes.png').exists()
+    (lines,) = (shapes / 'se').glob('*/vis_data/scalars.json')
+    assert 'stripes/backbone.layer4.1.se/between_channels' in lines.read_text()
+    result = run_tool('train.py', se_checkpoint[0], '--cfg-options', 'model.backbone.plugins=None', cwd=shapes)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith('error: MaskRCNN has no attention')

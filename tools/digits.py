@@ -1,0 +1,27 @@
+"""Write a small classification set, the handwritten digits of scikit-learn: tools/digits.py data/digits"""
+
+import argparse
+
+from mmasr.errors import InputError, exit_on_input_error
+
+try:
+    from mmasr.digits import write_digits
+except ImportError:
+    write_digits = None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('out', help='folder to write to')
+    out = parser.parse_args().out
+    if write_digits is None:
+        raise InputError('the digits come with scikit-learn: pip install scikit-learn')
+    try:
+        training, validation = write_digits(out)
+    except OSError as error:
+        raise InputError(f"can't write to {out}: {error.strerror}") from None
+    print(f'{out}: {training} training and {validation} validation images of 8 x 8')
+
+
+if __name__ == '__main__':
+    exit_on_input_error(main)

@@ -1,0 +1,85 @@
+"""See and measure the Stripe Observation: tools/stripes.py configs/mask_rcnn_r50_se.py epoch_12.pth"""
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+from mmengine.device import get_device
+from mmengine.dist import all_gather_object, get_rank
+from rich.console import Console
+from rich.progress import track
+
+import mmasr
+from mmasr.checkpoint import read_checkpoint
+from mmasr.data import build_loader, evaluate, untracked
+from mmasr.errors import InputError, exit_on_input_error
+from mmasr.runtime import Settings, build_model, check_data, load_config, load_weights
+from mmasr.stripes import Observer
+from mmasr.stripes.report import check_folder, stripes_table, write_report
+from mmasr.verify import is_detector
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file, whose test data is used')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--images', type=int, metavar='N', help='draw N of the images, always the same (default: all)')
+    parser.add_argument('--out', type=Path, metavar='DIR', help='folder to write to (default: work_dirs/<config>/stripes)')
+    parser.add_argument('--force', action='store_true', help='replace a report that is there')
+    parser.add_argument(
+        '--modules', nargs='+', default=[], metavar='NAME', help='modules to draw (default: four, spread evenly)'
+    )
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=Settings, default={}, metavar='KEY=VALUE', help='override settings of the config'
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    if args.images is not None and args.images < 2:
+        raise InputError(f'--images {args.images}: there are no deviations in less than two images')
+    out = args.out or Path('work_dirs', Path(args.config).stem, 'stripes')
+    check_folder(out, args.force)
+    config = load_config(args.config)
+    config.merge_from_dict(args.cfg_options)
+    check_data(config, 'test_dataloader')
+    model = build_model(config)
+    load_weights(model, read_checkpoint(args.checkpoint)['state_dict'], args.checkpoint)
+    if 'RANK' in os.environ:  # started by torchrun: every process takes its share of the images
+        torch.distributed.init_process_group()
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+    observer = Observer(model)
+    if unknown := [name for name in args.modules if name not in observer.modules]:
+        raise InputError(f'--modules {unknown[0]}: no such attention module; there are {", ".join(observer.modules)}')
+    loader = build_loader(config, images=args.images)
+    with observer:
+        evaluate(model.to(get_device()), loader, [], untracked if get_rank() else track, 'running')
+    shares = all_gather_object(observer.stripes)
+    if get_rank():
+        return
+    observer.stripes = {}
+    observer.merge(shares)
+    never = observer.check()
+    stripes = list(observer.stripes.values())
+    about = {
+        'config': args.config,
+        'checkpoint': args.checkpoint,
+        'dataset': config.test_dataloader.dataset.get('type'),
+        'images': len(loader.dataset),
+        'mmasr': mmasr.__version__,
+        'torch': torch.__version__,
+    }
+    paths = write_report(out, stripes, about, is_detector(model), args.modules)
+    Console().print(stripes_table(stripes))
+    if never:
+        print(f'never ran, and left out: {", ".join(never)}')
+    if spatial := [s.name for s in stripes if s.spatial]:
+        print(f'stripes are a matter of channels, so without its spatial map: {", ".join(spatial)}')
+    print('wrote', *paths)
+
+
+if __name__ == '__main__':
+    exit_on_input_error(main)
