@@ -81,7 +81,10 @@ class _Trace:
         self.handles = [
             module.register_forward_hook(self._after_layer)
             for module in self.names
-            if module in self.attention.values() or output_channels(module) or not any(True for _ in module.children())
+            if output_channels(module)
+            or isinstance(module, ASR)
+            or module in self.attention.values()
+            or not list(module.children())
         ]
         self.handles += [
             ValueReader(self.attention[name], functools.partial(self._after_attention, name), name) for name in means

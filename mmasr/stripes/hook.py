@@ -75,11 +75,12 @@ class StripeHook(Hook):
             for batch in self.batches:
                 self.model.test_step(batch)
         self.model.train()
+        figures = {}
         for name, stripes in observer.stripes.items():
             values = stripes.rows[1, :IMAGES].float()
             self.history['values'][name].append(values[:, np.linspace(0, values.shape[1] - 1, CHANNELS).astype(int)])
-            figures = {f'stripes/{name}/{figure}': value for figure, value in stripes.summary().items()}
-            runner.visualizer.add_scalars(figures, step=epoch)
+            figures.update({f'stripes/{name}/{figure}': value for figure, value in stripes.summary().items()})
+        runner.visualizer.add_scalars(figures, step=epoch)
         self.history['epochs'].append(epoch)
         runner.message_hub.update_info('stripes', self.history)
 
