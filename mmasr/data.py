@@ -1,5 +1,7 @@
 """The data of a config, for a network to run on or to be evaluated on."""
 
+import contextlib
+import io
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -23,6 +25,11 @@ def untracked(items: Iterable, description: str = '') -> Iterable:
     return items
 
 
+def quiet() -> contextlib.AbstractContextManager:
+    """Hold back what pycocotools prints each time that it loads or evaluates."""
+    return contextlib.redirect_stdout(io.StringIO())
+
+
 def build_loader(config: Config, dataset: dict | None = None, images: int | None = None) -> DataLoader:
     """Build the test dataloader of a config: every image once, split over the processes if there are several.
 
@@ -43,9 +50,10 @@ def build_loader(config: Config, dataset: dict | None = None, images: int | None
         raise InputError('the config has no test_dataloader to take images from')
     init_default_scope(config.get('default_scope', 'mmengine'))
     try:
-        data = DATASETS.build(dataset or settings['dataset'])
-        if hasattr(data, 'full_init'):
-            data.full_init()
+        with quiet():
+            data = DATASETS.build(dataset or settings['dataset'])
+            if hasattr(data, 'full_init'):
+                data.full_init()
         metainfo = getattr(data, 'metainfo', None)
         if not len(data):
             raise InputError(EMPTY)
@@ -106,9 +114,11 @@ def evaluate(
     Returns:
         dict[str, float]: Metrics by name.
     """
-    metrics = Evaluator(evaluator)
+    with quiet():
+        metrics = Evaluator(evaluator)
     metrics.dataset_meta = loader.metainfo
     model.eval()
     for batch in track(loader, description=description):
         metrics.process(data_samples=model.test_step(batch), data_batch=batch)
-    return metrics.evaluate(len(loader.dataset))
+    with quiet():
+        return metrics.evaluate(len(loader.dataset))

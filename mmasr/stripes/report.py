@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from rich.box import SIMPLE
 from rich.table import Column, Table
 
 from ..checkpoint import temporary_files
@@ -24,7 +25,7 @@ def stripes_table(stripes: Iterable[Stripes], title: str = 'Stripes') -> Table:
     stripes = list(stripes)
     width = min(max(len(s.name) for s in stripes), 40)
     columns = ('kind', 'channels', 'median std', f'std < {STEADY}', 'between channels')
-    table = Table(Column('module', overflow='fold', min_width=width), *columns, title=title)
+    table = Table(Column('module', overflow='fold', min_width=width), *columns, title=title, box=SIMPLE)
     for s in stripes:
         found = s.summary()
         figures = f'{found["median_std"]:.4f}', f'{found["steady_share"]:.1%}', f'{found["between_channels"]:.4f}'
