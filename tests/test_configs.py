@@ -1,17 +1,21 @@
-"""The configs of the paper's Table 5: they build, train a step and predict, and the table lists them."""
+"""The configs: those of the paper's Table 5 build, train a step and predict, and the table lists them; the small ones too."""
 
 import re
 
+import cv2
+import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, run_tool
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from sklearn.datasets import load_digits
 from torch import nn
 
 import mmasr
 from mmasr.hosts import Host
+from mmasr.stripes import attention_modules
 
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
 BLOCKS = {'r50': 16, 'r101': 33}
@@ -67,6 +71,47 @@ def test_builds_trains_a_step_and_predicts(path):
     with torch.no_grad():
         (prediction,) = model.test_step(demo_mm_inputs(1, [[3, 96, 128]], num_classes=80))
     assert prediction.pred_instances.masks.shape[1:] == (96, 128)
+
+
+@pytest.mark.parametrize('name', ['digits/resnet', 'shapes/mask_rcnn_r18'])
+def test_small_configs_differ_in_their_attention_only(name):
+    found = {}
+    for suffix in ('', '_se', '_asr_se'):
+        config = Config.fromfile(ROOT / f'configs/{name}{suffix}.py')
+        init_default_scope(config.default_scope)
+        model = MODELS.build(config.pop('model'))
+        config.pop('custom_imports', None)
+        hosts = sum(isinstance(module, Host) for module in model.modules())
+        found[suffix] = hosts, len(attention_modules(model)), config.to_dict()
+    blocks = found['_se'][1]
+    assert blocks > 0
+    assert [(hosts, attention) for hosts, attention, _ in found.values()] == [(0, 0), (0, blocks), (blocks, 0)]
+    assert found[''][2] == found['_se'][2] == found['_asr_se'][2]
+
+
+def test_the_digits_train(tmp_path):
+    result = run_tool('digits.py', 'data/digits', cwd=tmp_path)
+    assert result.stdout == 'data/digits: 300 training and 1497 validation images of 8 x 8\n'
+    files = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob('*.png'))
+    assert len(files) == len({path.name for path in files}) == 1797
+    assert {path.parent.name for path in files} == set('0123456789')
+    # An image as scikit-learn has it, in sixteenths.
+    image = cv2.imread(str(tmp_path / files[0]), cv2.IMREAD_GRAYSCALE)
+    index = int(files[0].stem)
+    digits = load_digits()
+    assert np.array_equal((image / 255 * 16).round(), digits.images[index])
+    assert digits.target[index] == int(files[0].parent.name)
+
+    schedule = ['train_cfg.max_epochs=4', 'train_cfg.val_interval=4', 'val_evaluator.topk=(1,)']
+    result = run_tool('train.py', ROOT / 'configs/digits/resnet_asr_se.py', '--cfg-options', *schedule, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    accuracy = float(re.findall(r'accuracy/top1: ([\d.]+)', result.stdout + result.stderr)[-1])
+    assert accuracy > 20  # of ten classes; a network that does not learn is at 10
+
+    (tmp_path / 'file').write_text('')
+    result = run_tool('digits.py', 'file', cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr == "error: can't write to file: Not a directory\n"
 
 
 def test_a_pretrained_network_is_left_as_it_is():

@@ -116,6 +116,16 @@ def norm_elsewhere(net, x):
     return net.se(net.norm(net.conv(x))) + net.norm(net.conv(x + 1))
 
 
+def two_modules(net, x):
+    y = net.norm(net.conv(x))
+    return net.se(y) + net.eca(y)
+
+
+def branch(net, x):
+    y = net.norm(net.conv(x))
+    return net.se(y) + net.relu(y)
+
+
 STAYING = {
     'CBAM': (Net(mmasr.CBAM(8, ratio=2), lambda n, x: n.se(n.norm(n.conv(x)))), 'it does more than multiply'),
     'a sum': (Net(se(), lambda n, x: n.se(n.norm(n.conv(x)) + 1)), 'does not come straight from a layer'),
@@ -126,6 +136,8 @@ STAYING = {
     'after another': (Net(se(), lambda n, x: n.se(n.eca(n.norm(n.conv(x)))), eca=mmasr.ECA(8)), 'after eca, which depends'),
     'two hosts': (Net(se(), both_norms, norm2=nn.BatchNorm2d(8)), 'it follows norm, and elsewhere not'),
     'host used elsewhere': (Net(se(), norm_elsewhere), 'norm feeds something else as well'),
+    'host feeds a branch': (Net(se(), branch, relu=nn.ReLU()), 'norm feeds something else as well'),
+    'two modules on one host': (Net(se(), two_modules, eca=mmasr.ECA(8)), 'norm feeds something else as well'),
     'nothing to scale': (
         Net(se(), lambda n, x: n.se(n.plain(n.conv(x))), plain=nn.InstanceNorm2d(8)),
         "can't carry an ASR: it has no weight to scale",

@@ -9,11 +9,26 @@ import torch
 from conftest import run_tool
 from mmengine.config import Config
 from mmengine.runner import Runner
+from mmpretrain.models import LinearClsHead
+from mmpretrain.registry import MODELS
 
-import mmasr  # noqa: F401
+import mmasr
 from mmasr.checkpoint import read_checkpoint
 from mmasr.errors import InputError
 from mmasr.stripes import Observer
+
+
+@MODELS.register_module()
+class HeadWithAttention(LinearClsHead):
+    """With attention of its own over the features."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.se = mmasr.SE(self.in_channels)
+
+    def pre_logits(self, feats):
+        return self.se(feats[-1][..., None, None]).flatten(1)
+
 
 CONFIG = """
 _base_ = 'mmpretrain::_base_/default_runtime.py'
@@ -114,6 +129,11 @@ def test_every_k_epochs_and_one_time_is_no_change(train, tmp_path):
     runner = train('two', [{'type': 'mmasr.StripeHook', 'interval': 3, 'images': 2}])
     assert runner.message_hub.get_info('stripes')['epochs'] == [3]
     assert not (tmp_path / 'two/stripes_changes.png').exists()
+
+
+def test_attention_in_a_head_runs_too(train):
+    runner = train('head', [{'type': 'mmasr.StripeHook', 'images': 2}], model={'head': {'type': 'HeadWithAttention'}})
+    assert len(runner.message_hub.get_info('stripes')['values']['head.se']) == 4
 
 
 def test_bad_input_is_one_line(train):

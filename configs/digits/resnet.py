@@ -1,4 +1,4 @@
-# A small plain ResNet on the handwritten digits that tools/digits.py writes, enlarged to 32 x 32: half a minute on two cores.
+# A small plain ResNet on the handwritten digits that tools/digits.py writes, enlarged to 32 x 32 pixels.
 _base_ = 'mmpretrain::_base_/default_runtime.py'
 
 model = dict(

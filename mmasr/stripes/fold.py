@@ -60,11 +60,18 @@ class _Source:
         layer (nn.Module): What put it out.
         args (tuple, optional): The layer's arguments, if it may be a host.
         passed (tuple): What it has passed since, and a positive scale passes too.
+        before (_Source, optional): Of the tensor before it passed the last of them.
+        readers (int): Number of modules that got it.
     """
 
     layer: nn.Module
     args: tuple | None
     passed: tuple[nn.Module, ...] = ()
+    before: '_Source | None' = None
+    readers: int = 0
+
+    def has_one_reader(self) -> bool:
+        return self.readers == 1 and (self.before is None or self.before.has_one_reader())
 
 
 class _Trace:
@@ -76,15 +83,14 @@ class _Trace:
         self.means = means
         self.sources: MutableMapping[torch.Tensor, _Source] = WeakTensorKeyDictionary()  # of the tensors that are alive
         self.runs = collections.Counter()
-        self.uses = collections.Counter()
+        self.uses: dict[str, list[_Source]] = collections.defaultdict(list)
         self.found: dict[str, str | ValueError] = {}
+        attention = set(self.attention.values())
+        inside = {module for outer in attention for module in outer.modules()} - attention
         self.handles = [
             module.register_forward_hook(self._after_layer)
-            for module in self.names
-            if output_channels(module)
-            or isinstance(module, ASR)
-            or module in self.attention.values()
-            or not list(module.children())
+            for module in self.names.keys() - inside
+            if output_channels(module) or isinstance(module, ASR) or module in attention or not list(module.children())
         ]
         self.handles += [
             ValueReader(self.attention[name], functools.partial(self._after_attention, name), name) for name in means
@@ -99,8 +105,10 @@ class _Trace:
         if not isinstance(output, torch.Tensor):
             return
         source = self.sources.get(args[0]) if args and isinstance(args[0], torch.Tensor) else None
+        if source:
+            source.readers += 1
         if source and isinstance(module, nn.Identity | nn.ReLU | ASR):
-            self.sources[output] = dataclasses.replace(source, passed=(*source.passed, module))
+            self.sources[output] = _Source(source.layer, source.args, (*source.passed, module), source)
         elif output_channels(module):
             # What follows may write into the arguments.
             self.sources[output] = _Source(module, tuple(a.clone() if isinstance(a, torch.Tensor) else a for a in args))
@@ -110,9 +118,9 @@ class _Trace:
     def _after_attention(self, name: str, x: torch.Tensor, v: torch.Tensor, output: torch.Tensor) -> None:
         try:
             host = self._host(name, x, v, output)
+            self.uses[host].append(self.sources[x])
         except ValueError as error:
             host = error
-        self.uses[host] += 1
         before = self.found.setdefault(name, host)
         if isinstance(before, str) and host != before:
             self.found[name] = ValueError(f'it follows {before}, and elsewhere not') if isinstance(host, str) else host
@@ -167,7 +175,7 @@ def find_hosts(
         host = trace.found.get(name, 'it did not run')
         if name not in trace.found or isinstance(host, ValueError):
             reasons[name] = str(host)
-        elif trace.runs[host] != trace.uses[host] or list(trace.found.values()).count(host) > 1:
+        elif trace.runs[host] != len(trace.uses[host]) or not all(source.has_one_reader() for source in trace.uses[host]):
             reasons[name] = f'{host} feeds something else as well'
         else:
             hosts[name] = host

@@ -47,6 +47,9 @@ class StripeHook(Hook):
         """Take the images, and what a resumed run remembers."""
         self.model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         names = list(Observer(self.model).modules)
+        # Where no head has attention, the heads and what comes after them, which take longer, need not run.
+        in_features = all(name.startswith(('backbone.', 'neck.')) for name in names)
+        self.run = self._extract_features if in_features else self.model.test_step
         loader = runner.train_dataloader if runner.val_loop is None else runner.val_dataloader
         order = torch.randperm(len(loader.dataset), generator=torch.Generator().manual_seed(0))[: self.images]
         if len(order) < 2:
@@ -63,6 +66,9 @@ class StripeHook(Hook):
         if not self.history or list(self.history['values']) != names:
             self.history = {'epochs': [], 'values': {name: [] for name in names}}
 
+    def _extract_features(self, batch: dict) -> None:
+        self.model.extract_feat(self.model.data_preprocessor(batch, False)['inputs'])
+
     @master_only
     @torch.no_grad()
     def after_train_epoch(self, runner: Runner) -> None:
@@ -73,7 +79,7 @@ class StripeHook(Hook):
         self.model.eval()
         with Observer(self.model) as observer:
             for batch in self.batches:
-                self.model.test_step(batch)
+                self.run(batch)
         self.model.train()
         figures = {}
         for name, stripes in observer.stripes.items():
