@@ -1,5 +1,6 @@
 """The Stripe Observation: figures on hand-made values, on attention of four libraries, and as pages."""
 
+import dataclasses
 import json
 import re
 
@@ -279,8 +280,13 @@ def test_a_page_escapes_names_and_needs_no_network(tmp_path):
     assert '&lt;script&gt;alert(1)' in page
     assert '&lt;b&gt;&amp;.py' in page
     assert not re.search(r'(?:src|href)="(?!data:image/png;base64,)|https?://|@import', page)
+    assert 'spatial map' not in page
     found = json.loads((tmp_path / 'new/stripes.json').read_text())
     assert [m['name'] for m in found['modules']] == names
+
+    cbam = dataclasses.replace(made('c', torch.rand(4, 3)), spatial=True)
+    write_report(tmp_path / 'cbam', [cbam], {'config': 'x'}, chosen=['not run'])
+    assert 'c: stripes are a matter of channels' in (tmp_path / 'cbam/stripes.html').read_text()
 
 
 def test_a_page_that_cant_be_written_leaves_nothing(tmp_path):

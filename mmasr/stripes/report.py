@@ -85,7 +85,7 @@ def write_report(
         modules=[{'name': s.name, 'kind': s.kind, 'channels': len(s.v.mean), **s.summary()} for s in stripes],
         spatial=[s.name for s in stripes if s.spatial],
     )
-    figures_json = json.dumps({'about': about, 'modules': [s.to_dict() for s in stripes]}, indent=1, allow_nan=False)
+    figures_json = json.dumps({'about': about, 'modules': [s.to_dict() for s in stripes]}, allow_nan=False)
     paths = [out / name for name in FILES]
     with temporary_files(*paths) as temporary:
         for path, content in zip(temporary, (figures_json.encode(), page.encode(), *pictures), strict=True):
