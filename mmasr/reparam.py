@@ -88,7 +88,7 @@ def reparameterize(
             raise InputError(f'{path} is there already; pass --force to replace it, or --out for another place')
 
     meta, weights = loaded['meta'], loaded['state_dict']
-    if 'mmasr' in meta:
+    if 'mmasr' in meta and not calibration:
         raise InputError(f'{source} is deployed already: its ASR is folded')
     if odd := [name for name, t in weights.items() if t.is_complex() or (t.is_floating_point() and t.dtype not in BOUNDS)]:
         raise InputError(

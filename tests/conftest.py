@@ -41,6 +41,43 @@ def run_tool(name: str, *args, cwd: Path, **environment: str) -> subprocess.Comp
     return subprocess.run(command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
 
 
+#: A small classifier; the folders train and val of the shapes stand for two classes.
+CLASSIFIER = """
+_base_ = 'mmpretrain::_base_/default_runtime.py'
+custom_imports = dict(imports=['mmasr'])
+model = dict(
+    type='ImageClassifier',
+    data_preprocessor=dict(num_classes=2, mean=[128] * 3, std=[64] * 3),
+    backbone=dict(
+        type='mmasr.ASRResNet',
+        depth=18,
+        base_channels=8,
+        out_indices=(3,),
+        norm_eval=False,
+        asr=dict(attention=dict(type='SE')),
+    ),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(type='LinearClsHead', num_classes=2, in_channels=64, loss=dict(type='CrossEntropyLoss'), topk=(1,)),
+)
+train_dataloader = dict(
+    batch_size=4,
+    num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(
+        type='CustomDataset', data_root='data/shapes', pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+    ),
+)
+val_dataloader = train_dataloader
+test_dataloader = train_dataloader
+val_evaluator = dict(type='Accuracy', topk=(1,))
+test_evaluator = val_evaluator
+train_cfg = dict(by_epoch=True, max_epochs=1)
+val_cfg = dict()
+test_cfg = dict()
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.01))
+"""
+
+
 @pytest.fixture(scope='session')
 def shapes(tmp_path_factory):
     """A folder to work in, with a small set of shapes where the configs look for it."""

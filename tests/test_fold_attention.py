@@ -257,6 +257,14 @@ def test_backbones_become_stock_ones(shapes, tmp_path, name):
     assert not any(isinstance(module, mmasr.ASR) for module in stock.modules())
 
 
+def test_attention_that_a_deployed_network_has_left(shapes, tmp_path):
+    save(tmp_path / 'a.pth', config(BACKBONES['ASR + SE'][0], 256, data=shapes / 'data/shapes'))
+    deployed = reparameterize(tmp_path / 'a.pth').checkpoint
+    report = reparameterize(deployed, calibration=Calibration(images=5))
+    assert len(report.folded) == len(report.attention.hosts) == 16
+    assert Config.fromfile(report.config).model.backbone.type == 'mmdet.ResNet'
+
+
 def test_a_whole_timm_classifier(shapes, tmp_path):
     trained = config({}, 0, data=shapes / 'data/shapes')
     trained.model = {'type': 'TimmClassifier', 'model_name': 'seresnet18', 'num_classes': 2}

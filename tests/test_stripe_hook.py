@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 import torch
-from conftest import run_tool
+from conftest import CLASSIFIER, run_tool
 from mmengine.config import Config
 from mmengine.runner import Runner
 from mmpretrain.models import LinearClsHead
@@ -30,39 +30,14 @@ class HeadWithAttention(LinearClsHead):
         return self.se(feats[-1][..., None, None]).flatten(1)
 
 
-CONFIG = """
-_base_ = 'mmpretrain::_base_/default_runtime.py'
-custom_imports = dict(imports=['mmasr'])
-model = dict(
-    type='ImageClassifier',
-    data_preprocessor=dict(num_classes=2, mean=[128] * 3, std=[64] * 3),
-    backbone=dict(
-        type='mmasr.ASRResNet',
-        depth=18,
-        base_channels=32,
-        out_indices=(3,),
-        norm_eval=False,
-        plugins=[dict(cfg=dict(type='mmasr.SE'), position='after_conv2', stages=(True, False, False, False))],
-    ),
-    neck=dict(type='GlobalAveragePooling'),
-    head=dict(type='LinearClsHead', num_classes=2, in_channels=256, loss=dict(type='CrossEntropyLoss'), topk=(1,)),
-)
-train_dataloader = dict(
-    batch_size=4,
-    num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(
-        type='CustomDataset', data_root='data/shapes', pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')]
-    ),
-)
-val_dataloader = train_dataloader
-val_evaluator = dict(type='Accuracy', topk=(1,))
-train_cfg = dict(by_epoch=True, max_epochs=4, val_interval=4)
-val_cfg = dict()
-optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.01))
-default_hooks = dict(checkpoint=dict(interval=2), logger=dict(interval=1))
-randomness = dict(seed=0)
-"""
+SE = {'cfg': {'type': 'mmasr.SE'}, 'position': 'after_conv2', 'stages': (True, False, False, False)}
+SETTINGS = {
+    'model.backbone': {'asr': None, 'base_channels': 32, 'plugins': [SE]},
+    'model.head.in_channels': 256,
+    'train_cfg': {'max_epochs': 4, 'val_interval': 4},
+    'default_hooks': {'checkpoint': {'interval': 2}, 'logger': {'interval': 1}},
+    'randomness': {'seed': 0},
+}
 
 
 @pytest.fixture
@@ -71,7 +46,7 @@ def train(shapes, tmp_path, monkeypatch):
     monkeypatch.chdir(shapes)
 
     def run(name, hooks=(), **settings):
-        config = Config.fromstring(CONFIG, '.py')
+        config = Config.fromstring(CLASSIFIER, '.py')
         config.merge_from_dict(
             {'work_dir': str(tmp_path / name), 'experiment_name': name, 'custom_hooks': [*hooks], **settings}
         )

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SHAPES_CONFIG, run_tool
+from conftest import CLASSIFIER, ROOT, SHAPES_CONFIG, run_tool
 from pycocotools.coco import COCO
 
 from mmasr.shapes import write_shapes
@@ -79,42 +79,6 @@ def test_test_evaluates_draws_and_dumps(checkpoint, shapes):
     assert len(list((shapes / 'tested').rglob('drawn/*.png'))) == 4
 
 
-CLASSIFIER = """
-_base_ = 'mmpretrain::_base_/default_runtime.py'
-custom_imports = dict(imports=['mmasr'])
-model = dict(
-    type='ImageClassifier',
-    data_preprocessor=dict(num_classes=2, mean=[128] * 3, std=[64] * 3),
-    backbone=dict(
-        type='mmasr.ASRResNet',
-        depth=18,
-        base_channels=8,
-        out_indices=(3,),
-        norm_eval=False,
-        asr=dict(attention=dict(type='SE')),
-    ),
-    neck=dict(type='GlobalAveragePooling'),
-    head=dict(type='LinearClsHead', num_classes=2, in_channels=64, loss=dict(type='CrossEntropyLoss'), topk=(1,)),
-)
-train_dataloader = dict(
-    batch_size=4,
-    num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(
-        type='CustomDataset', data_root='data/shapes', pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')]
-    ),
-)
-val_dataloader = train_dataloader
-test_dataloader = train_dataloader
-val_evaluator = dict(type='Accuracy', topk=(1,))
-test_evaluator = val_evaluator
-train_cfg = dict(by_epoch=True, max_epochs=1)
-val_cfg = dict()
-test_cfg = dict()
-optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.01))
-"""
-
-
 # MMPretrain's side, in an interpreter where importing mmasr fails.
 STOCK = """
 import sys
@@ -131,7 +95,6 @@ assert model.eval()(torch.zeros(1, 3, 64, 64)).isfinite().all()
 
 
 def test_a_classifier_trains_and_deploys(shapes, tmp_path):
-    """The folders train and val stand for two classes here."""
     config = tmp_path / 'classifier.py'
     config.write_text(CLASSIFIER)
     result = run_tool('train.py', config, '--work-dir', 'classifier', cwd=shapes)

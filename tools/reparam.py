@@ -84,7 +84,7 @@ def show_attention(console: Console, report: Report) -> None:
         console.print(f'{name} stays: {reason}', soft_wrap=True, markup=False)
     metrics = Table('metric', 'before', 'after', 'points', title='Test data, before and after attention was folded')
     for name, before in attention.before.items():
-        after = report.after[name]
+        after = report.after.get(name, 0)  # no detections at all have no metric
         style = 'bold' if name == attention.metric else None
         metrics.add_row(name, f'{before:.4f}', f'{after:.4f}', f'{points(name, after - before):+.2f}', style=style)
     console.print(metrics)

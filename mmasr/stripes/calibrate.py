@@ -106,7 +106,7 @@ def calibrate(model: nn.Module, config: Config, options: Calibration, track: Tra
     def drop(count: int) -> float:
         with replaced(model, {name: module.to(device) for name, module in result.constants(order[:count]).items()}):
             after = evaluate(model, test_loader, config.test_evaluator, track, f'evaluating, {count} of {len(order)} folded')
-        return points(metric, before[metric] - after[metric])
+        return points(metric, before[metric] - after.get(metric, 0))  # no detections at all have no metric
 
     kept = len(order)
     if options.max_drop is not None and drop(kept) > options.max_drop:
