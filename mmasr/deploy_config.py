@@ -15,8 +15,8 @@ from .registry import MODELS
 def deploy_config(config: Config, folded: Sequence[str] = (), network: nn.Module | None = None) -> Config:
     """The config of the deployed network.
 
-    ASR backbones become the stock ones, ASR plugins go, nothing is downloaded to initialise, and mmasr is imported only if
-    something of it remains.
+    ASR backbones become the stock ones, ASR plugins and mmasr's hooks go, nothing is downloaded to initialise, and mmasr is
+    imported only if something of it remains.
 
     Args:
         config (Config): The config of the trained network.
@@ -32,6 +32,8 @@ def deploy_config(config: Config, folded: Sequence[str] = (), network: nn.Module
     result['model'] = _without_asr(result['model'])
     result.update(load_from=None, resume=False)
     result.pop('work_dir', None)
+    if 'custom_hooks' in result:  # those of mmasr are about training
+        result['custom_hooks'] = [hook for hook in result['custom_hooks'] or [] if not _mmasr_name(hook)]
     custom = result.pop('custom_imports', None) or {}
     imports = custom.get('imports') or []
     imports = [imports] if isinstance(imports, str) else list(imports)

@@ -19,6 +19,13 @@ from .asr import ASR
 from .reuse import forget, reuse
 from .sites import find_sites
 
+#: Blocks that add up branches, and where the last layer of each branch is. A scale distributes over the sum, so such a block is
+#: one host; afterwards its branches can still be merged into one convolution.
+SUMS = {
+    'mmpretrain.RepVGGBlock': ('branch_3x3.norm', 'branch_1x1.norm', 'branch_norm', 'branch_reparam'),
+    'timm.RepVggBlock': ('conv_kxk.bn', 'conv_1x1.bn', 'identity', 'reparam_conv'),
+}
+
 _CHANNELS: dict[type[nn.Module], Callable[[nn.Module], int]] = {
     _NormBase: lambda layer: layer.num_features,  # BatchNorm, SyncBatchNorm, InstanceNorm
     nn.GroupNorm: lambda layer: layer.num_channels,
@@ -43,10 +50,21 @@ def output_channels(layer: nn.Module) -> int | None:
     Returns:
         int | None: The number C, None of a module that can't be a host.
     """
+    if branches := _branches(layer):
+        return output_channels(next(iter(branches.values())))
     for kind, count in _CHANNELS.items():
         if isinstance(layer, kind):
             return count(layer)
     return layer.num_features if _is_batch_norm(layer) else None
+
+
+def _branches(layer: nn.Module) -> dict[str, nn.Module]:
+    """The last layers of the branches of a block of :data:`SUMS`, by name; empty for another module."""
+    for base in type(layer).__mro__:
+        if names := SUMS.get(f'{base.__module__.split(".")[0]}.{base.__name__}'):
+            modules = dict(layer.named_modules())  # a branch may be missing, or merged with the others already
+            return {name: modules[name] for name in names if name in modules}
+    return {}
 
 
 def _is_batch_norm(layer: nn.Module) -> bool:
@@ -54,23 +72,32 @@ def _is_batch_norm(layer: nn.Module) -> bool:
     return isinstance(layer, _NormBase) or any(base.__name__ == 'SyncBatchNorm' for base in type(layer).__mro__)
 
 
-def _output_layer(host: nn.Module) -> tuple[str, nn.Module]:
-    """The layer whose rows are the host's output channels, with its name's prefix in the host."""
-    return ('out_proj.', host.out_proj) if isinstance(host, nn.MultiheadAttention) else ('', host)
+def _output_layers(host: nn.Module) -> dict[str, nn.Module]:
+    """The layers whose rows are the host's output channels, by their names' prefix in the host."""
+    if isinstance(host, nn.MultiheadAttention):
+        return {'out_proj.': host.out_proj}
+    return {f'{name}.': layer for name, layer in _branches(host).items()} or {'': host}
 
 
 def scaled(host: nn.Module, v: torch.Tensor) -> dict[str, torch.Tensor]:
     """A layer's parameters per output channel, multiplied by v: the paper's re-parameterization, B_P(x) ⊙ v = B_{P ⊙ v}(x).
 
     Args:
-        host (nn.Module): BatchNorm, SyncBatchNorm, GroupNorm, InstanceNorm, LayerNorm, Conv, ConvTranspose, Linear or
-            MultiheadAttention (its output projection) with C output channels; LayerNorm's are its last dimension.
+        host (nn.Module): BatchNorm, SyncBatchNorm, GroupNorm, InstanceNorm, LayerNorm, Conv, ConvTranspose, Linear,
+            MultiheadAttention (its output projection), or a block of :data:`SUMS` (all its branches), with C output channels;
+            LayerNorm's are its last dimension.
         v (Tensor): Scale of shape (C,).
 
     Returns:
-        dict[str, Tensor]: ``weight`` and ``bias``, those that the layer has, in their own shape and dtype.
+        dict[str, Tensor]: ``weight`` and ``bias``, those that there are, in their own shape and dtype, by name in the host.
     """
-    prefix, layer = _output_layer(host)
+    result = {}
+    for prefix, layer in _output_layers(host).items():
+        result.update({prefix + name: tensor for name, tensor in _scaled(layer, v).items()})
+    return result
+
+
+def _scaled(layer: nn.Module, v: torch.Tensor) -> dict[str, torch.Tensor]:
     result = {}
     for name in ('weight', 'bias'):
         parameter = getattr(layer, name, None)  # a replica of DataParallel has tensors in place of parameters
@@ -83,7 +110,7 @@ def scaled(host: nn.Module, v: torch.Tensor) -> dict[str, torch.Tensor]:
             product = (groups * v.view(layer.groups, 1, -1, *[1] * (parameter.dim() - 2))).flatten(0, 1)
         else:
             product = parameter * v.view(-1, *[1] * (parameter.dim() - 1))
-        result[prefix + name] = product.to(parameter.dtype)
+        result[name] = product.to(parameter.dtype)
     return result
 
 
@@ -104,13 +131,17 @@ def _twin(module: nn.Module, cls: type, tensors: dict[str, torch.Tensor]) -> nn.
     """
     twin = cls.__new__(cls)
     twin.__dict__.update(module.__dict__)
+    inner: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
-        child, _, parameter = name.rpartition('.')
-        if child:  # of MultiheadAttention
-            inner = twin.__dict__.setdefault(child, _twin(getattr(module, child), type(getattr(module, child)), {}))
-            inner.__dict__[parameter] = tensor
+        child, _, rest = name.partition('.')
+        if rest:
+            inner.setdefault(child, {})[rest] = tensor
         else:
-            twin.__dict__[parameter] = tensor
+            twin.__dict__[name] = tensor
+    if inner:  # a block that adds up branches, or MultiheadAttention
+        children = {name: getattr(module, name) for name in inner}
+        twins = {name: _twin(child, type(child), inner[name]) for name, child in children.items()}
+        twin.__dict__['_modules'] = {**module._modules, **twins}
     return twin
 
 
@@ -168,8 +199,22 @@ class Host(Mixed):
         super().fold_asr()
 
 
+class SumHost(Host):
+    """A block that adds up branches and carries an ASR. Merging the branches folds the ASR first, which would be lost."""
+
+    def switch_to_deploy(self) -> None:
+        """Merge the branches, as MMPretrain names it."""
+        self.fold_asr()
+        self.switch_to_deploy()
+
+    def reparameterize(self) -> None:
+        """Merge the branches, as timm names it."""
+        self.fold_asr()
+        self.reparameterize()
+
+
 def _become_host(layer: nn.Module) -> None:
-    layer.__class__ = mixed_class(Host, type(layer))
+    layer.__class__ = mixed_class(SumHost if _branches(layer) else Host, type(layer))
     if not _is_batch_norm(layer):  # never part of a transformer layer, and a call with a hook takes longer
         layer.register_forward_pre_hook(_call_me)
 
@@ -197,11 +242,11 @@ def _check_scalable(name: str, layer: nn.Module) -> None:
     if output_channels(layer) is None:
         raise ValueError(
             f"{name} ({kind}) can't carry an ASR; a host is a BatchNorm, SyncBatchNorm, GroupNorm, InstanceNorm, "
-            'LayerNorm, Conv, ConvTranspose, Linear or MultiheadAttention'
+            'LayerNorm, Conv, ConvTranspose, Linear, MultiheadAttention or a block of RepVGG'
         )
     if isinstance(layer, NonDynamicallyQuantizableLinear):
         raise ValueError(f'{name} is read by its MultiheadAttention, never called; name the MultiheadAttention itself')
-    if _output_layer(layer)[1]._parameters.get('weight') is None:
+    if any(part._parameters.get('weight') is None for part in _output_layers(layer).values()):
         raise ValueError(f"{name} ({kind}) can't carry an ASR: it has no weight to scale (affine=False, or parametrized)")
 
 
@@ -209,7 +254,8 @@ def _new_asr(name: str, layer: nn.Module, attention: dict | Callable, options: d
     _check_scalable(name, layer)
     if isinstance(layer, Host):
         raise ValueError(f'{name} ({type(layer).__name__}) carries an ASR already')
-    return ASR(attention, output_channels(layer), **options).to(_output_layer(layer)[1].weight)
+    weight = next(iter(_output_layers(layer).values())).weight
+    return ASR(attention, output_channels(layer), **options).to(weight)
 
 
 def attach(
@@ -227,8 +273,8 @@ def attach(
         model (nn.Module): Any network.
         attention (dict | callable): κ, see :class:`mmasr.ASR`.
         sites (str | Sequence[str], optional): The layers: a regular expression that the whole name of a module must match,
-            or a sequence of names. Default: the sites of the paper, which are known for ResNets of torchvision, timm and
-            OpenMMLab.
+            or a sequence of names. Default: the sites of the paper, which are known for ResNet, ResNeXt, VGG with batch
+            normalization, RepVGG, ShuffleNetV2, MobileNet and ViT of torchvision, timm and OpenMMLab.
         **asr_options: ``delta``, ``psi``, ``learnable``, ``init_identity`` of :class:`mmasr.ASR`.
 
     Returns:
@@ -241,7 +287,7 @@ def attach(
     modules = dict(model.named_modules())
     if sites is None:
         names = find_sites(model)
-        problem = 'is no ResNet whose sites are known'
+        problem = 'is no network whose sites are known'
     elif isinstance(sites, str):
         names = [name for name in modules if re.fullmatch(sites, name)]
         problem = f'has no module whose whole name matches {sites!r}'

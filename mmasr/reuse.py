@@ -73,7 +73,7 @@ class _State:
                 raise TypeError(f'a {type(tensor).__name__} without a version')
             if type(tensor) is nn.Parameter:
                 tensor.__class__ = _Watched
-        if not module._parameters:
+        if not any(m._parameters for m in (module, *self.children)):
             raise TypeError('a replica of DataParallel has tensors in place of parameters')
         # Aliases keep the memory from being given to others, should a tensor leave it.
         self.aliases = [tensor.detach() for tensor in self.tensors]

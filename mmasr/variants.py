@@ -25,7 +25,7 @@ def follow(model: nn.Module, sites: Sequence[str], make: Callable[[int], nn.Modu
     """
     for site in sites:
         layer = model.get_submodule(site)
-        followed = nn.Sequential(layer, make(output_channels(layer)).to(layer.weight))
+        followed = nn.Sequential(layer, make(output_channels(layer)).to(next(layer.parameters())))
         parent, _, name = site.rpartition('.')
         setattr(model.get_submodule(parent), name, followed)
     return model
@@ -46,11 +46,15 @@ def variants(plain: nn.Module, attentions: Sequence[str], deltas: Sequence[int] 
         dict[str, nn.Module]: The networks by name, ``plain`` first.
 
     Raises:
-        ValueError: If no site is found, or an attention is unknown.
+        ValueError: If no site is found, the network is a transformer, or an attention is unknown.
     """
     sites = find_sites(plain)
     if not sites:
-        raise ValueError(f'no site for attention found in {type(plain).__name__}: it has no residual blocks of a ResNet')
+        raise ValueError(f'no site for attention found in {type(plain).__name__}: it is no network whose sites are known')
+    if any(isinstance(plain.get_submodule(site), nn.Linear | nn.MultiheadAttention) for site in sites):
+        raise ValueError(
+            f'{type(plain).__name__} is a transformer: attention κ takes feature maps, so there is nothing to compare'
+        )
     result = {'plain': copy.deepcopy(plain)}
     for name in attentions:
         attention = functools.partial(build_attention, {'type': name, 'init_identity': True})

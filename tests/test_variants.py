@@ -5,9 +5,11 @@ from conftest import SHAPES_CONFIG
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from mmpretrain.models import RepVGG
 
 from mmasr.deploy_config import deploy_config
 from mmasr.variants import variants
+from mmasr.verify import tensors
 from mmasr.workload import annotated_images
 
 
@@ -18,6 +20,19 @@ def test_every_variant_computes_the_same_at_the_start():
         expected = plain(x)
         for name, model in variants(plain, ['SE', 'ECA', 'SRM', 'IE', 'SPA', 'CBAM'], [1, 3]).items():
             torch.testing.assert_close(model.eval()(x), expected, msg=name, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('make', [torchvision.models.vgg11_bn, torchvision.models.mobilenet_v2, lambda: RepVGG('A0')])
+def test_other_families(make):
+    plain = make()
+    plain.eval()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = list(tensors('', plain(x)))
+        for name, model in variants(plain, ['ECA']).items():
+            model.eval()
+            for (_, found), (_, output) in zip(tensors('', model(x)), expected, strict=True):
+                torch.testing.assert_close(found, output, msg=name, rtol=1e-4, atol=1e-5)
 
 
 def test_deployed_is_the_plain_network_module_by_module():
@@ -32,6 +47,8 @@ def test_deployed_is_the_plain_network_module_by_module():
 def test_a_network_without_sites_is_refused():
     with pytest.raises(ValueError, match='no site for attention found in VGG'):
         variants(torchvision.models.vgg11(), ['SE'])
+    with pytest.raises(ValueError, match='VisionTransformer is a transformer: attention κ takes feature maps'):
+        variants(torchvision.models.VisionTransformer(32, 16, 1, 2, 8, 16), ['SE'])
 
 
 def test_a_detector_predicts_and_has_every_loss():
