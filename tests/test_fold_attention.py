@@ -362,15 +362,20 @@ def test_the_tool_on_the_shapes_run(se_checkpoint, shapes):
     (file,) = (shapes / 'se_test').glob('*/*.json')
     assert f'{json.loads(file.read_text())["coco/segm_mAP"]:.4f}' in result.stdout
 
-    for args, message in (
-        (['--calibrate', '5'], '--calibrate and --max-drop go with --fold-attention'),
-        (['--fold-attention', '--calibrate', '1'], 'the mean needs two images at least'),
-        (['--fold-attention', '--max-drop', '-1'], 'give the points that may be lost, 0 or more'),
-    ):
-        result = run_tool('reparam.py', checkpoint, '--out', 'se/other.pth', *args, cwd=shapes)
-        assert result.returncode == 1
-        assert message in result.stderr.splitlines()[-1]
-    result = run_tool('reparam.py', checkpoint, '--out', 'se/other.pth', '--fold-attention', cwd=shapes / 'se')
+    result = run_tool('reparam.py', checkpoint, '--out', 'se/other.pth', '--calibrate', 5, cwd=shapes)
     assert result.returncode == 1
-    assert 'train.json is not there, and the embedded config takes its train_dataloader from it' in result.stderr
-    assert not (shapes / 'se/other.pth').exists()
+    assert result.stderr.splitlines()[-1] == 'error: --calibrate and --max-drop go with --fold-attention'
+
+
+def test_bad_arguments_and_missing_data(se_checkpoint, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match='--calibrate 1: the mean needs two images at least'):
+        Calibration(images=1)
+    for drop in (-1, float('nan')):
+        with pytest.raises(InputError, match='give the points that may be lost, 0 or more'):
+            Calibration(max_drop=drop)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        InputError, match=r'train\.json is not there, and the embedded config takes its train_dataloader from it'
+    ):
+        reparameterize(se_checkpoint[1], out='other.pth', calibration=Calibration())
+    assert not list(tmp_path.iterdir())

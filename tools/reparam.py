@@ -44,10 +44,6 @@ def calibration(args: argparse.Namespace) -> Calibration | None:
         if args.calibrate is not None or args.max_drop is not None:
             raise InputError('--calibrate and --max-drop go with --fold-attention')
         return None
-    if args.calibrate is not None and args.calibrate < 2:
-        raise InputError(f'--calibrate {args.calibrate}: the mean needs two images at least, better some hundred')
-    if args.max_drop is not None and not args.max_drop >= 0:
-        raise InputError(f'--max-drop {args.max_drop}: give the points that may be lost, 0 or more')
     return Calibration(
         **{key: value for key, value in (('images', args.calibrate), ('max_drop', args.max_drop)) if value is not None}
     )

@@ -25,10 +25,19 @@ class Calibration:
         images (int): Number of images of the training data that means are taken over.
         max_drop (float, optional): Fold as many modules as lose at most this many points (hundredths) of the main metric, the
             steadiest first. Default: all that can be folded.
+
+    Raises:
+        InputError: If there are less than two images, or ``max_drop`` is negative.
     """
 
     images: int = 200
     max_drop: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.images < 2:
+            raise InputError(f'--calibrate {self.images}: the mean needs two images at least, better some hundred')
+        if self.max_drop is not None and not self.max_drop >= 0:
+            raise InputError(f'--max-drop {self.max_drop}: give the points that may be lost, 0 or more')
 
 
 @dataclasses.dataclass
