@@ -72,20 +72,26 @@ def _without_asr(config: Any) -> Any:
         return config
     name = _mmasr_name(config)
     if name == 'ASRBackbone':
-        return _without_asr(config['backbone'])
+        return _merged(_without_asr(config['backbone']))
     config = {key: _without_asr(value) for key, value in config.items()}
     if 'plugins' in config:
         config['plugins'] = [plugin for plugin in config['plugins'] or [] if _mmasr_name(plugin['cfg']) != 'ASR']
         if not config['plugins']:
             del config['plugins']
-    if name.startswith(('ASRResNet', 'ASRResNeXt')):
-        config.pop('asr', None)
+    if name.startswith('ASR') and isinstance(MODELS.get(name), type):
+        has_asr = config.pop('asr', None)
         config.pop('_scope_', None)
         # Only mmasr's BasicBlock takes plugins, so a ResNet-18 or 34 that keeps attention keeps mmasr's type.
-        if not (config.get('plugins') and config['depth'] < 50):
+        if not (config.get('plugins') and config.get('depth', 50) < 50):
             stock = stock_class(MODELS.get(name))
             config['type'] = f'{stock.__module__.split(".")[0]}.{stock.__name__}'
+        return _merged(config) if has_asr else config
     return config
+
+
+def _merged(config: dict) -> dict:
+    """The config of a network that had ASR; that of a RepVGG once its branches are merged, too."""
+    return {**config, 'deploy': True} if config['type'].rpartition('.')[2] == 'RepVGG' else config
 
 
 def _without_attention(model: dict, folded: Sequence[str], network: nn.Module) -> dict:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmpretrain.models.backbones import RepVGG
 from torch import nn
 
 from .asr import ASR
@@ -18,7 +19,7 @@ from .data import Track, calibration_dataset, evaluate, untracked
 from .deploy_config import deploy_config, without_downloads
 from .embedded import WAYS_ON, check_config, check_data_config, import_modules, parse_config
 from .errors import InputError
-from .hosts import Host, fold
+from .hosts import Host, SumHost, fold
 from .runtime import build_model, check_data, load_config, load_weights, one_line, some
 from .stripes.calibrate import Calibration, MeanFold, calibrate
 from .stripes.fold import fold_means, replaced
@@ -111,10 +112,13 @@ def reparameterize(
     attention = calibrate(model, train_config, calibration, track) if calibration else None
     with replaced(model, attention.constants() if attention else {}):
         expected, folded = _run_trained(model, source, needs_asr=not attention)
+    sums = [m for m in model.modules() if isinstance(m, RepVGG) and any(isinstance(block, SumHost) for block in m.modules())]
     try:
         fold(model)
     except ValueError as error:
         raise InputError(f'{source}: {error}') from None
+    for backbone in sums:
+        backbone.switch_to_deploy()
     if attention:
         fold_means(model, attention.means, attention.hosts)
         folded.update({name: f'mean of {attention.stripes[name].kind}, into {host}' for name, host in attention.hosts.items()})

@@ -374,8 +374,6 @@ def test_bad_arguments_and_missing_data(se_checkpoint, tmp_path, monkeypatch):
         with pytest.raises(InputError, match='give the points that may be lost, 0 or more'):
             Calibration(max_drop=drop)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        InputError, match=r'train\.json is not there, and the embedded config takes its train_dataloader from it'
-    ):
+    with pytest.raises(InputError, match=r'train\.json is not there, and the embedded config takes its train_data'):
         reparameterize(se_checkpoint[1], out='other.pth', calibration=Calibration())
     assert not list(tmp_path.iterdir())

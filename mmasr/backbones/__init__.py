@@ -10,3 +10,8 @@ if find_spec('mmdet'):
     from .resnet import ASRResNet, ASRResNetV1d, ASRResNeXt
 
     __all__ += ['ASRResNeXt', 'ASRResNet', 'ASRResNetV1d']
+
+if find_spec('mmpretrain'):
+    from .pretrain import ASRVGG, ASRMobileNetV2, ASRRepVGG, ASRShuffleNetV2
+
+    __all__ += ['ASRVGG', 'ASRMobileNetV2', 'ASRRepVGG', 'ASRShuffleNetV2']

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from ..hosts import Host, Mixed, attach, mixed_class
+from ..hosts import Host, Mixed, attach, mixed_class, stock_class
 from ..registry import MODELS
 
 
-class _InitializesASR(Mixed):
+class _InitializesASR:
     """Gives the ASRs of a backbone their initial state after its own ``init_weights``, which may reach into them."""
 
     def init_weights(self, *args, **kwargs) -> None:
@@ -18,6 +18,37 @@ class _InitializesASR(Mixed):
         for module in self.modules():
             if isinstance(module, Host):
                 module.init_weights()
+
+
+class _Mixin(_InitializesASR, Mixed):
+    """For a backbone whose class is somebody else's."""
+
+
+class WithASR(_InitializesASR):
+    """Adds ``asr`` to a stock backbone; to be named before it among the bases.
+
+    Args:
+        asr (dict, optional): ``attention`` and the other options of :func:`mmasr.attach`. Default: None, the stock network.
+        *args, **kwargs: The arguments of the stock backbone.
+    """
+
+    def __init__(self, *args, asr: dict | None = None, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        if asr is not None:
+            _attach(self, asr)
+
+    def fold_asr(self) -> None:
+        """Become the stock backbone again."""
+        self.__class__ = stock_class(type(self))
+
+
+def _attach(model: nn.Module, asr: dict) -> None:
+    """Attach ASR, and freeze that of what is frozen."""
+    frozen = {name for name, m in model.named_modules() if not any(p.requires_grad for p in m.parameters())}
+    attach(model, **asr)
+    for name, module in model.named_modules():
+        if isinstance(module, Host) and name.rpartition('.')[0] in frozen:
+            module.asr.requires_grad_(False)
 
 
 @MODELS.register_module()
@@ -36,13 +67,9 @@ def ASRBackbone(backbone: dict, asr: dict, sites: str | Sequence[str] | None = N
         ValueError: As :func:`mmasr.attach`.
     """
     model = MODELS.build(backbone)
-    frozen = {name for name, m in model.named_modules() if not any(p.requires_grad for p in m.parameters())}
-    attach(model, sites=sites, **asr)
-    for name, module in model.named_modules():
-        if isinstance(module, Host) and name.rpartition('.')[0] in frozen:
-            module.asr.requires_grad_(False)
+    _attach(model, {'sites': sites, **asr})
     if hasattr(model, 'init_weights'):
-        model.__class__ = mixed_class(_InitializesASR, type(model))
+        model.__class__ = mixed_class(_Mixin, type(model))
     return model
 
 

@@ -5,8 +5,9 @@ from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..hosts import attach, stock_class
+from ..hosts import stock_class
 from ..registry import MODELS
+from .any import WithASR
 
 
 class PluginBasicBlock(BasicBlock):
@@ -57,27 +58,17 @@ class PluginBasicBlock(BasicBlock):
             self.__class__ = stock_class(type(self))
 
 
-class _WithASR:
-    """Adds ``asr`` to a ResNet of MMDetection, and plugins to its BasicBlocks."""
-
-    def __init__(self, *args, asr: dict | None = None, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        if asr is not None:
-            attach(self, **asr)
-            self._freeze_stages()  # the ASRs of frozen stages with them
+class _WithPlugins(WithASR):
+    """Adds plugins to the BasicBlocks of a ResNet of MMDetection as well."""
 
     def make_res_layer(self, **kwargs) -> nn.Module:
         if kwargs['block'] is BasicBlock and kwargs['plugins'] is not None:
             kwargs['block'] = PluginBasicBlock
         return super().make_res_layer(**kwargs)
 
-    def fold_asr(self) -> None:
-        """Become the stock backbone again; blocks with other plugins stay what they are."""
-        self.__class__ = stock_class(type(self))
-
 
 @MODELS.register_module()
-class ASRResNet(_WithASR, ResNet):
+class ASRResNet(_WithPlugins, ResNet):
     """mmdet's ResNet with ASR, for detectors and for MMPretrain's classifiers alike.
 
     Args:
@@ -88,10 +79,10 @@ class ASRResNet(_WithASR, ResNet):
 
 
 @MODELS.register_module()
-class ASRResNetV1d(_WithASR, ResNetV1d):
+class ASRResNetV1d(_WithPlugins, ResNetV1d):
     """mmdet's ResNetV1d with ASR. Arguments as of :class:`ASRResNet`."""
 
 
 @MODELS.register_module()
-class ASRResNeXt(_WithASR, ResNeXt):
+class ASRResNeXt(_WithPlugins, ResNeXt):
     """mmdet's ResNeXt with ASR. Arguments as of :class:`ASRResNet`."""

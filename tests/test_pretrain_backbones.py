@@ -1,0 +1,129 @@
+"""MMPretrain's backbones with ASR: they train, fold to their stock class, and deploy as classifiers."""
+
+import pickle
+
+import pytest
+import torch
+from conftest import randomize
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from mmpretrain.models import VGG, MobileNetV2, RepVGG, ShuffleNetV2
+from torch import nn
+
+import mmasr
+from mmasr.hosts import Host
+from mmasr.reparam import reparameterize
+
+SMALL_REPVGG = {'num_blocks': [1, 2, 2, 1], 'width_factor': [0.25] * 4, 'group_layer_map': None, 'se_cfg': None}
+# mmpretrain's class, its config, channels of its last feature map
+FAMILIES = {
+    'VGG': (VGG, {'depth': 11, 'norm_cfg': {'type': 'BN'}}, 512),
+    'ShuffleNetV2': (ShuffleNetV2, {'widen_factor': 0.5}, 1024),
+    'MobileNetV2': (MobileNetV2, {'widen_factor': 0.25}, 1280),
+    'RepVGG': (RepVGG, {'arch': SMALL_REPVGG}, 128),
+}
+KAPPAS = ['SE', 'ECA', 'SRM', 'IE', 'SPA']
+
+
+def build(family, **config):
+    return MODELS.build({'type': f'mmasr.ASR{family}', **FAMILIES[family][1], **config})
+
+
+def ready(network):
+    """Every ASR and every statistic with values that a fold could get wrong."""
+    for module in network.modules():
+        if isinstance(module, mmasr.ASR):
+            randomize(module)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return network
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize('kappa', KAPPAS)
+def test_trains_a_step_and_folds_to_its_stock_class(family, kappa):
+    stock, options, _ = FAMILIES[family]
+    network = build(family, asr={'attention': {'type': kappa}})
+    network.init_weights()
+    hosts = [module for module in network.modules() if isinstance(module, Host)]
+    assert all(host.asr.psi.eq(0.1).all() for host in hosts)  # not what the network's own init_cfg gives
+    x = torch.randn(2, 3, 64, 64)
+    network.train()
+    (output,) = network(x)
+    output.square().mean().backward()
+    assert all(p.grad is not None for host in hosts for p in host.asr.parameters())
+    torch.optim.SGD(network.parameters(), lr=0.01).step()
+
+    ready(network).eval()
+    with torch.no_grad():
+        (expected,) = network(x)
+        (copied,) = pickle.loads(pickle.dumps(network))(x)
+        assert torch.equal(copied, expected)
+        mmasr.fold(network)
+        assert type(network) is stock
+        (found,) = network(x)
+        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    plain = stock(**options)
+    plain.load_state_dict(network.state_dict(), strict=True)
+    assert [type(module) for module in plain.modules()] == [type(module) for module in network.modules()]
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_without_asr_it_is_the_stock_network(family):
+    stock, options, _ = FAMILIES[family]
+    assert build(family).state_dict().keys() == stock(**options).state_dict().keys()
+    pretrained = build(family, asr={'attention': {'type': 'SE'}, 'init_identity': True})
+    result = pretrained.load_state_dict(stock(**options).state_dict(), strict=False)
+    assert not result.unexpected_keys
+    assert all('.asr.' in key for key in result.missing_keys)
+
+
+def test_frozen_stages_freeze_their_asr():
+    network = build('MobileNetV2', asr={'attention': {'type': 'SE'}}, frozen_stages=2)
+    network.train()
+    assert not any(p.requires_grad for p in network.layer1.parameters())
+    assert all(p.requires_grad for p in network.layer4[0].conv[1].bn.asr.parameters())
+
+
+def test_switch_to_deploy_keeps_working():
+    network = ready(build('RepVGG', asr={'attention': {'type': 'SE'}}))
+    network.eval()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        (expected,) = network(x)
+        network.switch_to_deploy()
+        (found,) = network(x)
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert not any(isinstance(module, mmasr.ASR | nn.BatchNorm2d) for module in network.modules())
+
+
+def classifier(backbone, channels):
+    head = {'type': 'LinearClsHead', 'num_classes': 10, 'in_channels': channels, 'loss': {'type': 'CrossEntropyLoss'}}
+    model = {'type': 'ImageClassifier', 'backbone': backbone, 'neck': {'type': 'GlobalAveragePooling'}, 'head': head}
+    return Config({'model': model, 'default_scope': 'mmpretrain', 'custom_imports': {'imports': ['mmasr']}})
+
+
+@pytest.mark.parametrize('wrapped', [False, True], ids=['registered', 'ASRBackbone'])
+@pytest.mark.parametrize('family', FAMILIES)
+def test_a_classifier_deploys_as_mmpretrains_own(tmp_path, family, wrapped):
+    stock, options, channels = FAMILIES[family]
+    asr = {'attention': {'type': 'SE'}}
+    backbone = {'type': f'mmasr.ASR{family}', **options, 'asr': asr}
+    if wrapped:
+        backbone = {'type': 'mmasr.ASRBackbone', 'backbone': {'type': f'mmpretrain.{family}', **options}, 'asr': asr}
+    config = classifier(backbone, channels)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = ready(MODELS.build(config.model))
+    torch.save({'meta': {'cfg': config.pretty_text}, 'state_dict': model.state_dict()}, tmp_path / 'a.pth')
+    report = reparameterize(tmp_path / 'a.pth')
+    assert max(difference.relative for difference in report.differences) <= 1e-5
+    deployed = Config.fromfile(report.config)
+    assert deployed.model.backbone.pop('type') == f'mmpretrain.{family}'
+    assert 'custom_imports' not in deployed
+    plain = stock(**deployed.model.backbone)
+    weights = torch.load(report.checkpoint, weights_only=True)['state_dict']
+    names = {name.removeprefix('backbone.') for name in weights if name.startswith('backbone.')}
+    assert names == set(plain.state_dict())
+    if family == 'RepVGG':  # both folds at once: one convolution a block
+        assert deployed.model.backbone.deploy
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in plain.modules())
