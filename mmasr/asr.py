@@ -27,6 +27,8 @@ class ASR(nn.Module):
         delta (int): Number δ of attention modules, each with its own ψ (the paper's Table 7). Default: 1.
         psi (float | dict): Initial value of every element of ψ, or ``dict(std=s)`` to draw them from N(0, s²)
             (the paper's Tables 8 and 13). Default: 0.1.
+        init (float, optional): Initial value of every parameter of κ (1e-3 in the paper's vision transformers). Default: the
+            initial values that κ has by itself.
         learnable (bool): Whether ψ is trained, or stays as drawn (the paper's Table 8). Default: True.
         init_identity (bool): Scale by v(ψ) / v(ψ₀) with ψ₀ the initial state, exactly 1 at the start, so that
             ASR can be put into a pretrained network. Default: False, the paper's form.
@@ -42,6 +44,7 @@ class ASR(nn.Module):
         channels: int,
         delta: int = 1,
         psi: float | dict = 0.1,
+        init: float | None = None,
         learnable: bool = True,
         init_identity: bool = False,
     ) -> None:
@@ -57,6 +60,7 @@ class ASR(nn.Module):
         if not hasattr(self.attention[0], 'weights'):
             raise ValueError(f'{type(self.attention[0]).__name__} has no method weights: (N, C, H, W) -> (N, C, 1, 1)')
         self.psi_init = psi
+        self.init = init
         self.init_identity = init_identity
         values = torch.empty(delta, channels)
         if learnable:
@@ -81,6 +85,9 @@ class ASR(nn.Module):
                 for module in attention.modules():
                     if hasattr(module, 'reset_parameters'):
                         module.reset_parameters()
+        if self.init is not None:
+            for parameter in self.attention.parameters():
+                nn.init.constant_(parameter, self.init)
         for psi, attention in zip(self.psi, self.attention, strict=True):
             values = attention.weights(psi[None, :, None, None])
             if values.shape != (1, len(psi), 1, 1):

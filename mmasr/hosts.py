@@ -186,7 +186,8 @@ class Host(Mixed):
 
     def init_weights(self) -> None:
         """Give the ASR its initial state; OpenMMLab calls this once it has initialised what is around."""
-        self.asr.init_weights()
+        if 'asr' in self._modules:  # a backbone takes it out while it initialises itself
+            self.asr.init_weights()
 
     def fold_asr(self) -> None:
         """Write the scale into the parameters, drop the ASR, and become the stock class again."""
@@ -275,7 +276,7 @@ def attach(
         sites (str | Sequence[str], optional): The layers: a regular expression that the whole name of a module must match,
             or a sequence of names. Default: the sites of the paper, which are known for ResNet, ResNeXt, VGG with batch
             normalization, RepVGG, ShuffleNetV2, MobileNet and ViT of torchvision, timm and OpenMMLab.
-        **asr_options: ``delta``, ``psi``, ``learnable``, ``init_identity`` of :class:`mmasr.ASR`.
+        **asr_options: ``delta``, ``psi``, ``init``, ``learnable``, ``init_identity`` of :class:`mmasr.ASR`.
 
     Returns:
         nn.Module: ``model``.

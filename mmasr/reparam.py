@@ -96,7 +96,8 @@ def reparameterize(
             f'{source}: weights are {weights[odd[0]].dtype} in {some(odd)}; only float and integer types are known'
         )
     dtypes = {name: tensor.dtype for name, tensor in weights.items()}
-    bound = max(BOUNDS.get(dtype, BOUNDS[torch.float32]) for dtype in dtypes.values())
+    coarsest = max((dtype for dtype in dtypes.values() if dtype in BOUNDS), key=BOUNDS.get, default=torch.float32)
+    bound = BOUNDS[coarsest]
 
     train_config = _read_config(source, meta, config, trust_imports)
     if calibration:
@@ -128,7 +129,8 @@ def reparameterize(
             **{key: value for key, value in meta.items() if key not in ('cfg', 'hook_msgs')},
             'mmasr': {'source': source.name, 'folded': folded},
         },
-        'state_dict': {name: tensor.to(dtypes[name]) for name, tensor in model.state_dict().items()},
+        # A convolution that branches were merged into is new.
+        'state_dict': {name: tensor.to(dtypes.get(name, coarsest)) for name, tensor in model.state_dict().items()},
     }
     try:
         text = deploy_config(train_config, list(attention.hosts) if attention else [], model).pretty_text

@@ -130,3 +130,12 @@ def test_refusals():
 class Half(SE):
     def weights(self, x):
         return super().weights(x)[:, ::2]
+
+
+@pytest.mark.parametrize('name', KAPPAS)
+def test_initial_value_of_kappa(name):
+    asr = ASR({'type': name, 'gate': 'tanh'}, 16, psi=1e-3, init=1e-3)
+    assert all(parameter.eq(1e-3).all() for parameter in asr.parameters())
+    nn.init.ones_(asr.psi)
+    asr.init_weights()
+    assert asr.psi.eq(1e-3).all()

@@ -128,3 +128,18 @@ def test_srm_of_one_position_and_one_image_is_finite_and_leaves_the_statistics()
 def test_unknown_type_names_the_known_ones():
     with pytest.raises(ValueError, match="'Se'; known are CBAM, ECA, IE, SE, SPA, SRM"):
         build_attention({'type': 'Se'}, C)
+
+
+@pytest.mark.parametrize('name', ['SE', 'ECA', 'SRM', 'IE', 'SPA'])
+def test_tanh_takes_the_place_of_the_sigmoid(name):
+    sigmoid, tanh = (randomize(ATTENTIONS[name](16, gate=gate)).eval() for gate in ('sigmoid', 'tanh'))
+    tanh.load_state_dict(sigmoid.state_dict())
+    x = torch.randn(2, 16, 5, 5)
+    torch.testing.assert_close(tanh.weights(x), sigmoid.weights(x).logit().tanh(), rtol=1e-4, atol=1e-5)
+
+
+def test_gates_that_cant_be():
+    with pytest.raises(ValueError, match="unknown gate 'relu'; known are sigmoid and tanh"):
+        ATTENTIONS['SE'](16, gate='relu')
+    with pytest.raises(ValueError, match='init_identity divides by the gate at 0'):
+        ATTENTIONS['SE'](16, gate='tanh', init_identity=True)

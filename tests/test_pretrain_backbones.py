@@ -7,7 +7,7 @@ import torch
 from conftest import randomize
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
-from mmpretrain.models import VGG, MobileNetV2, RepVGG, ShuffleNetV2
+from mmpretrain.models import VGG, MobileNetV2, RepVGG, ShuffleNetV2, VisionTransformer
 from torch import nn
 
 import mmasr
@@ -15,12 +15,14 @@ from mmasr.hosts import Host
 from mmasr.reparam import reparameterize
 
 SMALL_REPVGG = {'num_blocks': [1, 2, 2, 1], 'width_factor': [0.25] * 4, 'group_layer_map': None, 'se_cfg': None}
+SMALL_VIT = {'embed_dims': 32, 'num_layers': 2, 'num_heads': 2, 'feedforward_channels': 64}
 # mmpretrain's class, its config, channels of its last feature map
 FAMILIES = {
     'VGG': (VGG, {'depth': 11, 'norm_cfg': {'type': 'BN'}}, 512),
     'ShuffleNetV2': (ShuffleNetV2, {'widen_factor': 0.5}, 1024),
     'MobileNetV2': (MobileNetV2, {'widen_factor': 0.25}, 1280),
     'RepVGG': (RepVGG, {'arch': SMALL_REPVGG}, 128),
+    'VisionTransformer': (VisionTransformer, {'arch': SMALL_VIT, 'img_size': 64}, 32),
 }
 KAPPAS = ['SE', 'ECA', 'SRM', 'IE', 'SPA']
 
@@ -46,7 +48,8 @@ def test_trains_a_step_and_folds_to_its_stock_class(family, kappa):
     network = build(family, asr={'attention': {'type': kappa}})
     network.init_weights()
     hosts = [module for module in network.modules() if isinstance(module, Host)]
-    assert all(host.asr.psi.eq(0.1).all() for host in hosts)  # not what the network's own init_cfg gives
+    psi = 1e-3 if family == 'VisionTransformer' else 0.1
+    assert all(host.asr.psi.eq(psi).all() for host in hosts)  # not what the network's own init_cfg gives
     x = torch.randn(2, 3, 64, 64)
     network.train()
     (output,) = network(x)
@@ -72,7 +75,7 @@ def test_trains_a_step_and_folds_to_its_stock_class(family, kappa):
 def test_without_asr_it_is_the_stock_network(family):
     stock, options, _ = FAMILIES[family]
     assert build(family).state_dict().keys() == stock(**options).state_dict().keys()
-    pretrained = build(family, asr={'attention': {'type': 'SE'}, 'init_identity': True})
+    pretrained = build(family, asr={'attention': {'type': 'SE'}})
     result = pretrained.load_state_dict(stock(**options).state_dict(), strict=False)
     assert not result.unexpected_keys
     assert all('.asr.' in key for key in result.missing_keys)
@@ -99,7 +102,8 @@ def test_switch_to_deploy_keeps_working():
 
 def classifier(backbone, channels):
     head = {'type': 'LinearClsHead', 'num_classes': 10, 'in_channels': channels, 'loss': {'type': 'CrossEntropyLoss'}}
-    model = {'type': 'ImageClassifier', 'backbone': backbone, 'neck': {'type': 'GlobalAveragePooling'}, 'head': head}
+    neck = None if 'VisionTransformer' in str(backbone) else {'type': 'GlobalAveragePooling'}
+    model = {'type': 'ImageClassifier', 'backbone': backbone, 'neck': neck, 'head': head}
     return Config({'model': model, 'default_scope': 'mmpretrain', 'custom_imports': {'imports': ['mmasr']}})
 
 

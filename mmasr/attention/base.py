@@ -7,15 +7,24 @@ from torch import nn
 class ChannelAttention(nn.Module):
     """A channel attention module κ: computes one weight per channel and image, and multiplies by it.
 
-    Abstract: every attention module implements :meth:`logits` and :meth:`init_weights`; the gate is a sigmoid.
+    Abstract: every attention module implements :meth:`logits` and :meth:`init_weights`.
 
     Args:
+        gate (str): ``'sigmoid'``, or ``'tanh'`` as in the paper's vision transformers. Default: ``'sigmoid'``.
         init_identity (bool): Start as the identity, so that the module can be put into a pretrained
             network: the last layer starts at zero and the gate is divided by σ(0) = 1/2. Default: False.
+
+    Raises:
+        ValueError: If there is no such gate, or ``init_identity`` would divide by tanh(0) = 0.
     """
 
-    def __init__(self, init_identity: bool = False) -> None:
+    def __init__(self, gate: str = 'sigmoid', init_identity: bool = False) -> None:
         super().__init__()
+        if gate not in ('sigmoid', 'tanh'):
+            raise ValueError(f'unknown gate {gate!r}; known are sigmoid and tanh')
+        if init_identity and gate == 'tanh':
+            raise ValueError('init_identity divides by the gate at 0, which is 0 for tanh; leave it off or use the sigmoid')
+        self.gate = gate
         self.init_identity = init_identity
 
     def init_weights(self) -> None:
@@ -29,7 +38,7 @@ class ChannelAttention(nn.Module):
 
     def weights(self, x: torch.Tensor) -> torch.Tensor:
         """Map features (N, C, H, W) to attention values (N, C, 1, 1)."""
-        gate = self.logits(x).sigmoid().view(*x.shape[:2], 1, 1)
+        gate = getattr(self.logits(x), self.gate)().view(*x.shape[:2], 1, 1)
         return 2 * gate if self.init_identity else gate
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -15,11 +15,12 @@ class CBAM(ChannelAttention):
     Args:
         channels (int): Number of channels C.
         ratio (int): Reduction; the hidden layer has max(1, round(C / ratio)) units. Default: 16.
-        init_identity (bool): See :class:`ChannelAttention`; of both parts. Default: False.
+        **options: ``gate`` and ``init_identity`` of :class:`ChannelAttention`,
+            the latter for both parts.
     """
 
-    def __init__(self, channels: int, ratio: int = 16, init_identity: bool = False) -> None:
-        super().__init__(init_identity)
+    def __init__(self, channels: int, ratio: int = 16, **options) -> None:
+        super().__init__(**options)
         hidden = hidden_channels(channels, ratio)
         self.fc1 = nn.Linear(channels, hidden)
         self.fc2 = nn.Linear(hidden, channels)

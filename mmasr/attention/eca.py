@@ -16,11 +16,11 @@ class ECA(ChannelAttention):
 
     Args:
         channels (int): Number of channels C.
-        init_identity (bool): See :class:`ChannelAttention`. Default: False.
+        **options: ``gate`` and ``init_identity`` of :class:`ChannelAttention`.
     """
 
-    def __init__(self, channels: int, init_identity: bool = False) -> None:
-        super().__init__(init_identity)
+    def __init__(self, channels: int, **options) -> None:
+        super().__init__(**options)
         taps = int(abs(math.log2(channels) / 2 + 0.5))
         taps = max(3, taps if taps % 2 else taps + 1)
         self.conv = nn.Conv1d(1, 1, taps, padding=taps // 2, bias=False)

@@ -11,11 +11,12 @@ class IE(ChannelAttention):
 
     Args:
         channels (int): Number of channels C.
-        init_identity (bool): See :class:`ChannelAttention`; b starts at 0 instead of -1. Default: False.
+        **options: ``gate`` and ``init_identity`` of :class:`ChannelAttention`;
+            with the latter b starts at 0 instead of -1.
     """
 
-    def __init__(self, channels: int, init_identity: bool = False) -> None:
-        super().__init__(init_identity)
+    def __init__(self, channels: int, **options) -> None:
+        super().__init__(**options)
         self.weight = nn.Parameter(torch.empty(channels))
         self.bias = nn.Parameter(torch.empty(channels))
         self.init_weights()

@@ -17,13 +17,13 @@ class SRM(ChannelAttention):
 
     Args:
         channels (int): Number of channels C.
-        init_identity (bool): See :class:`ChannelAttention`. Default: False.
+        **options: ``gate`` and ``init_identity`` of :class:`ChannelAttention`.
     """
 
     eps = 1e-5
 
-    def __init__(self, channels: int, init_identity: bool = False) -> None:
-        super().__init__(init_identity)
+    def __init__(self, channels: int, **options) -> None:
+        super().__init__(**options)
         self.cfc = nn.Parameter(torch.empty(channels, 2))
         self.bn = nn.BatchNorm1d(channels)
         self.init_weights()

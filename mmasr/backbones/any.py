@@ -9,15 +9,18 @@ from ..registry import MODELS
 
 
 class _InitializesASR:
-    """Gives the ASRs of a backbone their initial state after its own ``init_weights``, which may reach into them."""
+    """Gives the ASRs of a backbone their initial state, and keeps its own ``init_weights`` from reaching into them."""
 
     def init_weights(self, *args, **kwargs) -> None:
-        super().init_weights(*args, **kwargs)
         if 'Pretrained' in str(getattr(self, 'init_cfg', None)):
+            super().init_weights(*args, **kwargs)
             return  # what was loaded stays, ASR included
-        for module in self.modules():
-            if isinstance(module, Host):
-                module.init_weights()
+        hosts = [module for module in self.modules() if isinstance(module, Host)]
+        asrs = [host._modules.pop('asr') for host in hosts]
+        super().init_weights(*args, **kwargs)
+        for host, asr in zip(hosts, asrs, strict=True):
+            host.asr = asr
+            host.init_weights()
 
 
 class _Mixin(_InitializesASR, Mixed):

@@ -1,6 +1,6 @@
 """MMPretrain's backbones with ASR at the paper's sites (its Fig. 8 to 11)."""
 
-from mmpretrain.models.backbones import VGG, MobileNetV2, RepVGG, ShuffleNetV2
+from mmpretrain.models.backbones import VGG, MobileNetV2, RepVGG, ShuffleNetV2, VisionTransformer
 
 from ..registry import MODELS
 from .any import WithASR
@@ -34,3 +34,19 @@ class ASRRepVGG(WithASR, RepVGG):
 
     ``switch_to_deploy`` folds the ASR and merges the branches; ``tools/reparam.py`` does both as well.
     """
+
+
+@MODELS.register_module()
+class ASRVisionTransformer(WithASR, VisionTransformer):
+    """mmpretrain's VisionTransformer with ASR at what multi-head attention and MLP put out, over the feature dimension.
+
+    Args:
+        asr (dict, optional): As of :class:`ASRVGG`; where it says nothing else, the gate is tanh, and ψ and all parameters of κ
+            start at 1e-3 (as in the paper). Default: None, the stock network.
+        *args, **kwargs: The arguments of mmpretrain's VisionTransformer.
+    """
+
+    def __init__(self, *args, asr: dict | None = None, **kwargs) -> None:
+        if asr is not None:
+            asr = {'psi': 1e-3, 'init': 1e-3, **asr, 'attention': {'gate': 'tanh', **asr['attention']}}
+        super().__init__(*args, asr=asr, **kwargs)
