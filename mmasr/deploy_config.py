@@ -81,9 +81,9 @@ def _without_asr(config: Any) -> Any:
     if name.startswith('ASR') and isinstance(MODELS.get(name), type):
         has_asr = config.pop('asr', None)
         config.pop('_scope_', None)
+        stock = stock_class(MODELS.get(name))
         # Only mmasr's BasicBlock takes plugins, so a ResNet-18 or 34 that keeps attention keeps mmasr's type.
-        if not (config.get('plugins') and config.get('depth', 50) < 50):
-            stock = stock_class(MODELS.get(name))
+        if not (config.get('plugins') and stock.arch_settings[config['depth']][0].__name__ == 'BasicBlock'):
             config['type'] = f'{stock.__module__.split(".")[0]}.{stock.__name__}'
         return _merged(config) if has_asr else config
     return config

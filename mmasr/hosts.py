@@ -37,8 +37,12 @@ _CHANNELS: dict[type[nn.Module], Callable[[nn.Module], int]] = {
 
 
 def stock_class(cls: type) -> type:
-    """The class that a class of this package extends; another package's class is its own stock class."""
-    return next(base for base in cls.__mro__ if base.__module__.split('.')[0] != __package__ and not issubclass(base, Mixed))
+    """The class that a class of this package extends; the plain networks here and other packages' classes are their own."""
+    for base in cls.__mro__:
+        package, _, module = base.__module__.partition('.')
+        if (package != __package__ or module.startswith('networks.')) and not issubclass(base, Mixed):
+            return base
+    raise TypeError(f'{cls.__name__} extends no class of another package')
 
 
 def output_channels(layer: nn.Module) -> int | None:

@@ -7,9 +7,9 @@ from .any import ASRBackbone, WithoutAttention
 __all__ = ['ASRBackbone', 'WithoutAttention']
 
 if find_spec('mmdet'):
-    from .resnet import ASRResNet, ASRResNetV1d, ASRResNeXt
+    from .resnet import ASRResNet, ASRResNetCIFAR, ASRResNetV1d, ASRResNeXt
 
-    __all__ += ['ASRResNeXt', 'ASRResNet', 'ASRResNetV1d']
+    __all__ += ['ASRResNeXt', 'ASRResNet', 'ASRResNetCIFAR', 'ASRResNetV1d']
 
 if find_spec('mmpretrain'):
     from .pretrain import ASRVGG, ASRMobileNetV2, ASRRepVGG, ASRShuffleNetV2, ASRVisionTransformer

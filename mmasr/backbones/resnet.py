@@ -6,6 +6,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..hosts import stock_class
+from ..networks import ResNetCIFAR
 from ..registry import MODELS
 from .any import WithASR
 
@@ -86,3 +87,9 @@ class ASRResNetV1d(_WithPlugins, ResNetV1d):
 @MODELS.register_module()
 class ASRResNeXt(_WithPlugins, ResNeXt):
     """mmdet's ResNeXt with ASR. Arguments as of :class:`ASRResNet`."""
+
+
+@MODELS.register_module()
+class ASRResNetCIFAR(_WithPlugins, ResNetCIFAR):
+    """:class:`mmasr.networks.ResNetCIFAR` with ASR, the paper's network for CIFAR and STL10. Arguments as of
+    :class:`ASRResNet`."""

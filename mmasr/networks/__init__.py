@@ -1,0 +1,5 @@
+"""Plain networks of the paper that MMPretrain does not have. What is folded becomes one of these."""
+
+from .resnet_cifar import ResNetCIFAR
+
+__all__ = ['ResNetCIFAR']
