@@ -78,7 +78,7 @@ def _without_asr(config: Any) -> Any:
         config['plugins'] = [plugin for plugin in config['plugins'] or [] if _mmasr_name(plugin['cfg']) != 'ASR']
         if not config['plugins']:
             del config['plugins']
-    if name.startswith('ASR') and isinstance(MODELS.get(name), type):
+    if name.startswith('ASR') and name != 'ASR':  # a backbone, and not the plugin
         has_asr = config.pop('asr', None)
         config.pop('_scope_', None)
         stock = stock_class(MODELS.get(name))

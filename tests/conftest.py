@@ -1,4 +1,5 @@
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,23 @@ def run_tool(name: str, *args, cwd: Path, **environment: str) -> subprocess.Comp
     """Run a tool as a user would."""
     command = [sys.executable, str(ROOT / 'tools' / name), *map(str, args)]
     return subprocess.run(command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def refusal(monkeypatch):
+    """Run a tool in this process, which is quicker, and return the line that it exits with."""
+
+    def run(name: str, *args, cwd: Path) -> str:
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr('sys.argv', [name, *map(str, args)])
+        with pytest.raises(SystemExit) as caught:
+            runpy.run_path(str(ROOT / 'tools' / name), run_name='__main__')
+        message = caught.value.code  # Python prints it and exits with 1
+        assert isinstance(message, str)
+        assert message.startswith('error: ')
+        return message
+
+    return run
 
 
 #: A small classifier; the folders train and val of the shapes stand for two classes.

@@ -296,7 +296,7 @@ def test_a_page_that_cant_be_written_leaves_nothing(tmp_path):
     assert (tmp_path / 'file').read_text() == ''
 
 
-def test_the_tool_on_the_shapes_run(se_checkpoint, shapes):
+def test_the_tool_on_the_shapes_run(se_checkpoint, shapes, refusal):
     config, checkpoint = se_checkpoint
     result = run_tool('stripes.py', config, checkpoint, '--out', 'stripes', '--modules', 'backbone.layer2.0.se', cwd=shapes)
     assert result.returncode == 0, result.stderr
@@ -319,18 +319,13 @@ def test_the_tool_on_the_shapes_run(se_checkpoint, shapes):
         (['--out', 'other', '--modules', 'none'], '--modules none: no such attention module; there are backbone'),
         (['--out', 'other', '--cfg-options', 'test_dataloader.dataset.indices=1'], 'one image has no deviation'),
     ):
-        result = run_tool('stripes.py', config, checkpoint, '--out', 'stripes', *args, cwd=shapes)
-        assert result.returncode == 1, args
-        assert re.search(message, result.stderr), result.stderr
-        assert 'Traceback' not in result.stderr
+        assert re.search(message, refusal('stripes.py', config, checkpoint, '--out', 'stripes', *args, cwd=shapes))
         assert not (shapes / 'other').exists()
     result = run_tool('stripes.py', config, checkpoint, '--out', 'stripes', '--force', '--images', '3', cwd=shapes)
     assert result.returncode == 0, result.stderr
     assert json.loads((folder / 'stripes.json').read_text())['about']['images'] == 3
 
 
-def test_the_tool_without_attention(checkpoint, shapes):
-    result = run_tool('stripes.py', shapes / 'work/mask_rcnn_r18_asr_se.py', checkpoint, '--out', 'other', cwd=shapes)
-    assert result.returncode == 1
-    assert 'error: MaskRCNN has no attention that depends on its input' in result.stderr
-    assert 'Traceback' not in result.stderr
+def test_the_tool_without_attention(checkpoint, shapes, refusal):
+    message = refusal('stripes.py', shapes / 'work/mask_rcnn_r18_asr_se.py', checkpoint, '--out', 'other', cwd=shapes)
+    assert message.startswith('error: MaskRCNN has no attention that depends on its input')
