@@ -149,13 +149,12 @@ def test_a_module_of_ones_own_is_one_line(monkeypatch):
         network(x)
     expected = network[0](x).mean((2, 3)).sigmoid().double()
     torch.testing.assert_close(observer.stripes['1'].rows[1], expected, rtol=1e-6, atol=1e-7)
-    with (
-        pytest.raises(
-            InputError, match=r'1 \(SpatialAttention\): its values are \(3, 1, 5, 5\) for an input of \(3, 4, 5, 5\)'
-        ),
-        Observer(nn.Sequential(network[0], SpatialAttention())) as observer,
-    ):
-        nn.Sequential(*observer.modules.values(), SpatialAttention())(network[0](x))
+    spatial = SpatialAttention()
+    for size in (5, 2):  # once with as many positions as channels
+        shape = rf'\(3, 1, {size}, {size}\) for an input of \(3, 4, {size}, {size}\)'
+        observer = Observer(nn.Sequential(spatial))
+        with pytest.raises(InputError, match=rf'^0 \(SpatialAttention\): its values are {shape}'), observer:
+            spatial(torch.randn(3, 4, size, size))
 
 
 class TwoHeads(nn.Sequential):

@@ -41,7 +41,6 @@ def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
     Returns:
         dict[str, nn.Module]: By name, in the network's order.
     """
-
     found, inside = {}, set()
     for name, module in model.named_modules():
         if module in inside:
@@ -81,7 +80,10 @@ class ValueReader:
         x = args[0]
         v = self.put_out if isinstance(self.source, nn.Module) else self.source(x)
         self.put_out = None
-        if v is None or v.numel() != x.shape[0] * x.shape[1]:
+        is_map = (
+            v is not None and v.dim() == x.dim() and v.shape[:2] != x.shape[:2]
+        )  # it may have as many positions as channels
+        if v is None or is_map or v.numel() != x.shape[0] * x.shape[1]:
             shape = 'nothing' if v is None else tuple(v.shape)
             raise InputError(
                 f'{self.name} ({type(module).__name__}): its values are {shape} for an input of {tuple(x.shape)}; stripes are '
