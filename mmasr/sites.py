@@ -50,7 +50,8 @@ BLOCKS: dict[str, Callable[[nn.Module], list[str]]] = {
     'Bottleneck': _last_before_addition,
     'VGG': _norms,
     'InvertedResidual': _inverted_residual,
-    'DepthwiseSeparableConv': _norms,
+    'DepthwiseSeparableConv': _norms,  # timm
+    'DepthwiseSeparableConvModule': _norms,  # mmcv
     'RepVGGBlock': lambda block: [''],
     'RepVggBlock': lambda block: [''],
     'TransformerEncoderLayer': _transformer,

@@ -9,7 +9,7 @@ from torch import nn
 
 import mmasr
 from mmasr.hosts import Host
-from mmasr.networks import ResNetCIFAR
+from mmasr.networks import MobileNet, ResNetCIFAR
 from mmasr.reparam import reparameterize
 from mmasr.stripes import attention_modules
 
@@ -44,6 +44,15 @@ def test_parameters_are_the_papers(attention, millions):
     network = build(depth=164, plugins=attention and [plugin(attention)])
     classifier = 256 * 100 + 100
     assert round((sum(p.numel() for p in network.parameters()) + classifier) / 1e6, 2) == millions
+
+
+def test_mobilenet_is_the_papers():
+    network = MobileNet()
+    classifier = 1024 * 1000 + 1000
+    # 4.2 million, the paper's Table 8.
+    assert round((sum(p.numel() for p in network.parameters()) + classifier) / 1e6, 1) == 4.2
+    (output,) = network(torch.zeros(1, 3, 64, 64))
+    assert output.shape == (1, 1024, 2, 2)
 
 
 @pytest.mark.parametrize('kappa', ['SE', 'ECA', 'SRM', 'IE', 'SPA'])

@@ -12,6 +12,7 @@ from torch import nn
 
 import mmasr
 from mmasr.hosts import Host
+from mmasr.networks import MobileNet
 from mmasr.reparam import reparameterize
 
 SMALL_REPVGG = {'num_blocks': [1, 2, 2, 1], 'width_factor': [0.25] * 4, 'group_layer_map': None, 'se_cfg': None}
@@ -20,6 +21,7 @@ SMALL_VIT = {'embed_dims': 32, 'num_layers': 2, 'num_heads': 2, 'feedforward_cha
 FAMILIES = {
     'VGG': (VGG, {'depth': 11, 'norm_cfg': {'type': 'BN'}}, 512),
     'ShuffleNetV2': (ShuffleNetV2, {'widen_factor': 0.5}, 1024),
+    'MobileNet': (MobileNet, {'widen_factor': 0.25, 'stem_stride': 1}, 256),
     'MobileNetV2': (MobileNetV2, {'widen_factor': 0.25}, 1280),
     'RepVGG': (RepVGG, {'arch': SMALL_REPVGG}, 128),
     'VisionTransformer': (VisionTransformer, {'arch': SMALL_VIT, 'img_size': 64}, 32),
@@ -111,10 +113,11 @@ def classifier(backbone, channels):
 @pytest.mark.parametrize('family', FAMILIES)
 def test_a_classifier_deploys_as_mmpretrains_own(tmp_path, family, wrapped):
     stock, options, channels = FAMILIES[family]
+    package = stock.__module__.split('.')[0]
     asr = {'attention': {'type': 'SE'}}
     backbone = {'type': f'mmasr.ASR{family}', **options, 'asr': asr}
     if wrapped:
-        backbone = {'type': 'mmasr.ASRBackbone', 'backbone': {'type': f'mmpretrain.{family}', **options}, 'asr': asr}
+        backbone = {'type': 'mmasr.ASRBackbone', 'backbone': {'type': f'{package}.{family}', **options}, 'asr': asr}
     config = classifier(backbone, channels)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         model = ready(MODELS.build(config.model))
@@ -122,8 +125,8 @@ def test_a_classifier_deploys_as_mmpretrains_own(tmp_path, family, wrapped):
     report = reparameterize(tmp_path / 'a.pth')
     assert max(difference.relative for difference in report.differences) <= 1e-5
     deployed = Config.fromfile(report.config)
-    assert deployed.model.backbone.pop('type') == f'mmpretrain.{family}'
-    assert 'custom_imports' not in deployed
+    assert deployed.model.backbone.pop('type') == f'{package}.{family}'
+    assert ('custom_imports' in deployed) == (package == 'mmasr')
     plain = stock(**deployed.model.backbone)
     weights = torch.load(report.checkpoint, weights_only=True)['state_dict']
     names = {name.removeprefix('backbone.') for name in weights if name.startswith('backbone.')}

@@ -12,6 +12,6 @@ if find_spec('mmdet'):
     __all__ += ['ASRResNeXt', 'ASRResNet', 'ASRResNetCIFAR', 'ASRResNetV1d']
 
 if find_spec('mmpretrain'):
-    from .pretrain import ASRVGG, ASRMobileNetV2, ASRRepVGG, ASRShuffleNetV2, ASRVisionTransformer
+    from .pretrain import ASRVGG, ASRMobileNet, ASRMobileNetV2, ASRRepVGG, ASRShuffleNetV2, ASRVisionTransformer
 
-    __all__ += ['ASRVGG', 'ASRMobileNetV2', 'ASRRepVGG', 'ASRShuffleNetV2', 'ASRVisionTransformer']
+    __all__ += ['ASRVGG', 'ASRMobileNet', 'ASRMobileNetV2', 'ASRRepVGG', 'ASRShuffleNetV2', 'ASRVisionTransformer']

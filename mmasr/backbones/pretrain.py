@@ -1,7 +1,8 @@
-"""MMPretrain's backbones with ASR at the paper's sites (its Fig. 8 to 11)."""
+"""MMPretrain's backbones, and MobileNet, with ASR at the paper's sites (its Fig. 8 to 11)."""
 
 from mmpretrain.models.backbones import VGG, MobileNetV2, RepVGG, ShuffleNetV2, VisionTransformer
 
+from ..networks import MobileNet
 from ..registry import MODELS
 from .any import WithASR
 
@@ -26,6 +27,11 @@ class ASRShuffleNetV2(WithASR, ShuffleNetV2):
 class ASRMobileNetV2(WithASR, MobileNetV2):
     """mmpretrain's MobileNetV2 with ASR at the normalizations of the depthwise and the last convolution of every block.
     Arguments as of :class:`ASRVGG`."""
+
+
+@MODELS.register_module()
+class ASRMobileNet(WithASR, MobileNet):
+    """:class:`mmasr.networks.MobileNet` with ASR at both normalizations of every block. Arguments as of :class:`ASRVGG`."""
 
 
 @MODELS.register_module()
