@@ -15,8 +15,8 @@ from .registry import MODELS
 def deploy_config(config: Config, folded: Sequence[str] = (), network: nn.Module | None = None) -> Config:
     """The config of the deployed network.
 
-    ASR backbones become the stock ones, ASR plugins and mmasr's hooks go, nothing is downloaded to initialise, and mmasr is
-    imported only if something of it remains.
+    ASR backbones become the stock ones, ASR plugins, ACNets and mmasr's hooks go, nothing is downloaded to initialise, and
+    mmasr is imported only if something of it remains.
 
     Args:
         config (Config): The config of the trained network.
@@ -73,7 +73,7 @@ def _without_asr(config: Any) -> Any:
     name = _mmasr_name(config)
     if name == 'ASRBackbone':
         return _merged(_without_asr(config['backbone']))
-    config = {key: _without_asr(value) for key, value in config.items()}
+    config = {key: _without_asr(value) for key, value in config.items() if not (key == 'conv_cfg' and _is_acnet(value))}
     if 'plugins' in config:
         config['plugins'] = [plugin for plugin in config['plugins'] or [] if _mmasr_name(plugin['cfg']) != 'ASR']
         if not config['plugins']:
@@ -87,6 +87,10 @@ def _without_asr(config: Any) -> Any:
             config['type'] = f'{stock.__module__.split(".")[0]}.{stock.__name__}'
         return _merged(config) if has_asr else config
     return config
+
+
+def _is_acnet(conv_cfg: Any) -> bool:
+    return isinstance(conv_cfg, dict) and conv_cfg.get('type') == 'ACNet'
 
 
 def _merged(config: dict) -> dict:

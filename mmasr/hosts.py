@@ -23,6 +23,7 @@ from .sites import find_sites
 #: one host; afterwards its branches can still be merged into one convolution.
 SUMS = {
     'mmpretrain.RepVGGBlock': ('branch_3x3.norm', 'branch_1x1.norm', 'branch_norm', 'branch_reparam'),
+    'mmasr.ACNet': ('square.1', 'vertical.1', 'horizontal.1'),
     'timm.RepVggBlock': ('conv_kxk.bn', 'conv_1x1.bn', 'identity', 'reparam_conv'),
 }
 

@@ -4,6 +4,7 @@ The deployed network is checked against the trained one before anything is writt
 """
 
 import dataclasses
+import functools
 import time
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from .deploy_config import deploy_config, without_downloads
 from .embedded import WAYS_ON, check_config, check_data_config, import_modules, parse_config
 from .errors import InputError
 from .hosts import Host, SumHost, fold
+from .networks.acnet import merge_acnets
 from .runtime import build_model, check_data, load_config, load_weights, one_line, some
 from .stripes.calibrate import Calibration, MeanFold, calibrate
 from .stripes.fold import fold_means, replaced
@@ -116,6 +118,7 @@ def reparameterize(
     sums = [m for m in model.modules() if isinstance(m, RepVGG) and any(isinstance(block, SumHost) for block in m.modules())]
     try:
         fold(model)
+        merge_acnets(model, functools.partial(_outputs, model))
     except ValueError as error:
         raise InputError(f'{source}: {error}') from None
     for backbone in sums:

@@ -9,7 +9,8 @@ from torch import nn
 
 import mmasr
 from mmasr.hosts import Host
-from mmasr.networks import MobileNet, ResNetCIFAR
+from mmasr.networks.mobilenet import MobileNet
+from mmasr.networks.resnet_cifar import ResNetCIFAR
 from mmasr.reparam import reparameterize
 from mmasr.stripes import attention_modules
 

@@ -12,7 +12,7 @@ from torch import nn
 
 import mmasr
 from mmasr.hosts import Host
-from mmasr.networks import MobileNet
+from mmasr.networks.mobilenet import MobileNet
 from mmasr.reparam import reparameterize
 
 SMALL_REPVGG = {'num_blocks': [1, 2, 2, 1], 'width_factor': [0.25] * 4, 'group_layer_map': None, 'se_cfg': None}

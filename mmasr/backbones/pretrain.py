@@ -2,7 +2,7 @@
 
 from mmpretrain.models.backbones import VGG, MobileNetV2, RepVGG, ShuffleNetV2, VisionTransformer
 
-from ..networks import MobileNet
+from ..networks.mobilenet import MobileNet
 from ..registry import MODELS
 from .any import WithASR
 
@@ -31,7 +31,8 @@ class ASRMobileNetV2(WithASR, MobileNetV2):
 
 @MODELS.register_module()
 class ASRMobileNet(WithASR, MobileNet):
-    """:class:`mmasr.networks.MobileNet` with ASR at both normalizations of every block. Arguments as of :class:`ASRVGG`."""
+    """:class:`mmasr.networks.mobilenet.MobileNet` with ASR at both normalizations of every block. Arguments as of
+    :class:`ASRVGG`."""
 
 
 @MODELS.register_module()

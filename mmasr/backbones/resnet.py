@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..hosts import stock_class
-from ..networks import ResNetCIFAR
+from ..networks.resnet_cifar import ResNetCIFAR
 from ..registry import MODELS
 from .any import WithASR
 
@@ -91,5 +91,5 @@ class ASRResNeXt(_WithPlugins, ResNeXt):
 
 @MODELS.register_module()
 class ASRResNetCIFAR(_WithPlugins, ResNetCIFAR):
-    """:class:`mmasr.networks.ResNetCIFAR` with ASR, the paper's network for CIFAR and STL10. Arguments as of
+    """:class:`mmasr.networks.resnet_cifar.ResNetCIFAR` with ASR, the paper's network for CIFAR and STL10. Arguments as of
     :class:`ASRResNet`."""

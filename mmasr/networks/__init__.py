@@ -1,6 +1,1 @@
-"""Plain networks of the paper that MMPretrain does not have. What is folded becomes one of these."""
-
-from .mobilenet import MobileNet
-from .resnet_cifar import ResNetCIFAR
-
-__all__ = ['MobileNet', 'ResNetCIFAR']
+"""Plain networks and layers of the paper that MMPretrain does not have. What is folded becomes one of these."""
