@@ -21,8 +21,8 @@ NETWORKS = {
     'mmdet ResNeXt': (lambda: ResNeXt(depth=50, groups=32, base_width=4), 16, 'layer1.0.bn3', 'layer4.2.bn3'),
     'mmpretrain SEResNeXt': (lambda: SEResNeXt(50), 16, 'layer1.0.bn3', 'layer4.2.bn3'),
     # The normalization before each ReLU.
-    'torchvision vgg19': (torchvision.models.vgg19_bn, 16, 'features.1', 'features.50'),
-    'timm vgg19': (lambda: timm.create_model('vgg19_bn'), 16, 'features.1', 'features.50'),
+    'torchvision vgg': (torchvision.models.vgg11_bn, 8, 'features.1', 'features.26'),
+    'timm vgg': (lambda: timm.create_model('vgg11_bn'), 8, 'features.1', 'features.26'),
     'mmpretrain VGG': (lambda: VGG(19, norm_cfg=BN), 16, 'features.0.bn', 'features.19.bn'),
     # All branches before each ReLU.
     'timm repvgg': (lambda: timm.create_model('repvgg_a0'), 22, 'stem', 'stages.3.0'),
