@@ -7,7 +7,8 @@ in training as well, and folding writes those same products back (:func:`scaled`
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -65,11 +66,17 @@ def output_channels(layer: nn.Module) -> int | None:
 
 def _branches(layer: nn.Module) -> dict[str, nn.Module]:
     """The last layers of the branches of a block of :data:`SUMS`, by name; empty for another module."""
-    for base in type(layer).__mro__:
-        if names := SUMS.get(f'{base.__module__.split(".")[0]}.{base.__name__}'):
-            modules = dict(layer.named_modules())  # a branch may be missing, or merged with the others already
-            return {name: modules[name] for name in names if name in modules}
-    return {}
+    names = by_class(SUMS, layer)
+    if names is None:
+        return {}
+    modules = dict(layer.named_modules())  # a branch may be missing, or merged with the others already
+    return {name: modules[name] for name in names if name in modules}
+
+
+def by_class(table: Mapping[str, Any], module: nn.Module) -> Any:
+    """What a table has for a module by the package and name of its class, or of the nearest base; None if it has nothing."""
+    names = (f'{cls.__module__.split(".")[0]}.{cls.__name__}' for cls in type(module).__mro__)
+    return next((table[name] for name in names if name in table), None)
 
 
 def _is_batch_norm(layer: nn.Module) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 
 
 @pytest.fixture(autouse=True)
@@ -138,3 +139,11 @@ def se_checkpoint(shapes):
     result = run_tool('train.py', config, '--work-dir', 'se', '--cfg-options', *options, *schedule, cwd=shapes)
     assert result.returncode == 0, result.stderr
     return config, shapes / 'se/epoch_2.pth'
+
+
+def classifier(backbone: dict, channels: int, neck: bool = True) -> Config:
+    """The config of a classifier of ten classes without data."""
+    head = {'type': 'LinearClsHead', 'num_classes': 10, 'in_channels': channels, 'loss': {'type': 'CrossEntropyLoss'}}
+    pooling = {'type': 'GlobalAveragePooling'} if neck else None
+    model = {'type': 'ImageClassifier', 'backbone': backbone, 'neck': pooling, 'head': head}
+    return Config({'model': model, 'default_scope': 'mmpretrain', 'custom_imports': {'imports': ['mmasr']}})

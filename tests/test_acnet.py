@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import randomize
+from conftest import classifier, randomize
 from mmcv.cnn import ConvModule
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
@@ -70,10 +70,7 @@ def test_without_batch_norm_after_it_it_stays():
 def test_a_resnet_with_acnet_and_asr_becomes_a_plain_one(tmp_path, depth):
     backbone = {'type': 'mmasr.ASRResNet', 'depth': depth, 'base_channels': 8, 'out_indices': (3,), 'norm_eval': False}
     backbone.update(conv_cfg={'type': 'ACNet'}, asr={'attention': {'type': 'SE'}})
-    head = {'type': 'LinearClsHead', 'num_classes': 10, 'in_channels': 64 if depth == 18 else 256}
-    head['loss'] = {'type': 'CrossEntropyLoss'}
-    model = {'type': 'ImageClassifier', 'backbone': backbone, 'neck': {'type': 'GlobalAveragePooling'}, 'head': head}
-    config = Config({'model': model, 'default_scope': 'mmpretrain', 'custom_imports': {'imports': ['mmasr']}})
+    config = classifier(backbone, 64 if depth == 18 else 256)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         trained = MODELS.build(config.model)
     trained.train()

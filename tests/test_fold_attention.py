@@ -332,6 +332,7 @@ def test_a_config_from_a_stranger_reads_local_images_only():
     check_data_config(shapes.test_dataloader.to_dict(), shapes.test_evaluator.to_dict())
     for change, message in (
         ({'dataset.type': 'LVISDataset'}, "uses 'LVISDataset'"),
+        ({'dataset.type': 'mmpretrain.CIFAR10'}, r"uses 'mmpretrain\.CIFAR10'"),
         ({'dataset.pipeline.0.type': 'LoadProposals'}, "uses 'LoadProposals'"),
         ({'dataset.pipeline.0.backend_args': {'backend': 'http'}}, 'has backend_args'),
         ({'dataset.ann_file': 'http://example.org/a.json'}, 'has ann_file'),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import classifier
 from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
@@ -84,10 +85,7 @@ def test_a_classifier_deploys(tmp_path, depth, attention):
     backbone = {'type': 'mmasr.ASRResNetCIFAR', 'depth': depth, 'base_channels': 4, 'asr': {'attention': {'type': 'SE'}}}
     if attention:
         backbone['plugins'] = [plugin('SE', 'after_conv2' if depth == 56 else 'after_conv3')]
-    head = {'type': 'LinearClsHead', 'num_classes': 10, 'in_channels': 16 if depth == 56 else 64}
-    head['loss'] = {'type': 'CrossEntropyLoss'}
-    model = {'type': 'ImageClassifier', 'backbone': backbone, 'neck': {'type': 'GlobalAveragePooling'}, 'head': head}
-    config = Config({'model': model, 'default_scope': 'mmpretrain', 'custom_imports': {'imports': ['mmasr']}})
+    config = classifier(backbone, 16 if depth == 56 else 64)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         trained = MODELS.build(config.model)
     torch.save({'meta': {'cfg': config.pretty_text}, 'state_dict': trained.state_dict()}, tmp_path / 'a.pth')

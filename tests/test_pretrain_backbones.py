@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 import torch
-from conftest import randomize
+from conftest import classifier, randomize
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmpretrain.models import VGG, MobileNetV2, RepVGG, ShuffleNetV2, VisionTransformer
@@ -102,13 +102,6 @@ def test_switch_to_deploy_keeps_working():
     assert not any(isinstance(module, mmasr.ASR | nn.BatchNorm2d) for module in network.modules())
 
 
-def classifier(backbone, channels):
-    head = {'type': 'LinearClsHead', 'num_classes': 10, 'in_channels': channels, 'loss': {'type': 'CrossEntropyLoss'}}
-    neck = None if 'VisionTransformer' in str(backbone) else {'type': 'GlobalAveragePooling'}
-    model = {'type': 'ImageClassifier', 'backbone': backbone, 'neck': neck, 'head': head}
-    return Config({'model': model, 'default_scope': 'mmpretrain', 'custom_imports': {'imports': ['mmasr']}})
-
-
 @pytest.mark.parametrize('wrapped', [False, True], ids=['registered', 'ASRBackbone'])
 @pytest.mark.parametrize('family', FAMILIES)
 def test_a_classifier_deploys_as_mmpretrains_own(tmp_path, family, wrapped):
@@ -118,7 +111,7 @@ def test_a_classifier_deploys_as_mmpretrains_own(tmp_path, family, wrapped):
     backbone = {'type': f'mmasr.ASR{family}', **options, 'asr': asr}
     if wrapped:
         backbone = {'type': 'mmasr.ASRBackbone', 'backbone': {'type': f'{package}.{family}', **options}, 'asr': asr}
-    config = classifier(backbone, channels)
+    config = classifier(backbone, channels, neck=family != 'VisionTransformer')
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         model = ready(MODELS.build(config.model))
     torch.save({'meta': {'cfg': config.pretty_text}, 'state_dict': model.state_dict()}, tmp_path / 'a.pth')

@@ -4,18 +4,15 @@ import argparse
 
 from mmasr.errors import InputError, exit_on_input_error
 
-try:
-    from mmasr.digits import write_digits
-except ImportError:
-    write_digits = None
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('out', help='folder to write to')
     out = parser.parse_args().out
-    if write_digits is None:
-        raise InputError('the digits come with scikit-learn: pip install scikit-learn')
+    try:
+        from mmasr.digits import write_digits
+    except ImportError as error:
+        raise InputError(f'the digits come with scikit-learn: pip install scikit-learn ({error})') from None
     try:
         training, validation = write_digits(out)
     except OSError as error:

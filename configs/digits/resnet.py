@@ -23,17 +23,16 @@ dataset = dict(
     data_root='data/digits',
     pipeline=[dict(type='LoadImageFromFile'), dict(type='Resize', scale=32), dict(type='PackInputs')],
 )
+loader = dict(num_workers=1, persistent_workers=True)
 train_dataloader = dict(
+    **loader,
     batch_size=50,
-    num_workers=1,
-    persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(**dataset, data_prefix='train'),
 )
 val_dataloader = dict(
+    **loader,
     batch_size=100,
-    num_workers=1,
-    persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(**dataset, data_prefix='val'),
 )

@@ -31,6 +31,12 @@ def _style(ax: Axes) -> None:
         ax.spines[side].set_visible(False)
 
 
+def _name(ax: Axes, name: str) -> None:
+    """Write a module's name above the first panel of its row."""
+    place = {'xycoords': 'axes fraction', 'textcoords': 'offset points'}
+    ax.annotate(name, (0, 1), (0, 2), **place, fontsize=SMALL - 1, style='italic')
+
+
 def draw_stripes(modules: Sequence[Stripes]) -> Figure:
     """Images × channels, before and after each module: Fig. 1a of the paper, and Fig. 4 for a detector.
 
@@ -56,15 +62,7 @@ def draw_stripes(modules: Sequence[Stripes]) -> Figure:
             if row == len(modules) - 1:
                 ax.set_xlabel('channel', fontsize=SMALL)
         axes[0].set_ylabel('image', fontsize=SMALL)
-        axes[0].annotate(
-            stripes.name,
-            (0, 1),
-            (0, 2),
-            xycoords='axes fraction',
-            textcoords='offset points',
-            fontsize=SMALL - 1,
-            style='italic',
-        )
+        _name(axes[0], stripes.name)
         bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02)
         bar.ax.tick_params(labelsize=SMALL - 1, length=2)
     return figure
@@ -121,7 +119,5 @@ def draw_changes(changes: dict[str, torch.Tensor], epochs: Sequence[int]) -> Fig
             if row == len(changes) - 1:
                 ax.set_xlabel('epoch', fontsize=SMALL)
         axes[0].set_ylabel('|v(t+1) − v(t)|', fontsize=SMALL)
-        axes[0].annotate(
-            name, (0, 1), (0, 2), xycoords='axes fraction', textcoords='offset points', fontsize=SMALL - 1, style='italic'
-        )
+        _name(axes[0], name)
     return figure

@@ -7,6 +7,7 @@ from torch import nn
 
 from ..asr import ASR
 from ..errors import InputError
+from ..hosts import by_class
 
 #: How the attention values v of a module are read, by package and class: the name of the child module that puts them out,
 #: or of a method that maps the module's input to them. Subclasses are known with their class. A module of one's own is
@@ -25,11 +26,8 @@ VALUES = {
 
 def _reader(module: nn.Module) -> str | None:
     """The entry of :data:`VALUES` for a module, if it has one."""
-    for cls in type(module).__mro__:
-        name = VALUES.get(f'{cls.__module__.split(".")[0]}.{cls.__name__}')
-        if name and hasattr(module, name):
-            return name
-    return None
+    name = by_class(VALUES, module)
+    return name if name and hasattr(module, name) else None
 
 
 def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
