@@ -1,5 +1,6 @@
 """mmasr's registries, children of mmengine's, so that any config can name ``mmasr.ASRResNet``."""
 
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import Registry
@@ -11,6 +12,9 @@ MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmasr', locations=['mm
 
 #: Imported at the first look-up too, since it needs matplotlib.
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmasr', locations=['mmasr.stripes.hook'])
+
+#: Imported at the first look-up, since it needs mmpretrain.
+DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mmasr', locations=['mmasr.datasets'])
 
 # mmcv looks up convolutions by their bare name: conv_cfg=dict(type='ACNet').
 MMENGINE_MODELS.register_module(name='ACNet', module=build_acnet)

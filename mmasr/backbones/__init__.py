@@ -12,6 +12,15 @@ if find_spec('mmdet'):
     __all__ += ['ASRResNeXt', 'ASRResNet', 'ASRResNetCIFAR', 'ASRResNetV1d']
 
 if find_spec('mmpretrain'):
-    from .pretrain import ASRVGG, ASRMobileNet, ASRMobileNetV2, ASRRepVGG, ASRShuffleNetV2, ASRVisionTransformer
+    from .pretrain import (
+        ASRVGG,
+        ASRMobileNet,
+        ASRMobileNetV2,
+        ASRRepVGG,
+        ASRShuffleNetV2,
+        ASRShuffleNetV2CIFAR,
+        ASRVisionTransformer,
+    )
 
-    __all__ += ['ASRVGG', 'ASRMobileNet', 'ASRMobileNetV2', 'ASRRepVGG', 'ASRShuffleNetV2', 'ASRVisionTransformer']
+    __all__ += ['ASRVGG', 'ASRMobileNet', 'ASRMobileNetV2', 'ASRRepVGG', 'ASRShuffleNetV2', 'ASRShuffleNetV2CIFAR']
+    __all__ += ['ASRVisionTransformer']

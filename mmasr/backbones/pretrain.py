@@ -3,6 +3,7 @@
 from mmpretrain.models.backbones import VGG, MobileNetV2, RepVGG, ShuffleNetV2, VisionTransformer
 
 from ..networks.mobilenet import MobileNet
+from ..networks.shufflenet_cifar import ShuffleNetV2CIFAR
 from ..registry import MODELS
 from .any import WithASR
 
@@ -21,6 +22,11 @@ class ASRVGG(WithASR, VGG):
 class ASRShuffleNetV2(WithASR, ShuffleNetV2):
     """mmpretrain's ShuffleNetV2 with ASR at the last normalization of every residual branch. Arguments as of
     :class:`ASRVGG`."""
+
+
+@MODELS.register_module()
+class ASRShuffleNetV2CIFAR(WithASR, ShuffleNetV2CIFAR):
+    """:class:`mmasr.networks.shufflenet_cifar.ShuffleNetV2CIFAR` with ASR as in :class:`ASRShuffleNetV2`."""
 
 
 @MODELS.register_module()

@@ -58,6 +58,13 @@ class ACNet(nn.Module):
         self.horizontal = branch((1, 3), (narrow, padding))
         for name in _LIKE_A_CONVOLUTION:
             setattr(self, name, getattr(self.square[0], name))
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Let the BatchNorms start at γ = 1/3 each, as in the code of ACNet's authors for CIFAR. OpenMMLab's ``init_weights``
+        comes by here after it has initialised what surrounds this."""
+        for bn in (self.square[1], self.vertical[1], self.horizontal[1]):
+            nn.init.constant_(bn.weight, 1 / 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map features (N, in_channels, H, W) to (N, out_channels, H', W')."""

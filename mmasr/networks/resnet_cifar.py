@@ -1,5 +1,6 @@
 """The ResNets for images of 32 × 32 pixels: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, 4.2."""
 
+from mmcv.cnn import build_conv_layer
 from mmdet.models.backbones import ResNet
 from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
 from torch import nn
@@ -30,10 +31,10 @@ class ResNetCIFAR(ResNet):
 
     def __init__(self, depth: int, **kwargs) -> None:
         stages = {'num_stages': 3, 'strides': (1, 2, 2), 'dilations': (1, 1, 1), 'out_indices': (2,)}
-        training = {'frozen_stages': -1, 'norm_eval': False}
+        training = {'frozen_stages': -1, 'norm_eval': False, 'zero_init_residual': False}
         super().__init__(depth, **{'base_channels': 16, **stages, **training, **kwargs})
         self.maxpool = nn.Identity()
 
     def _make_stem_layer(self, in_channels: int, stem_channels: int) -> None:
         super()._make_stem_layer(in_channels, stem_channels)
-        self.conv1 = nn.Conv2d(in_channels, stem_channels, 3, padding=1, bias=False)
+        self.conv1 = build_conv_layer(self.conv_cfg, in_channels, stem_channels, 3, padding=1, bias=False)

@@ -1,0 +1,3 @@
+_base_ = 'mobilenet.py'
+
+model = dict(backbone=dict(type='mmasr.ASRMobileNet', asr=dict(attention=dict(type='SE'))))

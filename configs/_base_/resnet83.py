@@ -1,0 +1,4 @@
+_base_ = 'classifier.py'
+
+model = dict(backbone=dict(type='mmasr.ResNetCIFAR', depth=83), head=dict(in_channels=256))
+param_scheduler = dict(type='MultiStepLR', by_epoch=True, milestones=[81, 122], gamma=0.1)

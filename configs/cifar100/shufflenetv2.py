@@ -1,0 +1,3 @@
+_base_ = ['../_base_/cifar100.py', '../_base_/shufflenetv2.py']
+
+model = dict(head=dict(num_classes=100))

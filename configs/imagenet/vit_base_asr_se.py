@@ -1,0 +1,4 @@
+_base_ = 'vit_base.py'
+
+custom_imports = dict(imports=['mmasr'])
+model = dict(backbone=dict(type='mmasr.ASRVisionTransformer', asr=dict(attention=dict(type='SE'))))

@@ -1,0 +1,1 @@
+_base_ = ['../_base_/stl10.py', '../_base_/repvgg_b3.py']

@@ -1,0 +1,1 @@
+_base_ = ['../_base_/stl10.py', '../_base_/resnet83_asr_se_se.py']

@@ -1,0 +1,155 @@
+"""The paper's classification experiments: their recipes, and two iterations of every config on data of its shape."""
+
+import pickle
+
+import cv2
+import numpy as np
+import pytest
+from conftest import ROOT
+from mmengine.hooks import Hook
+from mmpretrain.datasets import CIFAR10
+
+from mmasr.hosts import Host
+from mmasr.runtime import build_runner, check_data, load_config
+from mmasr.stripes import attention_modules
+
+FOLDERS = ('cifar10', 'cifar100', 'stl10', 'imagenet')
+CONFIGS = [path for folder in FOLDERS for path in sorted((ROOT / 'configs' / folder).glob('*.py'))]
+
+# The paper's Tables 10 and 11: learning rate, weight decay, epochs, batch, milestones and factor or 'cosine'.
+STEPS_81 = (0.1, 1e-4, 164, 128, ([81, 122], 0.1))
+STEPS_60 = (0.1, 5e-4, 164, 128, ([60, 120, 160], 0.2))
+STEP_130 = (0.1, 1e-4, 164, 128, ([130], 0.1))
+IMAGENET = (0.1, 1e-4, 100, 128, ([30, 60, 90], 0.1))
+VIT = (5e-4, 5e-2, 300, 256, 'cosine')
+FOUR, TWO = ('', '_se', '_asr_se', '_asr_se_se'), ('', '_asr_se')
+# recipe, number of sites, variants
+SMALL = {
+    'resnet83': (STEPS_81, 27, FOUR),
+    'resnet164': (STEPS_81, 54, FOUR),
+    'vgg19': (STEPS_60, 16, TWO),
+    'shufflenetv2': (STEPS_60, 16, TWO),
+    'mobilenet': (STEPS_60, 26, TWO),
+    'repvgg_a0': (STEP_130, 22, TWO),
+    'repvgg_b3': (STEP_130, 28, TWO),
+    'resnet56_acnet': ((0.1, 1e-4, 164, 128, 'cosine'), 27, TWO),
+}
+LARGE = {
+    'resnet34': (IMAGENET, 16, FOUR),
+    'resnet50': (IMAGENET, 16, FOUR),
+    'resnet101': (IMAGENET, 33, FOUR),
+    'vit_small': (VIT, 24, TWO),
+    'vit_base': (VIT, 24, TWO),
+    'vit_base_384': ((5e-6, 1e-8, 30, 64, 'cosine'), 24, TWO),
+}
+
+
+def networks(folder):
+    return LARGE if folder == 'imagenet' else SMALL
+
+
+def test_every_network_has_its_variants():
+    expected = {
+        (folder, f'{name}{variant}')
+        for folder in FOLDERS
+        for name, (*_, variants) in networks(folder).items()
+        for variant in variants
+    }
+    assert {(path.parent.name, path.stem) for path in CONFIGS} == expected
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    """A few random images in the form that each data set is published in."""
+    folder = tmp_path_factory.mktemp('classification')
+    rng = np.random.default_rng(0)
+
+    def noise(*shape):
+        return rng.integers(0, 256, shape, np.uint8)
+
+    cifar = {'cifar10/cifar-10-batches-py': 'labels', 'cifar100/cifar-100-python': 'fine_labels'}
+    parts = {'data_batch_1': 4, **{f'data_batch_{i}': 0 for i in (2, 3, 4, 5)}, 'test_batch': 2, 'train': 4, 'test': 2}
+    for name, key in cifar.items():
+        (folder / 'data' / name).mkdir(parents=True)
+        for part, count in parts.items():
+            content = {'data': noise(count, 3 * 32 * 32), key: list(range(count))}
+            (folder / 'data' / name / part).write_bytes(pickle.dumps(content))
+    (folder / 'data/stl10').mkdir()
+    for part, count in (('train', 4), ('test', 2)):
+        noise(count, 3, 96, 96).tofile(folder / f'data/stl10/{part}_X.bin')
+        np.arange(1, count + 1, dtype=np.uint8).tofile(folder / f'data/stl10/{part}_y.bin')
+    (folder / 'data/imagenet/meta').mkdir(parents=True)
+    for part, count in (('train', 4), ('val', 2)):
+        (folder / 'data/imagenet' / part).mkdir()
+        names = [f'{i}.JPEG' for i in range(count)]
+        for name in names:
+            cv2.imwrite(str(folder / 'data/imagenet' / part / name), noise(400, 500, 3))
+        (folder / f'data/imagenet/meta/{part}.txt').write_text(''.join(f'{name} {i}\n' for i, name in enumerate(names)))
+    return folder
+
+
+class OneEpoch(Hook):
+    """Ends the training after its first epoch and keeps the losses."""
+
+    def __init__(self):
+        self.losses = []
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.losses.append(outputs['loss'].item())
+
+    def after_train_epoch(self, runner):
+        runner.train_loop.stop_training = True
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: f'{path.parent.name}/{path.stem}')
+def test_two_iterations(path, data, monkeypatch, tmp_path):
+    monkeypatch.chdir(data)
+    monkeypatch.setattr(CIFAR10, '_check_integrity', lambda self: True)  # the checksums of the real files
+    folder = path.parent.name
+    config = load_config(path)
+    check_data(config, 'train_dataloader', 'val_dataloader', 'test_dataloader')
+    batch = config.train_dataloader.batch_size
+    for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        config[key].update(batch_size=2, num_workers=0, persistent_workers=False)
+    config.update(work_dir=str(tmp_path), load_from=None, log_level='ERROR')
+    config.default_hooks.update(checkpoint=None, logger=None)
+    runner = build_runner(config)
+    end = OneEpoch()
+    runner.register_hook(end)
+    runner.train()
+    assert runner.iter == 2
+    assert np.isfinite(end.losses).all()
+    assert runner.message_hub.get_scalar('val/accuracy/top1').current() in (0, 50, 100)  # of two images
+
+    name, *variant = path.stem.partition('_asr_se' if '_asr_se' in path.stem else '_se')
+    (rate, decay, epochs, images, schedule), sites, _ = networks(folder)[name]
+    assert len([m for m in runner.model.modules() if isinstance(m, Host)]) == sites * ('_asr' in path.stem)
+    ordinary = variant in (['_se', ''], ['_asr_se', '_se'])
+    assert len(attention_modules(runner.model)) == sites * ordinary
+    assert runner.model.head.num_classes == {'cifar100': 100, 'imagenet': 1000}.get(folder, 10)
+    optimizer = config.optim_wrapper.optimizer
+    assert (optimizer.lr, optimizer.weight_decay, config.train_cfg.max_epochs) == (rate, decay, epochs)
+    assert optimizer.type == ('AdamW' if 'vit' in name else 'SGD')
+    assert optimizer.get('momentum', 0.9) == 0.9
+    assert batch == config.auto_scale_lr.base_batch_size == (16 if folder == 'stl10' else images)
+    schedulers = config.param_scheduler if isinstance(config.param_scheduler, list) else [config.param_scheduler]
+    if schedule == 'cosine':
+        assert schedulers[-1].type == 'CosineAnnealingLR'
+    else:
+        assert (schedulers[-1].milestones, schedulers[-1].gamma) == schedule
+
+
+@pytest.mark.parametrize(
+    ('folder', 'missing', 'goes'),
+    [
+        ('cifar10', 'data/cifar10/cifar-10-batches-py', 'https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz'),
+        ('cifar100', 'data/cifar100/cifar-100-python', 'https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz'),
+        ('stl10', 'data/stl10/train_y.bin', 'https://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz'),
+        ('imagenet', 'data/imagenet', 'https://image-net.org/download-images'),
+    ],
+)
+def test_missing_data_is_named_with_where_it_goes(tmp_path, refusal, folder, missing, goes):
+    config = next(path for path in CONFIGS if path.parent.name == folder)
+    message = refusal('train.py', config, cwd=tmp_path)
+    assert message.startswith(f'error: {missing} is not there, and {config} takes its train_dataloader from it.')
+    assert goes in message
