@@ -122,3 +122,16 @@ def evaluate(
         metrics.process(data_samples=model.test_step(batch), data_batch=batch)
     with quiet():
         return metrics.evaluate(len(loader.dataset))
+
+
+def main_metric(config: Config, metrics: dict[str, float]) -> str:
+    """The metric that a config saves its best checkpoint by, or the first that is measured.
+
+    Raises:
+        InputError: If there is none.
+    """
+    if not metrics:
+        raise InputError(f'{config.filename or "the config"}: its evaluator gives no metric')
+    chosen = config.get('default_hooks', {}).get('checkpoint', {}).get('save_best')
+    chosen = chosen[0] if isinstance(chosen, list) else chosen
+    return chosen if chosen in metrics else next(iter(metrics))

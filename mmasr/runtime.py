@@ -32,7 +32,7 @@ _WHERE = {
     'CocoMetric': _COCO,
     'CIFAR10': _CIFAR.format('CIFAR-10', 'cifar-10', 'data/cifar10/cifar-10-batches-py'),
     'CIFAR100': _CIFAR.format('CIFAR-100', 'cifar-100', 'data/cifar100/cifar-100-python'),
-    'STL10': """STL10: download https://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz and put the files in it into one folder,
+    'STL10': """STL10: download https://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz and put its files into one folder,
   so that data/stl10/train_X.bin exists""",
     'ImageNet': """ImageNet: download ILSVRC 2012 from https://image-net.org/download-images and sort it into a folder for each
   class, data/imagenet/train/n01440764 and data/imagenet/val/n01440764 to begin with""",

@@ -9,7 +9,7 @@ from mmengine.device import get_device
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..data import Track, build_loader, calibration_dataset, evaluate, untracked
+from ..data import Track, build_loader, calibration_dataset, evaluate, main_metric, untracked
 from ..errors import InputError
 from ..runtime import one_line, some
 from ..verify import network_outputs
@@ -108,7 +108,7 @@ def calibrate(model: nn.Module, config: Config, options: Calibration, track: Tra
         raise InputError(f'no attention module can be folded: {some(list(staying))}; {name}: {staying[name]}')
 
     before = evaluate(model.to(device), test_loader, config.test_evaluator, track, 'evaluating')
-    metric = _main_metric(config, before)
+    metric = main_metric(config, before)
     order = sorted(hosts, key=lambda name: stripes[name].summary()['median_std'])
     result = MeanFold(stripes, means, hosts, staying, before, metric, test_loader)
 
@@ -132,12 +132,3 @@ def calibrate(model: nn.Module, config: Config, options: Calibration, track: Tra
     result.means = {name: means[name] for name in hosts if name in order[:kept]}
     result.hosts = {name: hosts[name] for name in result.means}
     return result
-
-
-def _main_metric(config: Config, metrics: dict[str, float]) -> str:
-    """The metric that the config saves its best checkpoint by, or the first that is measured."""
-    if not metrics:
-        raise InputError('the test_evaluator gives no metric')
-    chosen = config.get('default_hooks', {}).get('checkpoint', {}).get('save_best')
-    chosen = chosen[0] if isinstance(chosen, list) else chosen
-    return chosen if chosen in metrics else next(iter(metrics))

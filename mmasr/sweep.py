@@ -1,0 +1,124 @@
+"""Train configs with several seeds each and set the results side by side."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+from matplotlib.figure import Figure
+from mmengine.config import Config
+
+from .data import main_metric, quiet
+from .errors import InputError
+from .runtime import build_runner, check_data, load_config
+
+
+@dataclasses.dataclass
+class Run:
+    """One training and what its last validation found.
+
+    Attributes:
+        config (str): Name of the config, without its folder.
+        seed (int): Seed of the training.
+        metrics (dict[str, float]): All metrics by name.
+        main (str): The one that counts.
+        parameters (int): Number of parameters of the trained network.
+    """
+
+    config: str
+    seed: int
+    metrics: dict[str, float]
+    main: str
+    parameters: int
+
+    @property
+    def value(self) -> float:
+        """The metric that counts."""
+        return self.metrics[self.main]
+
+
+def sweep(paths: Sequence[str | Path], seeds: int, out: str | Path) -> Iterator[Run]:
+    """Train every config with the seeds 0, 1, ..., in the folder ``<out>/<config>/<seed>``.
+
+    A training that has finished there, with the same config, is not run again, so a sweep that was interrupted goes on.
+
+    Args:
+        paths (Sequence[str | Path]): Config files.
+        seeds (int): Number of seeds.
+        out (str | Path): Folder for everything that the trainings write.
+
+    Yields:
+        Run: One training after the other, all configs with a seed before the next seed.
+
+    Raises:
+        InputError: If there are no seeds, two configs have the same name, or a config does not load, lacks its data, or
+            measures nothing.
+    """
+    if seeds < 1:
+        raise InputError(f'--seeds {seeds}: a sweep needs one seed at least, better five')
+    configs = [load_config(path) for path in paths]
+    names = [Path(path).stem for path in paths]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise InputError(f'two configs are named {twice.pop()}.py; their results would share a folder')
+    for config in configs:
+        check_data(config, 'train_dataloader', 'val_dataloader', 'val_evaluator')
+    for seed in range(seeds):
+        for name, config in zip(names, configs, strict=True):
+            yield _train(name, config, seed, Path(out, name, str(seed)))
+
+
+def _train(name: str, config: Config, seed: int, folder: Path) -> Run:
+    config.merge_from_dict({'work_dir': str(folder), 'randomness.seed': seed, 'experiment_name': f'{name}_{seed}'})
+    record = folder / 'run.json'
+    if record.exists():
+        finished = json.loads(record.read_text())
+        if finished['text'] == config.pretty_text:
+            return Run(**finished['run'])
+    with quiet():  # mmengine logs to the standard output; its log files have all of it
+        runner = build_runner(config)
+        runner.train()
+    scalars = runner.message_hub.log_scalars
+    metrics = {key.removeprefix('val/'): scalars[key].current() for key in scalars if key.startswith('val/')}
+    metrics = {key: value for key, value in metrics.items() if key not in ('time', 'data_time')}
+    if not metrics:
+        raise InputError(f'{config.filename} measures nothing at the end of its training: it needs a val_evaluator')
+    run = Run(name, seed, metrics, main_metric(config, metrics), sum(p.numel() for p in runner.model.parameters()))
+    record.write_text(json.dumps({'run': dataclasses.asdict(run), 'text': config.pretty_text}))
+    return run
+
+
+def by_config(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs of every config, in the order of the runs."""
+    return {name: [run for run in runs if run.config == name] for name in dict.fromkeys(run.config for run in runs)}
+
+
+def spread(runs: Sequence[Run]) -> tuple[float, float]:
+    """Mean and standard deviation (divided by n - 1; 0 of a single run) of what counts."""
+    values = [run.value for run in runs]
+    return mean(values), stdev(values) if len(values) > 1 else 0.0
+
+
+def draw_sweep(runs: Sequence[Run]) -> Figure:
+    """Every run as a dot, mean and standard deviation of every config as a bar.
+
+    Args:
+        runs (Sequence[Run]): All runs of a sweep.
+
+    Returns:
+        matplotlib.figure.Figure: As wide as its configs need.
+    """
+    groups = by_config(runs)
+    figure = Figure(figsize=(1.2 + 0.9 * len(groups), 2.6), dpi=200, layout='constrained')
+    ax = figure.subplots()
+    for place, group in enumerate(groups.values()):
+        ax.plot([place] * len(group), [run.value for run in group], 'o', color='#7a869a', alpha=0.6, markersize=4)
+        average, deviation = spread(group)
+        ax.errorbar(place + 0.18, average, deviation, fmt='_', color='#c2410c', capsize=3, markersize=8)
+    ax.set_xticks(range(len(groups)), groups, rotation=20, ha='right', fontsize=7)
+    ax.set_xlim(-0.5, len(groups) - 0.3)
+    ax.set_ylabel(runs[0].main, fontsize=8)
+    ax.tick_params(axis='y', labelsize=7)
+    for side in ('top', 'right'):
+        ax.spines[side].set_visible(False)
+    return figure
