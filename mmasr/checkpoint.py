@@ -89,6 +89,30 @@ def _is_weight(name: object, value: object) -> bool:
     return is_tensor and value.layout == torch.strided and value.device.type == 'cpu' and not value.is_quantized
 
 
+def output_files(source: Path, out: str | Path, force: bool) -> tuple[Path, Path]:
+    """The checkpoint to write and the config beside it.
+
+    Args:
+        source (Path): The checkpoint that is read.
+        out (str | Path): The one to write.
+        force (bool): Whether what is there may be replaced.
+
+    Returns:
+        tuple[Path, Path]: ``*.pth`` and ``*.py``.
+
+    Raises:
+        InputError: If the checkpoint is not named ``*.pth``, or one of them is there.
+    """
+    target = Path(out)
+    if target.suffix != '.pth':
+        raise InputError(f'{target}: the checkpoint to write must be named *.pth')
+    targets = target, target.with_suffix('.py')
+    for path in targets:
+        if path.exists() and (not force or path.is_dir() or path.samefile(source)):
+            raise InputError(f'{path} is there already; pass --force to replace it, or --out for another place')
+    return targets
+
+
 def write_checkpoint(checkpoint: dict, path: Path) -> None:
     """Save a checkpoint.
 

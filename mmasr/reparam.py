@@ -15,7 +15,7 @@ from mmpretrain.models.backbones import RepVGG
 from torch import nn
 
 from .asr import ASR
-from .checkpoint import read_checkpoint, temporary_files, write_checkpoint
+from .checkpoint import output_files, read_checkpoint, temporary_files, write_checkpoint
 from .data import Track, calibration_dataset, evaluate, untracked
 from .deploy_config import deploy_config, without_downloads
 from .embedded import WAYS_ON, check_config, check_data_config, import_modules, parse_config
@@ -82,13 +82,7 @@ def reparameterize(
     start = time.perf_counter()
     source = Path(checkpoint)
     loaded = read_checkpoint(source, mmap=True)
-    target = Path(out) if out else source.with_name(f'{source.stem}_deploy.pth')
-    targets = target, target.with_suffix('.py')
-    if target.suffix != '.pth':
-        raise InputError(f'{target}: the deployed checkpoint must be named *.pth')
-    for path in targets:
-        if path.exists() and (not force or path.is_dir() or path.samefile(source)):
-            raise InputError(f'{path} is there already; pass --force to replace it, or --out for another place')
+    targets = output_files(source, out or source.with_name(f'{source.stem}_deploy.pth'), force)
 
     meta, weights = loaded['meta'], loaded['state_dict']
     if 'mmasr' in meta and not calibration:
@@ -148,7 +142,7 @@ def reparameterize(
         size = weights_file.stat().st_size
         del deployed
         rebuilt = build_model(Config(parse_config(config_file.read_text())))
-        load_weights(rebuilt, read_checkpoint(weights_file, mmap=True)['state_dict'], target)
+        load_weights(rebuilt, read_checkpoint(weights_file, mmap=True)['state_dict'], targets[0])
         differences = compare(expected, _outputs(rebuilt))
         worst = max(differences, key=lambda d: d.relative)
         if not worst.relative <= bound:

@@ -1,0 +1,228 @@
+"""Weights from elsewhere: converted, they compute what they did where they come from."""
+
+import pytest
+import timm
+import torch
+import torchvision
+from conftest import ROOT, randomize
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from torch import nn
+
+from mmasr.convert import convert
+from mmasr.errors import InputError
+from mmasr.hosts import Host
+from mmasr.reparam import reparameterize
+from mmasr.runtime import build_model
+
+
+class Attention(nn.Module):
+    """SE with the names of the authors' code."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.fc1 = nn.Linear(channels, channels // 16)
+        self.fc2 = nn.Linear(channels // 16, channels)
+
+    def forward(self, x):
+        return self.fc2(self.fc1(x.mean((2, 3))).relu()).sigmoid()[..., None, None]
+
+
+class ASRNorm(nn.Module):
+    """A normalization with ASR as there: the feature map is multiplied, and folded copies are kept beside it."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.bn, self.fused_bn = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
+        self.vector = nn.Parameter(torch.full((1, channels, 1, 1), 0.1))
+        self.attention_module = Attention(channels)
+
+    def forward(self, x):
+        return self.bn(x) * self.attention_module(self.vector)
+
+    @torch.no_grad()
+    def deploy(self):
+        v = self.attention_module(self.vector).flatten()
+        self.fused_bn.load_state_dict(self.bn.state_dict())
+        for parameter in self.fused_bn.parameters():
+            parameter *= v
+
+
+class Block(nn.Module):
+    def __init__(self, inputs, width, stride, asr, attention):
+        super().__init__()
+        outputs = 4 * width
+        self.conv1, self.bn1 = nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = nn.Conv2d(width, outputs, 1, bias=False), (ASRNorm if asr else nn.BatchNorm2d)(outputs)
+        self.attention_module = Attention(outputs) if attention else None
+        self.downsample = None
+        if inputs != outputs:
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x):
+        out = self.bn1(self.conv1(x)).relu()
+        out = self.bn3(self.conv3(self.bn2(self.conv2(out)).relu()))
+        if self.attention_module:
+            out = out * self.attention_module(out)
+        return (out + (self.downsample(x) if self.downsample else x)).relu()
+
+
+class Theirs(nn.Module):
+    """ResNet83 for CIFAR100."""
+
+    def __init__(self, asr=False, attention=False):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        inputs = 16
+        for stage, width in enumerate((16, 32, 64), 1):
+            blocks = nn.Sequential()
+            for i in range(9):
+                blocks.append(Block(inputs, width, 2 if i == 0 and stage > 1 else 1, asr, attention))
+                inputs = 4 * width
+            setattr(self, f'layer{stage}', blocks)
+        self.fc = nn.Linear(256, 100)
+
+    def forward(self, x):
+        x = self.layer3(self.layer2(self.layer1(self.bn1(self.conv1(x)).relu())))
+        return self.fc(x.mean((2, 3)))
+
+
+def trained(network):
+    """Values that a wrong name or a missing fold would show in, and that stay within range through 27 blocks."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.2, 0.6)
+            nn.init.uniform_(module.bias, -0.2, 0.2)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+        elif isinstance(module, Attention):
+            randomize(module)
+        elif isinstance(module, ASRNorm):
+            nn.init.normal_(module.vector)
+    return network.eval()
+
+
+def save(network, path):
+    """As the authors' code does: wrapped in DataParallel, with numbers beside it."""
+    for module in network.modules():
+        if isinstance(module, ASRNorm):
+            module.deploy()
+    weights = {f'module.{name}': tensor for name, tensor in network.state_dict().items()}
+    torch.save({'epoch': 164, 'state_dict': weights, 'acc': 75.0, 'best_acc': torch.tensor(75.2), 'optimizer': {}}, path)
+    return path
+
+
+def agrees(model, theirs, x, bound=1e-5):
+    with torch.no_grad():
+        expected, found = theirs(x), model.eval()(x)
+    assert expected.std() > 0
+    return (found - expected).abs().max() <= bound * expected.abs().max()
+
+
+VARIANTS = {'': {}, '_se': {'attention': True}, '_asr_se': {'asr': True}, '_asr_se_se': {'asr': True, 'attention': True}}
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_the_authors_networks(tmp_path, variant):
+    theirs = trained(Theirs(**VARIANTS[variant]))
+    converted = convert(save(theirs, tmp_path / 'model_best.pth.tar'))
+    assert converted.checkpoint == tmp_path / 'model_best_asr.pth'
+    assert converted.hosts == 27 * ('asr' in variant)
+    checkpoint = torch.load(converted.checkpoint, weights_only=True)
+    config = Config.fromfile(ROOT / f'configs/cifar100/resnet83{variant}.py')
+    assert Config.fromfile(converted.config).model.data_preprocessor == config.data_preprocessor
+    for model in (build_model(config), build_model(Config.fromfile(converted.config))):
+        model.load_state_dict(checkpoint['state_dict'], strict=True)
+        assert agrees(model, theirs, torch.randn(2, 3, 32, 32))
+
+    if 'asr' in variant:  # what was written deploys by itself
+        report = reparameterize(converted.checkpoint)
+        deployed = build_model(Config.fromfile(report.config))
+        deployed.load_state_dict(torch.load(report.checkpoint, weights_only=True)['state_dict'], strict=True)
+        assert not any(isinstance(module, Host) for module in deployed.modules())
+        assert agrees(deployed, theirs, torch.randn(2, 3, 32, 32))
+
+
+def test_deployed_for_good_is_a_plain_network(tmp_path):
+    theirs = trained(Theirs(asr=True))
+    path = save(theirs, tmp_path / 'x.pth')
+    weights = torch.load(path, weights_only=True)['state_dict']
+    gone = ('.bn3.bn.', '.vector', '.attention_module.')
+    torch.save({name: tensor for name, tensor in weights.items() if not any(part in name for part in gone)}, path)
+    converted = convert(path)
+    assert converted.backbone == {'type': 'mmasr.ASRResNetCIFAR', 'depth': 83}
+    model = build_model(Config.fromfile(converted.config))
+    model.load_state_dict(torch.load(converted.checkpoint, weights_only=True)['state_dict'])
+    assert agrees(model, theirs, torch.randn(2, 3, 32, 32))
+
+
+def test_what_the_authors_folded_is_checked(tmp_path, refusal):
+    theirs = trained(Theirs(asr=True))
+    path = save(theirs, tmp_path / 'x.pth')
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint['state_dict']['module.layer2.3.bn3.vector'] += 1
+    torch.save(checkpoint, path)
+    message = refusal('convert.py', path, cwd=tmp_path)
+    assert f'{path}: layer2.3.bn3.fused_bn.weight is not what its bn and its attention give' in message
+    assert [p.name for p in tmp_path.iterdir()] == ['x.pth']
+
+
+def imagenet(library, depth):
+    """A ResNet of a library with fitting random weights, and a function that runs it."""
+    if library == 'torchvision':
+        return torchvision.models.get_model(f'resnet{depth}', num_classes=7)
+    if library == 'timm':
+        return timm.create_model(f'resnet{depth}', num_classes=7)
+    head = {'type': 'LinearClsHead', 'num_classes': 7, 'in_channels': 512 if depth < 50 else 2048}
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        return MODELS.build(
+            {
+                'type': 'ImageClassifier',
+                'backbone': {'type': 'ResNet', 'depth': depth},
+                'neck': {'type': 'GlobalAveragePooling'},
+                'head': head,
+            }
+        )
+
+
+@pytest.mark.parametrize(
+    ('library', 'depth', 'kappa'),
+    [('torchvision', 18, 'SE'), ('torchvision', 50, 'ECA'), ('timm', 34, 'SPA'), ('mmpretrain', 50, 'SE')],
+)
+def test_resnets_of_the_libraries(tmp_path, library, depth, kappa):
+    theirs = trained(imagenet(library, depth))
+    torch.save(theirs.state_dict(), tmp_path / 'x.pth')
+    converted = convert(tmp_path / 'x.pth', kappa, tmp_path / 'y.pth')
+    assert converted.hosts == {18: 8, 34: 16, 50: 16}[depth]
+    config = Config.fromfile(converted.config)
+    assert config.model.backbone.asr.attention == {'type': kappa}
+    model = build_model(config)
+    model.load_state_dict(torch.load(tmp_path / 'y.pth', weights_only=True)['state_dict'], strict=True)
+    assert agrees(model, theirs, torch.randn(2, 3, 64, 64))
+    assert all(host.asr.scale().eq(1).all() for host in model.modules() if isinstance(host, Host))
+
+    # A detector starts from it as the configs for COCO say.
+    pretrained = {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'y.pth'), 'prefix': 'backbone.'}
+    backbone = MODELS.build({**config.model.backbone, 'init_cfg': pretrained})
+    backbone.init_weights()
+    for name, tensor in model.backbone.state_dict().items():
+        assert torch.equal(backbone.state_dict()[name], tensor)
+
+
+def test_what_is_no_such_resnet_is_refused(tmp_path, refusal):
+    torch.save(torchvision.models.vgg11().state_dict(), tmp_path / 'vgg.pth')
+    torch.save(torchvision.models.resnext50_32x4d().state_dict(), tmp_path / 'resnext.pth')
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / 'x.pth')
+    assert 'not the weights of a ResNet that is known here: stages of [] blocks' in refusal(
+        'convert.py', 'vgg.pth', cwd=tmp_path
+    )
+    assert "resnext.pth: config and weights don't fit: of another shape: backbone.layer1.0.conv1.weight" in refusal(
+        'convert.py', 'resnext.pth', cwd=tmp_path
+    )
+    assert '20, 56, 83, 110, 164' in refusal('convert.py', 'x.pth', cwd=tmp_path)
+    assert 'none.pth: No such file' in refusal('convert.py', 'none.pth', cwd=tmp_path)
+    (tmp_path / 'x_asr.py').write_text('mine')
+    assert 'x_asr.py is there already; pass --force' in refusal('convert.py', 'x.pth', cwd=tmp_path)
+    with pytest.raises(InputError, match=r'must be named \*\.pth'):
+        convert(tmp_path / 'x.pth', out=tmp_path / 'y.pt')
+    assert (tmp_path / 'x_asr.py').read_text() == 'mine'
