@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmengine.config import Config
+from mmpretrain.models.backbones import RepVGG
 from torch import nn
 
 from .attention import ATTENTIONS
@@ -95,7 +96,14 @@ def _is_acnet(conv_cfg: Any) -> bool:
 
 def _merged(config: dict) -> dict:
     """The config of a network that had ASR; that of a RepVGG once its branches are merged, too."""
-    return {**config, 'deploy': True} if config['type'].rpartition('.')[2] == 'RepVGG' else config
+    if config['type'].rpartition('.')[2] == 'RepVGG' and merges(config['arch']):
+        return {**config, 'deploy': True}
+    return config
+
+
+def merges(arch: str | dict) -> bool:
+    """Whether mmpretrain's RepVGG of this ``arch`` can merge its branches: in deploy mode it leaves its SE layers out."""
+    return (RepVGG.arch_settings[arch] if isinstance(arch, str) else arch)['se_cfg'] is None
 
 
 def _without_attention(model: dict, folded: Sequence[str], network: nn.Module) -> dict:

@@ -17,7 +17,7 @@ from torch import nn
 from .asr import ASR
 from .checkpoint import output_files, read_checkpoint, temporary_files, write_checkpoint
 from .data import Track, calibration_dataset, evaluate, untracked
-from .deploy_config import deploy_config, without_downloads
+from .deploy_config import deploy_config, merges, without_downloads
 from .embedded import WAYS_ON, check_config, check_data_config, import_modules, parse_config
 from .errors import InputError
 from .hosts import Host, SumHost, fold
@@ -109,14 +109,17 @@ def reparameterize(
     attention = calibrate(model, train_config, calibration, track) if calibration else None
     with replaced(model, attention.constants() if attention else {}):
         expected, folded = _run_trained(model, source, needs_asr=not attention)
-    sums = [m for m in model.modules() if isinstance(m, RepVGG) and any(isinstance(block, SumHost) for block in m.modules())]
+    rep_vggs = [
+        m for m in model.modules() if isinstance(m, RepVGG) and any(isinstance(block, SumHost) for block in m.modules())
+    ]
     try:
         fold(model)
         merge_acnets(model, functools.partial(_outputs, model))
     except ValueError as error:
         raise InputError(f'{source}: {error}') from None
-    for backbone in sums:
-        backbone.switch_to_deploy()
+    for backbone in rep_vggs:
+        if merges(backbone.arch):
+            backbone.switch_to_deploy()
     if attention:
         fold_means(model, attention.means, attention.hosts)
         folded.update({name: f'mean of {attention.stripes[name].kind}, into {host}' for name, host in attention.hosts.items()})

@@ -6,12 +6,15 @@ from conftest import classifier
 from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+from mmpretrain.models import ShuffleNetV2
 from torch import nn
 
 import mmasr
 from mmasr.hosts import Host
+from mmasr.networks.acnet import ACNet, merge_acnets
 from mmasr.networks.mobilenet import MobileNet
 from mmasr.networks.resnet_cifar import ResNetCIFAR
+from mmasr.networks.shufflenet_cifar import ShuffleNetV2CIFAR
 from mmasr.reparam import reparameterize
 from mmasr.stripes import attention_modules
 
@@ -57,13 +60,26 @@ def test_mobilenet_is_the_papers():
     assert output.shape == (1, 1024, 2, 2)
 
 
+def test_shufflenet_for_small_images_has_mmpretrains_weights():
+    network = ShuffleNetV2CIFAR()
+    ShuffleNetV2().load_state_dict(network.state_dict(), strict=True)
+    (output,) = network(torch.zeros(1, 3, 32, 32))
+    assert output.shape == (1, 1024, 4, 4)
+
+
 @pytest.mark.parametrize('kappa', ['SE', 'ECA', 'SRM', 'IE', 'SPA'])
-def test_asr_trains_and_folds(kappa):
-    network = build(depth=20, asr={'attention': {'type': kappa}})
+@pytest.mark.parametrize('conv_cfg', [None, {'type': 'ACNet'}], ids=['plain', 'ACNet'])
+def test_asr_trains_and_folds(kappa, conv_cfg):
+    backbone = {'type': 'mmasr.ASRResNetCIFAR', 'depth': 20, 'conv_cfg': conv_cfg, 'asr': {'attention': {'type': kappa}}}
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        network = MODELS.build(classifier(backbone, 64).model)
     network.init_weights()
+    for module in network.modules():
+        if isinstance(module, ACNet):
+            assert all(branch[1].weight.eq(1 / 3).all() for branch in module.children())
     x = torch.randn(2, 3, 32, 32)
     network.train()
-    network(x)[0].square().mean().backward()
+    network(x).square().mean().backward()
     hosts = [m for m in network.modules() if isinstance(m, Host)]
     assert len(hosts) == 9
     assert all(p.grad is not None for host in hosts for p in host.asr.parameters())
@@ -71,12 +87,13 @@ def test_asr_trains_and_folds(kappa):
         nn.init.normal_(host.asr.psi)
     network.eval()
     with torch.no_grad():
-        (expected,) = network(x)
+        expected = network(x)
         mmasr.fold(network)
-        (found,) = network(x)
+        merge_acnets(network, lambda: network(x))
+        found = network(x)
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
-    assert type(network) is ResNetCIFAR
-    ResNetCIFAR(20).load_state_dict(network.state_dict(), strict=True)
+    assert type(network.backbone) is ResNetCIFAR
+    ResNetCIFAR(20).load_state_dict(network.backbone.state_dict(), strict=True)
 
 
 @pytest.mark.parametrize('depth', [56, 83])

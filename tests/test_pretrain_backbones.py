@@ -13,7 +13,9 @@ from torch import nn
 import mmasr
 from mmasr.hosts import Host
 from mmasr.networks.mobilenet import MobileNet
+from mmasr.networks.shufflenet_cifar import ShuffleNetV2CIFAR
 from mmasr.reparam import reparameterize
+from mmasr.stripes import attention_modules
 
 SMALL_REPVGG = {'num_blocks': [1, 2, 2, 1], 'width_factor': [0.25] * 4, 'group_layer_map': None, 'se_cfg': None}
 SMALL_VIT = {'embed_dims': 32, 'num_layers': 2, 'num_heads': 2, 'feedforward_channels': 64}
@@ -21,6 +23,7 @@ SMALL_VIT = {'embed_dims': 32, 'num_layers': 2, 'num_heads': 2, 'feedforward_cha
 FAMILIES = {
     'VGG': (VGG, {'depth': 11, 'norm_cfg': {'type': 'BN'}}, 512),
     'ShuffleNetV2': (ShuffleNetV2, {'widen_factor': 0.5}, 1024),
+    'ShuffleNetV2CIFAR': (ShuffleNetV2CIFAR, {'widen_factor': 0.5}, 1024),
     'MobileNet': (MobileNet, {'widen_factor': 0.25, 'stem_stride': 1}, 256),
     'MobileNetV2': (MobileNetV2, {'widen_factor': 0.25}, 1280),
     'RepVGG': (RepVGG, {'arch': SMALL_REPVGG}, 128),
@@ -46,31 +49,32 @@ def ready(network):
 @pytest.mark.parametrize('family', FAMILIES)
 @pytest.mark.parametrize('kappa', KAPPAS)
 def test_trains_a_step_and_folds_to_its_stock_class(family, kappa):
-    stock, options, _ = FAMILIES[family]
-    network = build(family, asr={'attention': {'type': kappa}})
+    stock, options, channels = FAMILIES[family]
+    backbone = {'type': f'mmasr.ASR{family}', **options, 'asr': {'attention': {'type': kappa}}}
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        network = MODELS.build(classifier(backbone, channels, neck=family != 'VisionTransformer').model)
     network.init_weights()
     hosts = [module for module in network.modules() if isinstance(module, Host)]
     psi = 1e-3 if family == 'VisionTransformer' else 0.1
     assert all(host.asr.psi.eq(psi).all() for host in hosts)  # not what the network's own init_cfg gives
     x = torch.randn(2, 3, 64, 64)
     network.train()
-    (output,) = network(x)
-    output.square().mean().backward()
+    network(x).square().mean().backward()
     assert all(p.grad is not None for host in hosts for p in host.asr.parameters())
     torch.optim.SGD(network.parameters(), lr=0.01).step()
 
     ready(network).eval()
     with torch.no_grad():
-        (expected,) = network(x)
-        (copied,) = pickle.loads(pickle.dumps(network))(x)
-        assert torch.equal(copied, expected)
+        features, scores = *network.backbone(x), network(x)
+        copied = pickle.loads(pickle.dumps(network))
+        assert torch.equal(copied(x), scores)
         mmasr.fold(network)
-        assert type(network) is stock
-        (found,) = network(x)
-        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+        assert type(network.backbone) is stock
+        for expected, found in ((features, *network.backbone(x)), (scores, network(x))):
+            assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
     plain = stock(**options)
-    plain.load_state_dict(network.state_dict(), strict=True)
-    assert [type(module) for module in plain.modules()] == [type(module) for module in network.modules()]
+    plain.load_state_dict(network.backbone.state_dict(), strict=True)
+    assert [type(module) for module in plain.modules()] == [type(module) for module in network.backbone.modules()]
 
 
 @pytest.mark.parametrize('family', FAMILIES)
@@ -100,6 +104,23 @@ def test_switch_to_deploy_keeps_working():
         (found,) = network(x)
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert not any(isinstance(module, mmasr.ASR | nn.BatchNorm2d) for module in network.modules())
+
+
+def test_repvgg_with_its_own_attention_keeps_it(tmp_path):
+    """ASR(SE) + SE: the ASR is in the branches, the block's SE comes after their sum."""
+    arch = {**SMALL_REPVGG, 'se_cfg': {'ratio': 4, 'divisor': 1}}
+    config = classifier({'type': 'mmasr.ASRRepVGG', 'arch': arch, 'asr': {'attention': {'type': 'SE'}}}, 128)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = ready(MODELS.build(config.model))
+    torch.save({'meta': {'cfg': config.pretty_text}, 'state_dict': model.state_dict()}, tmp_path / 'a.pth')
+    report = reparameterize(tmp_path / 'a.pth')
+    assert max(difference.relative for difference in report.differences) <= 1e-5
+    deployed = Config.fromfile(report.config).model.backbone
+    assert deployed.pop('type') == 'mmpretrain.RepVGG'
+    plain = RepVGG(**deployed)
+    assert len(attention_modules(plain)) == len(attention_modules(model)) == 7
+    weights = torch.load(report.checkpoint, weights_only=True)['state_dict']
+    assert {name.removeprefix('backbone.') for name in weights if name.startswith('backbone.')} == set(plain.state_dict())
 
 
 @pytest.mark.parametrize('wrapped', [False, True], ids=['registered', 'ASRBackbone'])
