@@ -34,6 +34,8 @@ def follow(model: nn.Module, sites: Sequence[str], make: Callable[[int], nn.Modu
 def variants(plain: nn.Module, attentions: Sequence[str], deltas: Sequence[int] = (1,)) -> dict[str, nn.Module]:
     """Copies of a network, plain and with attention: κ, ASR(κ) in training form, in the paper's form and deployed, ASR(κ) + κ.
 
+    κ and the paper's form need a feature map, so of a transformer there are the plain, the training and the deployed form only.
+
     All modules start as the identity, so that every variant computes the same and has the same work after the backbone:
     the number of a detector's proposals depends on what the network computes.
 
@@ -46,28 +48,30 @@ def variants(plain: nn.Module, attentions: Sequence[str], deltas: Sequence[int] 
         dict[str, nn.Module]: The networks by name, ``plain`` first.
 
     Raises:
-        ValueError: If no site is found, the network is a transformer, or an attention is unknown.
+        ValueError: If no site is found, an attention is unknown, or CBAM is all there is for a transformer.
     """
     sites = find_sites(plain)
     if not sites:
         raise ValueError(f'no site for attention found in {type(plain).__name__}: it is no network whose sites are known')
-    if any(isinstance(plain.get_submodule(site), nn.Linear | nn.MultiheadAttention) for site in sites):
-        raise ValueError(
-            f'{type(plain).__name__} is a transformer: attention κ takes feature maps, so there is nothing to compare'
-        )
+    maps = not any(isinstance(plain.get_submodule(site), nn.Linear | nn.MultiheadAttention) for site in sites)
     result = {'plain': copy.deepcopy(plain)}
     for name in attentions:
         attention = functools.partial(build_attention, {'type': name, 'init_identity': True})
-        result[name] = follow(copy.deepcopy(plain), sites, attention)
+        if maps:
+            result[name] = follow(copy.deepcopy(plain), sites, attention)
         if name == 'CBAM':
             continue
         for delta in deltas:
             suffix = f', δ = {delta}' if len(deltas) > 1 or delta > 1 else ''
             asr = functools.partial(ASR, {'type': name}, delta=delta, init_identity=True)
             result[f'ASR({name}){suffix}'] = _with_asr(plain, name, delta)
-            result[f"ASR({name}){suffix}, the paper's form"] = follow(copy.deepcopy(plain), sites, asr)
+            if maps:
+                result[f"ASR({name}){suffix}, the paper's form"] = follow(copy.deepcopy(plain), sites, asr)
         result[f'ASR({name}), deployed'] = fold(_with_asr(plain, name, deltas[0]))
-        result[f'ASR({name}) + {name}'] = follow(_with_asr(plain, name, deltas[0]), sites, attention)
+        if maps:
+            result[f'ASR({name}) + {name}'] = follow(_with_asr(plain, name, deltas[0]), sites, attention)
+    if len(result) == 1:
+        raise ValueError(f'{type(plain).__name__} is a transformer, without feature maps, and CBAM needs one')
     return result
 
 

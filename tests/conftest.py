@@ -1,4 +1,8 @@
 import os
+
+# Two processes run the tests, so each takes one thread, as do the tools it starts; torch reads this when it is imported.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+
 import runpy
 import subprocess
 import sys
@@ -7,6 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
+def pytest_collection_modifyitems(items):
+    """Leave all that works on the shapes and on what was trained on them to one of the two processes."""
+    for item in items:
+        if 'shapes' in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group('shapes'))
 
 
 @pytest.fixture(autouse=True)

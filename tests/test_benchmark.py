@@ -154,8 +154,8 @@ def test_the_tool_measures_a_classifier_with_amp(tmp_path):
     (tmp_path / 'config.py').write_text("""
 default_scope = 'mmpretrain'
 model = dict(
-    type='ImageClassifier', backbone=dict(type='ResNet', depth=18), neck=dict(type='GlobalAveragePooling'),
-    head=dict(type='LinearClsHead', num_classes=3, in_channels=512, loss=dict(type='CrossEntropyLoss')))
+    type='ImageClassifier', backbone=dict(type='ResNet', depth=18, base_channels=8), neck=dict(type='GlobalAveragePooling'),
+    head=dict(type='LinearClsHead', num_classes=3, in_channels=64, loss=dict(type='CrossEntropyLoss')))
 """)
     result = run_tool('benchmark.py', 'config.py', '--batch', 2, '--size', 32, '--rounds', 1, '--amp', cwd=tmp_path)
     assert result.returncode == 0, result.stderr

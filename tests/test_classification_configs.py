@@ -1,16 +1,22 @@
 """The paper's classification experiments: their recipes, and two iterations of every config on data of its shape."""
 
+import argparse
 import pickle
+import re
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 from mmengine.hooks import Hook
+from mmengine.registry import MODELS
 from mmpretrain.datasets import CIFAR10
+from torch import nn
 
+import mmasr
 from mmasr.hosts import Host
-from mmasr.runtime import build_runner, check_data, load_config
+from mmasr.runtime import add_arguments, build_runner, check_data, load_config
 from mmasr.stripes import attention_modules
 
 FOLDERS = ('cifar10', 'cifar100', 'stl10', 'imagenet')
@@ -109,8 +115,10 @@ def test_two_iterations(path, data, monkeypatch, tmp_path):
     config = load_config(path)
     check_data(config, 'train_dataloader', 'val_dataloader', 'test_dataloader')
     batch = config.train_dataloader.batch_size
+    small = 1 if 'vit' in path.stem else 2  # which takes its time, and has no statistics over the batch
     for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        config[key].update(batch_size=2, num_workers=0, persistent_workers=False)
+        config[key].update(batch_size=small, num_workers=0, persistent_workers=False)
+        config[key].dataset.indices = 2 * small if key == 'train_dataloader' else 2
     config.update(work_dir=str(tmp_path), load_from=None, log_level='ERROR')
     config.default_hooks.update(checkpoint=None, logger=None)
     runner = build_runner(config)
@@ -153,3 +161,43 @@ def test_missing_data_is_named_with_where_it_goes(tmp_path, refusal, folder, mis
     message = refusal('train.py', config, cwd=tmp_path)
     assert message.startswith(f'error: {missing} is not there, and {config} takes its train_dataloader from it.')
     assert goes in message
+
+
+PAGE = (ROOT / 'docs/experiments.md').read_text()
+COMMANDS = re.findall(r'^python tools/train\.py (configs/\S+) --work-dir work_dirs/(\S+) --cfg-options (.+)$', PAGE, re.M)
+
+
+def test_the_page_names_files_that_are_there():
+    names = re.findall(r'configs/[\w/]+\.py', PAGE)
+    assert len(names) > 10
+    assert all((ROOT / name).is_file() for name in names)
+
+
+@pytest.mark.parametrize(('config', 'name', 'options'), COMMANDS, ids=[name for _, name, _ in COMMANDS])
+def test_the_pages_options_do_what_it_says(config, name, options):
+    """The paper's Tables 7, 8, 13 and 14, and other attention."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    config = load_config(ROOT / config)
+    config.merge_from_dict(parser.parse_args(['--cfg-options', *options.split()]).cfg_options)
+    backbone = MODELS.build(config.model.backbone)
+    asrs = [module.asr for module in backbone.modules() if isinstance(module, Host)]
+    assert all(len(asr.attention) == (2 if name == 'delta_2' else 1) for asr in asrs)
+    assert all(isinstance(asr.psi, nn.Parameter) == ('fixed' not in name) for asr in asrs)
+    if name == 'fixed_normal':
+        assert torch.cat([asr.psi.flatten() for asr in asrs]).std().item() == pytest.approx(0.1, rel=0.05)  # of 12096 values
+    else:
+        psi = {'fixed_0.3': 0.3, 'psi_0.6': 0.6}.get(name, 0.1)
+        assert all(asr.psi.eq(psi).all() for asr in asrs)
+    kappa = mmasr.SPA if 'spa' in name else mmasr.SE
+    assert all(isinstance(asr.attention[0], kappa) for asr in asrs)
+    assert len(asrs) == (0 if name == 'spa' else 54)
+    ordinary = [module for key, module in backbone.named_modules() if isinstance(module, kappa) and '.asr.' not in key]
+    assert len(ordinary) == (54 if name in ('spa', 'asr_spa_spa') else 0)
+
+
+def test_all_tables_of_options_are_on_the_page():
+    assert {name for _, name, _ in COMMANDS} == {
+        *('asr_spa', 'spa', 'asr_spa_spa'),
+        *('delta_2', 'fixed_0.3', 'fixed_normal', 'psi_0.6'),
+    }

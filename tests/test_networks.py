@@ -45,7 +45,7 @@ def test_depth_and_shape(depth, block):
     [(None, 1.73), ('SE', 1.93), ('SPA', 3.86), ('IE', 1.74), ('SRM', 1.76), ('CBAM', 1.93)],
 )
 def test_parameters_are_the_papers(attention, millions):
-    """ResNet164 on CIFAR100: its Table 2."""
+    """ResNet164 on CIFAR100: its Table 1."""
     network = build(depth=164, plugins=attention and [plugin(attention)])
     classifier = 256 * 100 + 100
     assert round((sum(p.numel() for p in network.parameters()) + classifier) / 1e6, 2) == millions

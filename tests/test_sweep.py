@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT, run_tool
 
 from mmasr.digits import write_digits
-from mmasr.sweep import Run, by_config, draw_sweep, spread
+from mmasr.sweep import Run, by_config, draw_sweep, spread, sweep
 
 DIGITS = ROOT / 'configs/digits'
 
@@ -39,9 +39,9 @@ def short(tmp_path):
     return tmp_path
 
 
-def test_the_tool_trains_all_and_does_not_train_twice(short):
-    command = ['sweep.py', 'resnet20.py', 'resnet20_asr_ie.py', '--seeds', 2, '--out', 'sweep']
-    result = run_tool(*command, cwd=short)
+def test_the_tool_trains_all_and_does_not_train_twice(short, monkeypatch):
+    configs = ['resnet20.py', 'resnet20_asr_ie.py']
+    result = run_tool('sweep.py', *configs, '--seeds', 2, '--out', 'sweep', cwd=short)
     assert result.returncode == 0, result.stderr
     found = json.loads((short / 'sweep/sweep.json').read_text())
     assert [(run['config'], run['seed']) for run in found] == [
@@ -62,7 +62,8 @@ def test_the_tool_trains_all_and_does_not_train_twice(short):
     with open(short / 'resnet20_asr_ie.py', 'a') as file:
         file.write('optim_wrapper = dict(optimizer=dict(lr=0.2))\n')
     others = (short / 'sweep/resnet20_asr_ie/0/epoch_1.pth').stat().st_mtime_ns
-    assert run_tool(*command, cwd=short).returncode == 0
+    monkeypatch.chdir(short)
+    assert [(run.config, run.seed) for run in sweep(configs, 1, 'sweep')] == [('resnet20', 0), ('resnet20_asr_ie', 0)]
     assert (short / 'sweep/resnet20/0/epoch_1.pth').stat().st_mtime_ns == trained
     assert (short / 'sweep/resnet20_asr_ie/0/epoch_1.pth').stat().st_mtime_ns > others  # its config has changed
 

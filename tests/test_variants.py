@@ -47,8 +47,13 @@ def test_deployed_is_the_plain_network_module_by_module():
 def test_a_network_without_sites_is_refused():
     with pytest.raises(ValueError, match='no site for attention found in VGG'):
         variants(torchvision.models.vgg11(), ['SE'])
-    with pytest.raises(ValueError, match='VisionTransformer is a transformer: attention κ takes feature maps'):
-        variants(torchvision.models.VisionTransformer(32, 16, 1, 2, 8, 16), ['SE'])
+
+
+def test_a_transformer_has_the_forms_without_a_feature_map():
+    plain = torchvision.models.VisionTransformer(32, 16, 1, 2, 8, 16)
+    assert list(variants(plain, ['SE', 'CBAM'])) == ['plain', 'ASR(SE)', 'ASR(SE), deployed']
+    with pytest.raises(ValueError, match='VisionTransformer is a transformer, without feature maps, and CBAM needs one'):
+        variants(plain, ['CBAM'])
 
 
 def test_a_detector_predicts_and_has_every_loss():
