@@ -67,8 +67,8 @@ def convert(source: str | Path, attention: str = 'SE', out: str | Path | None = 
             its ASR gives. Then nothing is written.
     """
     source = Path(source)
-    targets = output_files(source, out or source.with_name(f'{source.name.split(".")[0]}_asr.pth'), force)
     weights = read_checkpoint(source)['state_dict']
+    targets = output_files(source, out or source.with_name(f'{source.name.split(".")[0]}_asr.pth'), force)
     if 'backbone.conv1.weight' in weights:  # MMPretrain
         weights = {re.sub(r'^backbone\.|^head\.(?=fc\.)', '', name): tensor for name, tensor in weights.items()}
     backbone = _backbone(weights, source, attention)

@@ -143,7 +143,7 @@ def check_config(config: dict) -> None:
 
 #: What a data pipeline from a stranger may consist of: it reads images and annotations from local files, and writes none.
 _DATA_TYPES = {
-    *('CocoDataset', 'ImageNet', 'CustomDataset', 'ConcatDataset'),
+    *('CocoDataset', 'ImageNet', 'STL10', 'CustomDataset', 'ConcatDataset'),
     *('LoadImageFromFile', 'LoadAnnotations', 'Resize', 'ResizeEdge', 'CenterCrop', 'Pad', 'PackDetInputs', 'PackInputs'),
     *('CocoMetric', 'Accuracy', 'SingleLabelMetric'),
     *('DefaultSampler', 'pseudo_collate', 'default_collate'),

@@ -24,8 +24,8 @@ NO_DATA = """{path} is not there, and {config} takes its {key} from it.{where}
 
 _COCO = """COCO 2017: download train2017, val2017 and the annotations from https://cocodataset.org/#download and unpack them
   so that data/coco/annotations/instances_train2017.json exists, or: mim download mmdet --dataset coco2017"""
-_CIFAR = """{0}: download https://www.cs.toronto.edu/~kriz/{1}-python.tar.gz and unpack it so that
-  {2} exists, or let MMPretrain do it: --cfg-options train_dataloader.dataset.download=True"""
+_CIFAR = """{0}: download https://www.cs.toronto.edu/~kriz/{1}-python.tar.gz and unpack it so that {2} exists, or let
+  MMPretrain do it: --cfg-options train_dataloader.dataset.download=True val_dataloader.dataset.download=True"""
 #: Where a data set comes from and where it goes, by the class that reads it.
 _WHERE = {
     'CocoDataset': _COCO,

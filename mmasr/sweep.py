@@ -9,6 +9,7 @@ from statistics import mean, stdev
 from matplotlib.figure import Figure
 from mmengine.config import Config
 
+from .checkpoint import temporary_files
 from .data import main_metric, quiet
 from .errors import InputError
 from .runtime import build_runner, check_data, load_config
@@ -84,7 +85,8 @@ def _train(name: str, config: Config, seed: int, folder: Path) -> Run:
     if not metrics:
         raise InputError(f'{config.filename} measures nothing at the end of its training: it needs a val_evaluator')
     run = Run(name, seed, metrics, main_metric(config, metrics), sum(p.numel() for p in runner.model.parameters()))
-    record.write_text(json.dumps({'run': dataclasses.asdict(run), 'text': config.pretty_text}))
+    with temporary_files(record) as (file,):
+        file.write_text(json.dumps({'run': dataclasses.asdict(run), 'text': config.pretty_text}))
     return run
 
 

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import yapf  # noqa: F401  mmengine writes configs with it; it caches its grammar when it is first imported, so before there are two
 from mmengine.config import Config
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items):
-    """Leave all that works on the shapes and on what was trained on them to one of the two processes."""
+    """Leave all that works on the shapes and on what was trained on them to one of the two processes, and begin with it."""
+    items.sort(key=lambda item: 'shapes' not in item.fixturenames)
     for item in items:
         if 'shapes' in item.fixturenames:
             item.add_marker(pytest.mark.xdist_group('shapes'))

@@ -225,4 +225,5 @@ def test_what_is_no_such_resnet_is_refused(tmp_path, refusal):
     assert 'x_asr.py is there already; pass --force' in refusal('convert.py', 'x.pth', cwd=tmp_path)
     with pytest.raises(InputError, match=r'must be named \*\.pth'):
         convert(tmp_path / 'x.pth', out=tmp_path / 'y.pt')
+    assert 'none.pth: No such file' in refusal('convert.py', 'none.pth', '--force', '--out', 'x.pth', cwd=tmp_path)
     assert (tmp_path / 'x_asr.py').read_text() == 'mine'

@@ -1,6 +1,3 @@
-_base_ = 'resnet101.py'
+_base_ = 'resnet50_asr_se.py'
 
-custom_imports = dict(imports=['mmasr'])
-model = dict(
-    backbone=dict(type='mmasr.ASRResNet', norm_eval=False, zero_init_residual=False, asr=dict(attention=dict(type='SE')))
-)
+model = dict(backbone=dict(depth=101))

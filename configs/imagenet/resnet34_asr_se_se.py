@@ -1,3 +1,5 @@
-_base_ = 'resnet34_se.py'
+_base_ = 'resnet50_asr_se_se.py'
 
-model = dict(backbone=dict(asr=dict(attention=dict(type='SE'))))
+model = dict(
+    backbone=dict(depth=34, plugins=[dict(cfg=dict(type='mmasr.SE'), position='after_conv2')]), head=dict(in_channels=512)
+)
