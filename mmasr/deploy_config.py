@@ -16,8 +16,8 @@ from .registry import MODELS
 def deploy_config(config: Config, folded: Sequence[str] = (), network: nn.Module | None = None) -> Config:
     """The config of the deployed network.
 
-    ASR backbones become the stock ones, ASR plugins, ACNets and mmasr's hooks go, nothing is downloaded to initialise, and
-    mmasr is imported only if something of it remains.
+    ASR backbones become the stock ones, branches of RepVGG and ACNet one convolution, ASR plugins and mmasr's hooks go, nothing
+    is downloaded to initialise, and mmasr is imported only if something of it remains.
 
     Args:
         config (Config): The config of the trained network.
@@ -73,32 +73,27 @@ def _without_asr(config: Any) -> Any:
         return config
     name = _mmasr_name(config)
     if name == 'ASRBackbone':
-        return _merged(_without_asr(config['backbone']))
+        return _without_asr(config['backbone'])
     config = {key: _without_asr(value) for key, value in config.items() if not (key == 'conv_cfg' and _is_acnet(value))}
     if 'plugins' in config:
         config['plugins'] = [plugin for plugin in config['plugins'] or [] if _mmasr_name(plugin['cfg']) != 'ASR']
         if not config['plugins']:
             del config['plugins']
     if name.startswith('ASR') and name != 'ASR':  # a backbone, and not the plugin
-        has_asr = config.pop('asr', None)
+        config.pop('asr', None)
         config.pop('_scope_', None)
         stock = stock_class(MODELS.get(name))
         # Only mmasr's BasicBlock takes plugins, so a ResNet-18 or 34 that keeps attention keeps mmasr's type.
         if not (config.get('plugins') and stock.arch_settings[config['depth']][0].__name__ == 'BasicBlock'):
             config['type'] = f'{stock.__module__.split(".")[0]}.{stock.__name__}'
-        return _merged(config) if has_asr else config
+    scope, _, name = str(config.get('type')).rpartition('.')
+    if name == 'RepVGG' and scope.split('.')[0] in ('', 'mmpretrain') and merges(config['arch']):
+        config['deploy'] = True
     return config
 
 
 def _is_acnet(conv_cfg: Any) -> bool:
     return isinstance(conv_cfg, dict) and conv_cfg.get('type') == 'ACNet'
-
-
-def _merged(config: dict) -> dict:
-    """The config of a network that had ASR; that of a RepVGG once its branches are merged, too."""
-    if config['type'].rpartition('.')[2] == 'RepVGG' and merges(config['arch']):
-        return {**config, 'deploy': True}
-    return config
 
 
 def merges(arch: str | dict) -> bool:

@@ -20,8 +20,8 @@ from .data import Track, calibration_dataset, evaluate, untracked
 from .deploy_config import deploy_config, merges, without_downloads
 from .embedded import WAYS_ON, check_config, check_data_config, import_modules, parse_config
 from .errors import InputError
-from .hosts import Host, SumHost, fold
-from .networks.acnet import merge_acnets
+from .hosts import Host, fold
+from .networks.acnet import ACNet, merge_acnets
 from .runtime import build_model, check_data, load_config, load_weights, one_line, some
 from .stripes.calibrate import Calibration, MeanFold, calibrate
 from .stripes.fold import fold_means, replaced
@@ -58,8 +58,8 @@ def reparameterize(
     calibration: Calibration | None = None,
     track: Track = untracked,
 ) -> Report:
-    """Fold every ASR of a checkpoint, and attention that depends on its input on request; check the result, and write it with
-    its config.
+    """Fold every ASR of a checkpoint, merge the branches of RepVGG and ACNet, and on request fold attention that depends on its
+    input; check the result, and write it with its config.
 
     Args:
         checkpoint (str | Path): A checkpoint of mmengine's runner, or weights.
@@ -105,21 +105,20 @@ def reparameterize(
     load_weights(model, weights, source)
     if broken := [name for name, t in weights.items() if t.is_floating_point() and not t.isfinite().all()]:
         raise InputError(f'{source}: NaN or Inf in {some(broken)}; take an earlier checkpoint')
+    rep_vggs = [m for m in model.modules() if isinstance(m, RepVGG) and not m.deploy and merges(m.arch)]
+    if not (calibration or rep_vggs or any(isinstance(m, ASR | ACNet) for m in model.modules())):
+        raise InputError(f'{source} has no ASR in it and no branches to merge, so there is nothing to fold')
     before = sum(p.numel() for p in model.parameters())
     attention = calibrate(model, train_config, calibration, track) if calibration else None
     with replaced(model, attention.constants() if attention else {}):
-        expected, folded = _run_trained(model, source, needs_asr=not attention)
-    rep_vggs = [
-        m for m in model.modules() if isinstance(m, RepVGG) and any(isinstance(block, SumHost) for block in m.modules())
-    ]
+        expected, folded = _run_trained(model, source)
     try:
         fold(model)
         merge_acnets(model, functools.partial(_outputs, model))
     except ValueError as error:
         raise InputError(f'{source}: {error}') from None
     for backbone in rep_vggs:
-        if merges(backbone.arch):
-            backbone.switch_to_deploy()
+        backbone.switch_to_deploy()
     if attention:
         fold_means(model, attention.means, attention.hosts)
         folded.update({name: f'mean of {attention.stripes[name].kind}, into {host}' for name, host in attention.hosts.items()})
@@ -195,12 +194,10 @@ def _outputs(model: nn.Module) -> dict[str, torch.Tensor]:
         raise InputError(one_line('the network does not run on noise images', error)) from None
 
 
-def _run_trained(model: nn.Module, source: Path, needs_asr: bool) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def _run_trained(model: nn.Module, source: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Run the trained network; return its outputs, and what carries an ASR with what that is."""
     hosted = {id(module.asr): name for name, module in model.named_modules() if isinstance(module, Host)}
     asrs = {hosted.get(id(module), name): module for name, module in model.named_modules() if isinstance(module, ASR)}
-    if needs_asr and not asrs:
-        raise InputError(f'{source} has no ASR in it, so there is nothing to fold')
     unused = set(asrs)
     for name in asrs:
         model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: unused.discard(name))

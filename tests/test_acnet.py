@@ -66,10 +66,10 @@ def test_without_batch_norm_after_it_it_stays():
     assert isinstance(network[0], ACNet)
 
 
-@pytest.mark.parametrize('depth', [18, 50])
-def test_a_resnet_with_acnet_and_asr_becomes_a_plain_one(tmp_path, depth):
+@pytest.mark.parametrize(('depth', 'with_asr'), [(18, True), (50, True), (18, False)])
+def test_a_resnet_with_acnet_becomes_a_plain_one(tmp_path, depth, with_asr):
     backbone = {'type': 'mmasr.ASRResNet', 'depth': depth, 'base_channels': 8, 'out_indices': (3,), 'norm_eval': False}
-    backbone.update(conv_cfg={'type': 'ACNet'}, asr={'attention': {'type': 'SE'}})
+    backbone.update(conv_cfg={'type': 'ACNet'}, asr={'attention': {'type': 'SE'}} if with_asr else None)
     config = classifier(backbone, 64 if depth == 18 else 256)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         trained = MODELS.build(config.model)
@@ -84,6 +84,7 @@ def test_a_resnet_with_acnet_and_asr_becomes_a_plain_one(tmp_path, depth):
     torch.save({'meta': {'cfg': config.pretty_text}, 'state_dict': trained.state_dict()}, tmp_path / 'a.pth')
     report = reparameterize(tmp_path / 'a.pth')
     assert max(difference.relative for difference in report.differences) <= 1e-5
+    assert bool(report.folded) == with_asr
     deployed = Config.fromfile(report.config)
     assert deployed.model.backbone.type == 'mmdet.ResNet'
     assert 'conv_cfg' not in deployed.model.backbone

@@ -11,6 +11,7 @@ from mmpretrain.models import VGG, MobileNetV2, RepVGG, ShuffleNetV2, VisionTran
 from torch import nn
 
 import mmasr
+from mmasr.errors import InputError
 from mmasr.hosts import Host
 from mmasr.networks.mobilenet import MobileNet
 from mmasr.networks.shufflenet_cifar import ShuffleNetV2CIFAR
@@ -121,6 +122,21 @@ def test_repvgg_with_its_own_attention_keeps_it(tmp_path):
     assert len(attention_modules(plain)) == len(attention_modules(model)) == 7
     weights = torch.load(report.checkpoint, weights_only=True)['state_dict']
     assert {name.removeprefix('backbone.') for name in weights if name.startswith('backbone.')} == set(plain.state_dict())
+
+
+def test_a_repvgg_without_asr_has_its_branches_merged(tmp_path):
+    config = classifier({'type': 'RepVGG', 'arch': SMALL_REPVGG}, 128)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = ready(MODELS.build(config.model))
+    torch.save({'meta': {'cfg': config.pretty_text}, 'state_dict': model.state_dict()}, tmp_path / 'a.pth')
+    report = reparameterize(tmp_path / 'a.pth')
+    assert max(difference.relative for difference in report.differences) <= 1e-5
+    assert report.folded == {}
+    assert Config.fromfile(report.config).model.backbone == {'type': 'RepVGG', 'arch': SMALL_REPVGG, 'deploy': True}
+    weights = torch.load(report.checkpoint, weights_only=True)['state_dict']
+    torch.save(weights, tmp_path / 'b.pth')
+    with pytest.raises(InputError, match='no ASR in it and no branches to merge'):
+        reparameterize(tmp_path / 'b.pth', config=report.config)
 
 
 @pytest.mark.parametrize('wrapped', [False, True], ids=['registered', 'ASRBackbone'])

@@ -66,7 +66,7 @@ def show(report: Report) -> None:
     for difference in report.differences:
         outputs.add_row(difference.output, f'{difference.absolute:.1e}', f'{difference.relative:.1e}')
     console = Console()
-    console.print(hosts, outputs, table)
+    console.print(*([hosts] if report.folded else []), outputs, table)
     if report.attention:
         show_attention(console, report)
     console.print(f'{report.seconds:.1f} s; wrote {report.checkpoint} and {report.config}', soft_wrap=True, markup=False)
