@@ -63,6 +63,8 @@ def sweep(paths: Sequence[str | Path], seeds: int, out: str | Path) -> Iterator[
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(f'two configs are named {twice.pop()}.py; their results would share a folder')
     for config in configs:
+        if not config.get('val_evaluator'):
+            raise InputError(f'{config.filename} measures nothing at the end of its training: it needs a val_evaluator')
         check_data(config, 'train_dataloader', 'val_dataloader', 'val_evaluator')
     for seed in range(seeds):
         for name, config in zip(names, configs, strict=True):
@@ -82,8 +84,6 @@ def _train(name: str, config: Config, seed: int, folder: Path) -> Run:
     scalars = runner.message_hub.log_scalars
     metrics = {key.removeprefix('val/'): scalars[key].current() for key in scalars if key.startswith('val/')}
     metrics = {key: value for key, value in metrics.items() if key not in ('time', 'data_time')}
-    if not metrics:
-        raise InputError(f'{config.filename} measures nothing at the end of its training: it needs a val_evaluator')
     run = Run(name, seed, metrics, main_metric(config, metrics), sum(p.numel() for p in runner.model.parameters()))
     with temporary_files(record) as (file,):
         file.write_text(json.dumps({'run': dataclasses.asdict(run), 'text': config.pretty_text}))

@@ -143,6 +143,7 @@ def test_two_iterations(path, data, monkeypatch, tmp_path):
     schedulers = config.param_scheduler if isinstance(config.param_scheduler, list) else [config.param_scheduler]
     if schedule == 'cosine':
         assert schedulers[-1].type == 'CosineAnnealingLR'
+        assert schedulers[-1].get('T_max', epochs) == epochs  # mmengine's own is to the end
     else:
         assert (schedulers[-1].milestones, schedulers[-1].gamma) == schedule
 

@@ -78,3 +78,4 @@ def test_bad_input_is_one_line(tmp_path, short, refusal):
     with open(config, 'a') as file:
         file.write('val_dataloader = val_cfg = val_evaluator = None\n')
     assert 'resnet20.py measures nothing' in refusal('sweep.py', config, cwd=short)
+    assert not (short / 'work_dirs').exists()  # said before anything is trained

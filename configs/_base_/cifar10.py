@@ -1,7 +1,6 @@
-# CIFAR-10 under data/cifar10, normalized as in the authors' code, which crops and flips as MMPretrain does.
+# CIFAR-10 under data/cifar10, which MMPretrain normalizes, crops and flips as the authors' code does.
 _base_ = 'mmpretrain::_base_/datasets/cifar10_bs16.py'
 
-data_preprocessor = dict(mean=[125.307, 122.961, 113.8575], std=[51.5865, 50.847, 51.255])
 train_dataloader = dict(batch_size=128, persistent_workers=True, dataset=dict(download=False))
 val_dataloader = dict(batch_size=100, persistent_workers=True, dataset=dict(download=False))
 test_dataloader = val_dataloader

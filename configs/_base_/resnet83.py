@@ -1,4 +1,3 @@
-_base_ = 'classifier.py'
+_base_ = 'resnet164.py'
 
-model = dict(backbone=dict(type='mmasr.ResNetCIFAR', depth=83), head=dict(in_channels=256))
-param_scheduler = dict(type='MultiStepLR', by_epoch=True, milestones=[81, 122], gamma=0.1)
+model = dict(backbone=dict(depth=83))

@@ -1,3 +1,3 @@
-_base_ = 'resnet83.py'
+_base_ = 'resnet164_asr_se.py'
 
-model = dict(backbone=dict(type='mmasr.ASRResNetCIFAR', asr=dict(attention=dict(type='SE'))))
+model = dict(backbone=dict(depth=83))

@@ -1,3 +1,3 @@
-_base_ = 'resnet83_se.py'
+_base_ = 'resnet164_asr_se_se.py'
 
-model = dict(backbone=dict(type='mmasr.ASRResNetCIFAR', asr=dict(attention=dict(type='SE'))))
+model = dict(backbone=dict(depth=83))

@@ -1,3 +1,3 @@
-_base_ = 'resnet83.py'
+_base_ = 'resnet164_se.py'
 
-model = dict(backbone=dict(plugins=[dict(cfg=dict(type='mmasr.SE'), position='after_conv3')]))
+model = dict(backbone=dict(depth=83))

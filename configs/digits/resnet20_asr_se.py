@@ -1,4 +1,4 @@
-# The same with ASR(SE), in the paper's form.
+# The same with ASR(SE).
 _base_ = 'resnet20.py'
 
 model = dict(backbone=dict(type='mmasr.ASRResNetCIFAR', asr=dict(attention=dict(type='SE'))))
