@@ -1,14 +1,14 @@
 """mmasr: channel attention without inference cost, for MMDetection and MMPretrain.
 
-The core (:mod:`mmasr.asr`, :mod:`mmasr.hosts`, :mod:`mmasr.attention`) needs torch only. Where mmengine is installed,
+The core (:mod:`mmasr.core.asr`, :mod:`mmasr.core.host`, :mod:`mmasr.attention`) needs torch only. Where mmengine is installed,
 importing the package also registers its backbones and plugins under the scope ``mmasr``.
 """
 
 from importlib.util import find_spec
 
-from .asr import ASR
 from .attention import CBAM, ECA, IE, SE, SPA, SRM
-from .hosts import attach, fold
+from .core.asr import ASR
+from .core.host import attach, fold
 
 __version__ = '0.1.0'
 __all__ = ['ASR', 'CBAM', 'ECA', 'IE', 'SE', 'SPA', 'SRM', 'attach', 'fold']

@@ -11,8 +11,8 @@ from mmdet.models.backbones import ResNet
 from mmengine.config import Config
 
 from .checkpoint import output_files, read_checkpoint, temporary_files, write_checkpoint
+from .core.host import Host, scaled
 from .errors import InputError
-from .hosts import Host, scaled
 from .networks.resnet_cifar import ResNetCIFAR
 from .runtime import build_model, load_weights
 

@@ -8,8 +8,8 @@ from mmpretrain.models.backbones import RepVGG
 from torch import nn
 
 from .attention import ATTENTIONS
+from .core.host import stock_class
 from .embedded import walk
-from .hosts import stock_class
 from .registry import MODELS
 
 

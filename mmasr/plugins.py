@@ -6,8 +6,8 @@ mmcv's ``build_plugin_layer``, which passes the number of channels as ``in_chann
 
 from torch import nn
 
-from .asr import ASR
 from .attention import CBAM, ECA, IE, SE, SPA, SRM
+from .core.asr import ASR
 from .registry import MODELS
 
 

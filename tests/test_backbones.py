@@ -15,7 +15,7 @@ from mmengine.runner import save_checkpoint
 from torch import nn
 
 import mmasr
-from mmasr.hosts import Host
+from mmasr.core.host import Host
 
 SE = {'type': 'SE'}
 STOCK = {'ASRResNet': ResNet, 'ASRResNetV1d': ResNetV1d, 'ASRResNeXt': ResNeXt}

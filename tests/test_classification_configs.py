@@ -15,7 +15,7 @@ from mmpretrain.datasets import CIFAR10
 from torch import nn
 
 import mmasr
-from mmasr.hosts import Host
+from mmasr.core.host import Host
 from mmasr.runtime import add_arguments, build_runner, check_data, load_config
 from mmasr.stripes import attention_modules
 

@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import mmasr
-from mmasr.hosts import Host
+from mmasr.core.host import Host
 from mmasr.stripes import attention_modules
 
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))

@@ -10,8 +10,8 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from mmasr.convert import convert
+from mmasr.core.host import Host
 from mmasr.errors import InputError
-from mmasr.hosts import Host
 from mmasr.reparam import reparameterize
 from mmasr.runtime import build_model
 

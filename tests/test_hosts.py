@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import mmasr
 from mmasr.benchmark import saved_for_backward
-from mmasr.hosts import Host
+from mmasr.core.host import Host
 from mmasr.workload import images
 
 C = 8

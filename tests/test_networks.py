@@ -10,7 +10,7 @@ from mmpretrain.models import ShuffleNetV2
 from torch import nn
 
 import mmasr
-from mmasr.hosts import Host
+from mmasr.core.host import Host
 from mmasr.networks.acnet import ACNet, merge_acnets
 from mmasr.networks.mobilenet import MobileNet
 from mmasr.networks.resnet_cifar import ResNetCIFAR

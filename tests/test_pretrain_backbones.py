@@ -11,8 +11,8 @@ from mmpretrain.models import VGG, MobileNetV2, RepVGG, ShuffleNetV2, VisionTran
 from torch import nn
 
 import mmasr
+from mmasr.core.host import Host
 from mmasr.errors import InputError
-from mmasr.hosts import Host
 from mmasr.networks.mobilenet import MobileNet
 from mmasr.networks.shufflenet_cifar import ShuffleNetV2CIFAR
 from mmasr.reparam import reparameterize

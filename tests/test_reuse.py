@@ -11,7 +11,7 @@ from mmengine.model import ExponentialMovingAverage
 from torch import nn
 
 import mmasr
-from mmasr.reuse import _kept
+from mmasr.core.kept import _kept
 
 X = torch.randn(2, 8, 3, 3, generator=torch.Generator().manual_seed(0))
 

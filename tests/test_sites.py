@@ -9,7 +9,7 @@ from mmdet.models.backbones import ResNet, ResNeXt
 from mmpretrain.models import VGG, MobileNetV2, RepVGG, SEResNeXt, ShuffleNetV2, VisionTransformer
 
 import mmasr
-from mmasr.sites import find_sites
+from mmasr.core.known import find_sites
 
 BN = {'type': 'BN'}
 # network -> number of sites, the first and the last

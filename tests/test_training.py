@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import mmasr
-from mmasr.hosts import Host
+from mmasr.core.host import Host
 
 DEPTH18 = {'type': 'mmasr.ASRResNet', 'depth': 18, 'base_channels': 8, 'zero_init_residual': False}
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from ..hosts import Host, Mixed, attach, mixed_class, stock_class
+from ..core.host import Host, Mixed, attach, mixed_class, stock_class
 from ..registry import MODELS
 
 

@@ -5,7 +5,7 @@ from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..hosts import stock_class
+from ..core.host import stock_class
 from ..networks.resnet_cifar import ResNetCIFAR
 from ..registry import MODELS
 from .any import WithASR

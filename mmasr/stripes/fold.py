@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..asr import ASR
-from ..hosts import attach, fold, output_channels
+from ..core.asr import ASR
+from ..core.host import attach, fold, output_channels
 from .values import ValueReader, attention_modules
 
 

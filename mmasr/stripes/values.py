@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from ..asr import ASR
+from ..core.asr import ASR
+from ..core.host import by_class
 from ..errors import InputError
-from ..hosts import by_class
 
 #: How the attention values v of a module are read, by package and class: the name of the child module that puts them out,
 #: or of a method that maps the module's input to them. Subclasses are known with their class. A module of one's own is

@@ -17,8 +17,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .asr import ASR
-from .reuse import forget, reuse
-from .sites import find_sites
+from .kept import forget, reuse
+from .known import find_sites
 
 #: Blocks that add up branches, and where the last layer of each branch is. A scale distributes over the sum, so such a block is
 #: one host; afterwards its branches can still be merged into one convolution.
@@ -42,7 +42,7 @@ def stock_class(cls: type) -> type:
     """The class that a class of this package extends; the plain networks here and other packages' classes are their own."""
     for base in cls.__mro__:
         package, _, module = base.__module__.partition('.')
-        if (package != __package__ or module.startswith('networks.')) and not issubclass(base, Mixed):
+        if (package != 'mmasr' or module.startswith('networks.')) and not issubclass(base, Mixed):
             return base
     raise TypeError(f'{cls.__name__} extends no class of another package')
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from .attention import CBAM, build_attention
+from ..attention import CBAM, build_attention
 
 
 class ASR(nn.Module):

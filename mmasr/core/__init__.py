@@ -1,0 +1,1 @@
+"""The core. Needs torch only, and works on any ``nn.Module``."""
