@@ -5,7 +5,7 @@ from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import Registry
 
-from .networks.acnet import build_acnet
+from .convolutions.acnet import build_acnet
 
 #: Backbones and plugins; imported at the first look-up, since they need mmcv and mmdet.
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmasr', locations=['mmasr.plugins', 'mmasr.backbones'])

@@ -9,7 +9,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 import mmasr
-from mmasr.networks.acnet import ACNet, merge_acnets
+from mmasr.convolutions.acnet import ACNet, merge_acnets
 from mmasr.reparam import reparameterize
 
 

@@ -10,8 +10,8 @@ from mmpretrain.models import ShuffleNetV2
 from torch import nn
 
 import mmasr
+from mmasr.convolutions.acnet import ACNet, merge_acnets
 from mmasr.core.host import Host
-from mmasr.networks.acnet import ACNet, merge_acnets
 from mmasr.networks.mobilenet import MobileNet
 from mmasr.networks.resnet_cifar import ResNetCIFAR
 from mmasr.networks.shufflenet_cifar import ShuffleNetV2CIFAR

@@ -1,0 +1,1 @@
+"""Convolutions with branches that become one. Needs torch only."""
