@@ -14,15 +14,15 @@ from mmengine.device import get_device
 from mmpretrain.models.backbones import RepVGG
 from torch import nn
 
-from .checkpoint import output_files, read_checkpoint, temporary_files, write_checkpoint
 from .convolutions.acnet import ACNet, merge_acnets
 from .core.asr import ASR
 from .core.host import Host, fold
-from .data import Track, calibration_dataset, evaluate, untracked
 from .deploy_config import deploy_config, merges, without_downloads
 from .embedded import WAYS_ON, check_config, check_data_config, import_modules, parse_config
 from .errors import InputError
-from .runtime import build_model, check_data, load_config, load_weights, one_line, some
+from .openmmlab.building import build_model, check_data, load_config, load_weights, one_line, some
+from .openmmlab.checkpoint import output_files, read_checkpoint, temporary_files, write_checkpoint
+from .openmmlab.evaluation import Track, calibration_dataset, evaluate, untracked
 from .stripes.calibrate import Calibration, MeanFold, calibrate
 from .stripes.fold import fold_means, replaced
 from .verify import Difference, compare, network_outputs

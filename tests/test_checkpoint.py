@@ -11,8 +11,8 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
-from mmasr.checkpoint import read_checkpoint, temporary_files, write_checkpoint
 from mmasr.errors import InputError
+from mmasr.openmmlab.checkpoint import read_checkpoint, temporary_files, write_checkpoint
 
 WEIGHTS = {'conv.weight': torch.ones(2, 3), 'conv.bias': torch.zeros(2)}
 

@@ -12,8 +12,8 @@ from torch import nn
 from mmasr.convert import convert
 from mmasr.core.host import Host
 from mmasr.errors import InputError
+from mmasr.openmmlab.building import build_model
 from mmasr.reparam import reparameterize
-from mmasr.runtime import build_model
 
 
 class Attention(nn.Module):

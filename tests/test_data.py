@@ -9,8 +9,8 @@ from mmengine.evaluator import BaseMetric
 from mmengine.registry import DATASETS, METRICS
 from torch import nn
 
-from mmasr.data import build_loader, calibration_dataset, evaluate
 from mmasr.errors import InputError
+from mmasr.openmmlab.evaluation import build_loader, calibration_dataset, evaluate
 
 
 @DATASETS.register_module(force=True)

@@ -13,9 +13,9 @@ from mmpretrain.models import MobileNetV3, SEResNet
 from torch import nn
 
 import mmasr
-from mmasr.data import evaluate
 from mmasr.embedded import check_data_config
 from mmasr.errors import InputError
+from mmasr.openmmlab.evaluation import evaluate
 from mmasr.reparam import reparameterize
 from mmasr.stripes import Observer, attention_modules, calibrate
 from mmasr.stripes.calibrate import Calibration, points

@@ -12,9 +12,9 @@ from torch import nn
 import mmasr
 from mmasr.convolutions.acnet import ACNet, merge_acnets
 from mmasr.core.host import Host
-from mmasr.networks.mobilenet import MobileNet
-from mmasr.networks.resnet_cifar import ResNetCIFAR
-from mmasr.networks.shufflenet_cifar import ShuffleNetV2CIFAR
+from mmasr.openmmlab.networks.mobilenet import MobileNet
+from mmasr.openmmlab.networks.resnet_cifar import ResNetCIFAR
+from mmasr.openmmlab.networks.shufflenet_cifar import ShuffleNetV2CIFAR
 from mmasr.reparam import reparameterize
 from mmasr.stripes import attention_modules
 

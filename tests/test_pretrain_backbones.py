@@ -13,8 +13,8 @@ from torch import nn
 import mmasr
 from mmasr.core.host import Host
 from mmasr.errors import InputError
-from mmasr.networks.mobilenet import MobileNet
-from mmasr.networks.shufflenet_cifar import ShuffleNetV2CIFAR
+from mmasr.openmmlab.networks.mobilenet import MobileNet
+from mmasr.openmmlab.networks.shufflenet_cifar import ShuffleNetV2CIFAR
 from mmasr.reparam import reparameterize
 from mmasr.stripes import attention_modules
 

@@ -13,8 +13,8 @@ from mmpretrain.models import LinearClsHead
 from mmpretrain.registry import MODELS
 
 import mmasr
-from mmasr.checkpoint import read_checkpoint
 from mmasr.errors import InputError
+from mmasr.openmmlab.checkpoint import read_checkpoint
 from mmasr.stripes import Observer
 
 

@@ -4,9 +4,9 @@ import argparse
 
 from mmengine.evaluator import DumpResults
 
-from mmasr.checkpoint import read_checkpoint
 from mmasr.errors import InputError, exit_on_input_error
-from mmasr.runtime import add_arguments, build_runner, check_data, config_from_arguments
+from mmasr.openmmlab.building import add_arguments, build_runner, check_data, config_from_arguments
+from mmasr.openmmlab.checkpoint import read_checkpoint
 
 
 def parse_args() -> argparse.Namespace:

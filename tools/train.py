@@ -5,7 +5,7 @@ import argparse
 import torch
 
 from mmasr.errors import InputError, exit_on_input_error
-from mmasr.runtime import add_arguments, build_runner, check_data, config_from_arguments
+from mmasr.openmmlab.building import add_arguments, build_runner, check_data, config_from_arguments
 
 
 def parse_args() -> argparse.Namespace:

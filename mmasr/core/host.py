@@ -42,7 +42,7 @@ def stock_class(cls: type) -> type:
     """The class that a class of this package extends; the plain networks here and other packages' classes are their own."""
     for base in cls.__mro__:
         package, _, module = base.__module__.partition('.')
-        if (package != 'mmasr' or module.startswith(('networks.', 'convolutions.'))) and not issubclass(base, Mixed):
+        if (package != 'mmasr' or module.startswith(('openmmlab.networks.', 'convolutions.'))) and not issubclass(base, Mixed):
             return base
     raise TypeError(f'{cls.__name__} extends no class of another package')
 

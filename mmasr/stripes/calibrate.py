@@ -9,9 +9,9 @@ from mmengine.device import get_device
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..data import Track, build_loader, calibration_dataset, evaluate, main_metric, untracked
 from ..errors import InputError
-from ..runtime import one_line, some
+from ..openmmlab.building import one_line, some
+from ..openmmlab.evaluation import Track, build_loader, calibration_dataset, evaluate, main_metric, untracked
 from ..verify import network_outputs
 from .fold import Constant, find_hosts, replaced
 from .observe import Observer, Stripes

@@ -11,8 +11,8 @@ import jinja2
 from rich.box import SIMPLE
 from rich.table import Column, Table
 
-from ..checkpoint import temporary_files
 from ..errors import InputError
+from ..openmmlab.checkpoint import temporary_files
 from .figures import choose, draw_deviations, draw_stripes
 from .observe import STEADY, Stripes
 

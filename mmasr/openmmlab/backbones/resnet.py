@@ -5,10 +5,10 @@ from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..core.host import stock_class
+from ...core.host import stock_class
+from ...registry import MODELS
 from ..networks.resnet_cifar import ResNetCIFAR
-from ..registry import MODELS
-from .any import WithASR
+from .base import WithASR
 
 
 class PluginBasicBlock(BasicBlock):
@@ -91,5 +91,5 @@ class ASRResNeXt(_WithPlugins, ResNeXt):
 
 @MODELS.register_module()
 class ASRResNetCIFAR(_WithPlugins, ResNetCIFAR):
-    """:class:`mmasr.networks.resnet_cifar.ResNetCIFAR` with ASR, the paper's network for CIFAR and STL10. Arguments as of
+    """``mmasr.ResNetCIFAR`` with ASR, the paper's network for CIFAR and STL10. Arguments as of
     :class:`ASRResNet`."""

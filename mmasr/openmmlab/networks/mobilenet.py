@@ -6,7 +6,7 @@ from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
 from mmengine.model import BaseModule
 from torch import nn
 
-from ..registry import MODELS
+from ...registry import MODELS
 
 #: Channels and stride of every depthwise separable convolution (the paper's Table 1).
 BLOCKS = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)]

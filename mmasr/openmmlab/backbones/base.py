@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from ..core.host import Host, Mixed, attach, mixed_class, stock_class
-from ..registry import MODELS
+from ...core.host import Host, Mixed, attach, mixed_class, stock_class
+from ...registry import MODELS
 
 
 class _InitializesASR:

@@ -3,7 +3,7 @@
 from mmpretrain.models.backbones import ShuffleNetV2
 from torch import nn
 
-from ..registry import MODELS
+from ...registry import MODELS
 
 
 @MODELS.register_module()

@@ -17,7 +17,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 from numpy._core import multiarray
 
-from .errors import InputError
+from ..errors import InputError
 
 
 def _statistic(owner: object, name: str) -> object:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from mmpretrain.datasets import BaseDataset
 
-from .registry import DATASETS
+from ..registry import DATASETS
 
 
 @DATASETS.register_module()

@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 
-from .any import ASRBackbone, WithoutAttention
+from .base import ASRBackbone, WithoutAttention
 
 __all__ = ['ASRBackbone', 'WithoutAttention']
 

@@ -5,7 +5,7 @@ from mmdet.models.backbones import ResNet
 from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
 from torch import nn
 
-from ..registry import MODELS
+from ...registry import MODELS
 
 
 @MODELS.register_module()

@@ -2,10 +2,10 @@
 
 from mmpretrain.models.backbones import VGG, MobileNetV2, RepVGG, ShuffleNetV2, VisionTransformer
 
+from ...registry import MODELS
 from ..networks.mobilenet import MobileNet
 from ..networks.shufflenet_cifar import ShuffleNetV2CIFAR
-from ..registry import MODELS
-from .any import WithASR
+from .base import WithASR
 
 
 @MODELS.register_module()
@@ -26,7 +26,7 @@ class ASRShuffleNetV2(WithASR, ShuffleNetV2):
 
 @MODELS.register_module()
 class ASRShuffleNetV2CIFAR(WithASR, ShuffleNetV2CIFAR):
-    """:class:`mmasr.networks.shufflenet_cifar.ShuffleNetV2CIFAR` with ASR as in :class:`ASRShuffleNetV2`."""
+    """``mmasr.ShuffleNetV2CIFAR`` with ASR as in :class:`ASRShuffleNetV2`."""
 
 
 @MODELS.register_module()
@@ -37,7 +37,7 @@ class ASRMobileNetV2(WithASR, MobileNetV2):
 
 @MODELS.register_module()
 class ASRMobileNet(WithASR, MobileNet):
-    """:class:`mmasr.networks.mobilenet.MobileNet` with ASR at both normalizations of every block. Arguments as of
+    """``mmasr.MobileNet`` with ASR at both normalizations of every block. Arguments as of
     :class:`ASRVGG`."""
 
 

@@ -12,10 +12,10 @@ from mmengine.registry import DATASETS, MODELS, RUNNERS, init_default_scope
 from mmengine.runner import CheckpointLoader, Runner
 from torch import nn
 
+from ..deploy_config import without_downloads
+from ..embedded import walk
+from ..errors import InputError
 from .checkpoint import read_checkpoint
-from .deploy_config import without_downloads
-from .embedded import walk
-from .errors import InputError
 
 NO_DATA = """{path} is not there, and {config} takes its {key} from it.{where}
   Data of your own: --cfg-options train_dataloader.dataset.data_root=... (docs/own-data.md)

@@ -6,9 +6,9 @@ mmcv's ``build_plugin_layer``, which passes the number of channels as ``in_chann
 
 from torch import nn
 
-from .attention import CBAM, ECA, IE, SE, SPA, SRM
-from .core.asr import ASR
-from .registry import MODELS
+from ..attention import CBAM, ECA, IE, SE, SPA, SRM
+from ..core.asr import ASR
+from ..registry import MODELS
 
 
 def _register(cls: type[nn.Module]) -> None:

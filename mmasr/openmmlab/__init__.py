@@ -1,0 +1,1 @@
+"""Whatever needs OpenMMLab: mmengine, mmcv, mmdet or mmpretrain."""
