@@ -24,7 +24,7 @@ from .openmmlab.building import build_model, check_data, load_config, load_weigh
 from .openmmlab.checkpoint import output_files, read_checkpoint, temporary_files, write_checkpoint
 from .openmmlab.evaluation import Track, calibration_dataset, evaluate, untracked
 from .stripes.calibrate import Calibration, MeanFold, calibrate
-from .stripes.fold import fold_means, replaced
+from .stripes.mean_fold import fold_means, replaced
 from .verify import Difference, compare, network_outputs
 
 #: Largest difference allowed, relative to the largest value of an output, by the coarsest type of the weights. Half

@@ -19,7 +19,7 @@ from mmasr.openmmlab.evaluation import evaluate
 from mmasr.reparam import reparameterize
 from mmasr.stripes import Observer, attention_modules, calibrate
 from mmasr.stripes.calibrate import Calibration, points
-from mmasr.stripes.fold import Constant, find_hosts, fold_means, replaced
+from mmasr.stripes.mean_fold import Constant, find_hosts, fold_means, replaced
 
 X = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 

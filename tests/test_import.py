@@ -15,7 +15,7 @@ mmasr.attach(model, dict(type='SE'), sites=['1'])
 model.eval()
 expected = model(x)
 torch.testing.assert_close(mmasr.fold(model)(x), expected)
-import mmasr.stripes.fold
+import mmasr.stripes.mean_fold
 with mmasr.stripes.Observer(torch.nn.Sequential(mmasr.SE(3))) as observer:
     observer.modules['0'](x)
 assert observer.stripes['0'].v.count == 2

@@ -19,7 +19,7 @@ from mmasr.attention import ATTENTIONS
 from mmasr.errors import InputError
 from mmasr.stripes import VALUES, ChannelStatistics, Observer, Stripes, attention_modules
 from mmasr.stripes.figures import choose, draw_changes, draw_deviations, draw_stripes
-from mmasr.stripes.observe import ROWS
+from mmasr.stripes.observer import ROWS
 from mmasr.stripes.report import FILES, write_report
 
 

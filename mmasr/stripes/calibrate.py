@@ -13,8 +13,8 @@ from ..errors import InputError
 from ..openmmlab.building import one_line, some
 from ..openmmlab.evaluation import Track, build_loader, calibration_dataset, evaluate, main_metric, untracked
 from ..verify import network_outputs
-from .fold import Constant, find_hosts, replaced
-from .observe import Observer, Stripes
+from .mean_fold import Constant, find_hosts, replaced
+from .observer import Observer, Stripes
 
 
 @dataclasses.dataclass

@@ -7,7 +7,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .observe import STEADY, Stripes
+from .observer import STEADY, Stripes
 
 WIDTH = 3.5  # inches, one column of a paper
 SMALL = 6.5  # points

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Subset
 from ..errors import InputError
 from ..registry import HOOKS
 from .figures import choose, draw_changes
-from .observe import Observer
+from .observer import Observer
 
 #: The paper's Fig. 1c: 20 channels of three images.
 CHANNELS, IMAGES = 20, 3

@@ -14,7 +14,7 @@ from rich.table import Column, Table
 from ..errors import InputError
 from ..openmmlab.checkpoint import temporary_files
 from .figures import choose, draw_deviations, draw_stripes
-from .observe import STEADY, Stripes
+from .observer import STEADY, Stripes
 
 #: What :func:`write_report` writes.
 FILES = ('stripes.json', 'stripes.html', 'stripes_images.png', 'stripes_deviations.png')

@@ -9,8 +9,8 @@ from torch import nn
 
 from ..attention import CBAM
 from ..errors import InputError
+from .modules import ValueReader, attention_modules
 from .statistics import ChannelStatistics
-from .values import ValueReader, attention_modules
 
 #: A channel whose values deviate by less than this over images is steady.
 STEADY = 0.05

@@ -16,7 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..core.asr import ASR
 from ..core.host import attach, fold, output_channels
-from .values import ValueReader, attention_modules
+from .modules import ValueReader, attention_modules
 
 
 class Constant(nn.Module):
