@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .verify import tensors
+from .deploy.compare import tensors
 
 
 @dataclasses.dataclass

@@ -10,7 +10,7 @@ from torch import nn
 
 import mmasr
 from mmasr.convolutions.acnet import ACNet, merge_acnets
-from mmasr.reparam import reparameterize
+from mmasr.deploy.reparameterize import reparameterize
 
 
 @pytest.mark.parametrize('options', [{}, {'stride': 2}, {'padding': 2, 'dilation': 2}, {'padding': 2}, {'groups': 2}])

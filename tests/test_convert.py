@@ -9,11 +9,11 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from mmasr.convert import convert
 from mmasr.core.host import Host
+from mmasr.deploy.convert import convert
+from mmasr.deploy.reparameterize import reparameterize
 from mmasr.errors import InputError
 from mmasr.openmmlab.building import build_model
-from mmasr.reparam import reparameterize
 
 
 class Attention(nn.Module):

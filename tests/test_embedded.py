@@ -3,7 +3,7 @@
 import pytest
 from mmengine.config import Config
 
-from mmasr.embedded import check_config, import_modules, parse_config
+from mmasr.deploy.untrusted_config import check_config, import_modules, parse_config
 from mmasr.errors import InputError
 
 NAMES = [

@@ -13,12 +13,12 @@ from mmpretrain.models import MobileNetV3, SEResNet
 from torch import nn
 
 import mmasr
-from mmasr.embedded import check_data_config
+from mmasr.deploy.calibrate import Calibration, points
+from mmasr.deploy.reparameterize import reparameterize
+from mmasr.deploy.untrusted_config import check_data_config
 from mmasr.errors import InputError
 from mmasr.openmmlab.evaluation import evaluate
-from mmasr.reparam import reparameterize
 from mmasr.stripes import Observer, attention_modules, calibrate
-from mmasr.stripes.calibrate import Calibration, points
 from mmasr.stripes.mean_fold import Constant, find_hosts, fold_means, replaced
 
 X = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))

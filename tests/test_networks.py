@@ -12,10 +12,10 @@ from torch import nn
 import mmasr
 from mmasr.convolutions.acnet import ACNet, merge_acnets
 from mmasr.core.host import Host
+from mmasr.deploy.reparameterize import reparameterize
 from mmasr.openmmlab.networks.mobilenet import MobileNet
 from mmasr.openmmlab.networks.resnet_cifar import ResNetCIFAR
 from mmasr.openmmlab.networks.shufflenet_cifar import ShuffleNetV2CIFAR
-from mmasr.reparam import reparameterize
 from mmasr.stripes import attention_modules
 
 

@@ -12,10 +12,10 @@ from torch import nn
 
 import mmasr
 from mmasr.core.host import Host
+from mmasr.deploy.reparameterize import reparameterize
 from mmasr.errors import InputError
 from mmasr.openmmlab.networks.mobilenet import MobileNet
 from mmasr.openmmlab.networks.shufflenet_cifar import ShuffleNetV2CIFAR
-from mmasr.reparam import reparameterize
 from mmasr.stripes import attention_modules
 
 SMALL_REPVGG = {'num_blocks': [1, 2, 2, 1], 'width_factor': [0.25] * 4, 'group_layer_map': None, 'se_cfg': None}

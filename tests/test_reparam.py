@@ -14,11 +14,11 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 import mmasr
-from mmasr import reparam
-from mmasr.deploy_config import deploy_config
-from mmasr.embedded import walk
+from mmasr.deploy import reparameterize as reparam
+from mmasr.deploy.deployed_config import deploy_config
+from mmasr.deploy.reparameterize import reparameterize
+from mmasr.deploy.untrusted_config import walk
 from mmasr.errors import InputError
-from mmasr.reparam import reparameterize
 
 SE = {'type': 'SE'}
 

@@ -7,9 +7,9 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmpretrain.models import RepVGG
 
-from mmasr.deploy_config import deploy_config
+from mmasr.deploy.compare import tensors
+from mmasr.deploy.deployed_config import deploy_config
 from mmasr.variants import variants
-from mmasr.verify import tensors
 from mmasr.workload import annotated_images
 
 

@@ -102,7 +102,7 @@ def config_model(path: str, part: str) -> nn.Module:
     try:
         from mmengine.registry import MODELS, init_default_scope
 
-        from mmasr.deploy_config import deploy_config
+        from mmasr.deploy.deployed_config import deploy_config
         from mmasr.openmmlab.building import load_config
     except ImportError as error:
         raise InputError(f'{path}: a config needs OpenMMLab ({error}); --model torchvision:resnet50 does not') from None

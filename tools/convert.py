@@ -2,7 +2,7 @@
 
 import argparse
 
-from mmasr.convert import convert
+from mmasr.deploy.convert import convert
 from mmasr.errors import exit_on_input_error
 
 

@@ -6,9 +6,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from mmasr.deploy.calibrate import Calibration, points
+from mmasr.deploy.reparameterize import Report, reparameterize
 from mmasr.errors import InputError, exit_on_input_error
-from mmasr.reparam import Report, reparameterize
-from mmasr.stripes.calibrate import Calibration, points
 from mmasr.stripes.report import stripes_table
 
 

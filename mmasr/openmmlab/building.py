@@ -12,8 +12,8 @@ from mmengine.registry import DATASETS, MODELS, RUNNERS, init_default_scope
 from mmengine.runner import CheckpointLoader, Runner
 from torch import nn
 
-from ..deploy_config import without_downloads
-from ..embedded import walk
+from ..deploy.deployed_config import without_downloads
+from ..deploy.untrusted_config import walk
 from ..errors import InputError
 from .checkpoint import read_checkpoint
 

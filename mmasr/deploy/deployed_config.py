@@ -7,10 +7,10 @@ from mmengine.config import Config
 from mmpretrain.models.backbones import RepVGG
 from torch import nn
 
-from .attention import ATTENTIONS
-from .core.host import stock_class
-from .embedded import walk
-from .registry import MODELS
+from ..attention import ATTENTIONS
+from ..core.host import stock_class
+from ..registry import MODELS
+from .untrusted_config import walk
 
 
 def deploy_config(config: Config, folded: Sequence[str] = (), network: nn.Module | None = None) -> Config:

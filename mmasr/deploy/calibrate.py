@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader
 from ..errors import InputError
 from ..openmmlab.building import one_line, some
 from ..openmmlab.evaluation import Track, build_loader, calibration_dataset, evaluate, main_metric, untracked
-from ..verify import network_outputs
-from .mean_fold import Constant, find_hosts, replaced
-from .observer import Observer, Stripes
+from ..stripes.mean_fold import Constant, find_hosts, replaced
+from ..stripes.observer import Observer, Stripes
+from .compare import network_outputs
 
 
 @dataclasses.dataclass

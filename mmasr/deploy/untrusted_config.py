@@ -15,7 +15,7 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import Registry
 from mmengine.utils import get_object_from_string, import_modules_from_strings
 
-from .errors import InputError
+from ..errors import InputError
 
 #: Packages that an embedded config may import: mmasr and OpenMMLab's.
 TRUSTED_PACKAGES = {'mmasr', 'mmengine', 'mmcv', *MODULE2PACKAGE}

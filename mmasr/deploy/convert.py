@@ -10,11 +10,11 @@ import torch
 from mmdet.models.backbones import ResNet
 from mmengine.config import Config
 
-from .core.host import Host, scaled
-from .errors import InputError
-from .openmmlab.building import build_model, load_weights
-from .openmmlab.checkpoint import output_files, read_checkpoint, temporary_files, write_checkpoint
-from .openmmlab.networks.resnet_cifar import ResNetCIFAR
+from ..core.host import Host, scaled
+from ..errors import InputError
+from ..openmmlab.building import build_model, load_weights
+from ..openmmlab.checkpoint import output_files, read_checkpoint, temporary_files, write_checkpoint
+from ..openmmlab.networks.resnet_cifar import ResNetCIFAR
 
 #: Names in the code of the paper's authors, https://github.com/zhongshsh/ASR, and here.
 _AUTHORS = {

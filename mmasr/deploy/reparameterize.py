@@ -14,18 +14,18 @@ from mmengine.device import get_device
 from mmpretrain.models.backbones import RepVGG
 from torch import nn
 
-from .convolutions.acnet import ACNet, merge_acnets
-from .core.asr import ASR
-from .core.host import Host, fold
-from .deploy_config import deploy_config, merges, without_downloads
-from .embedded import WAYS_ON, check_config, check_data_config, import_modules, parse_config
-from .errors import InputError
-from .openmmlab.building import build_model, check_data, load_config, load_weights, one_line, some
-from .openmmlab.checkpoint import output_files, read_checkpoint, temporary_files, write_checkpoint
-from .openmmlab.evaluation import Track, calibration_dataset, evaluate, untracked
-from .stripes.calibrate import Calibration, MeanFold, calibrate
-from .stripes.mean_fold import fold_means, replaced
-from .verify import Difference, compare, network_outputs
+from ..convolutions.acnet import ACNet, merge_acnets
+from ..core.asr import ASR
+from ..core.host import Host, fold
+from ..errors import InputError
+from ..openmmlab.building import build_model, check_data, load_config, load_weights, one_line, some
+from ..openmmlab.checkpoint import output_files, read_checkpoint, temporary_files, write_checkpoint
+from ..openmmlab.evaluation import Track, calibration_dataset, evaluate, untracked
+from ..stripes.mean_fold import fold_means, replaced
+from .calibrate import Calibration, MeanFold, calibrate
+from .compare import Difference, compare, network_outputs
+from .deployed_config import deploy_config, merges, without_downloads
+from .untrusted_config import WAYS_ON, check_config, check_data_config, import_modules, parse_config
 
 #: Largest difference allowed, relative to the largest value of an output, by the coarsest type of the weights. Half
 #: precision rounds every folded product again, by up to eps / 2 (5e-4 and 4e-3); its bounds are ten times that, about ten
