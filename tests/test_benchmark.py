@@ -13,9 +13,17 @@ from conftest import ROOT, SHAPES_CONFIG, run_tool
 from mmengine.analysis import FlopAnalyzer
 from torch import nn
 
-from mmasr.benchmark import flops, inference, measure, ratio, saved_for_backward, time_in_turns, training_step
-from mmasr.variants import variants
-from mmasr.workload import images
+from mmasr.experiments.benchmark.measure import (
+    flops,
+    inference,
+    measure,
+    ratio,
+    saved_for_backward,
+    time_in_turns,
+    training_step,
+)
+from mmasr.experiments.benchmark.variants import variants
+from mmasr.experiments.benchmark.workload import images
 
 X = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 

@@ -19,9 +19,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mmasr
-from mmasr.benchmark import saved_for_backward
 from mmasr.core.host import Host
-from mmasr.workload import images
+from mmasr.experiments.benchmark.measure import saved_for_backward
+from mmasr.experiments.benchmark.workload import images
 
 C = 8
 IMAGES = (4, 6, 10, 10)

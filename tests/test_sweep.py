@@ -6,8 +6,8 @@ import math
 import pytest
 from conftest import ROOT, run_tool
 
-from mmasr.digits import write_digits
-from mmasr.sweep import Run, by_config, draw_sweep, spread, sweep
+from mmasr.experiments.digits import write_digits
+from mmasr.experiments.sweep import Run, by_config, draw_sweep, spread, sweep
 
 DIGITS = ROOT / 'configs/digits'
 

@@ -11,7 +11,7 @@ import torch
 from conftest import CLASSIFIER, ROOT, SHAPES_CONFIG, run_tool
 from pycocotools.coco import COCO
 
-from mmasr.shapes import write_shapes
+from mmasr.experiments.shapes import write_shapes
 
 
 def test_shapes_are_deterministic_and_valid_coco(tmp_path):

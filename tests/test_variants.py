@@ -9,8 +9,8 @@ from mmpretrain.models import RepVGG
 
 from mmasr.deploy.compare import tensors
 from mmasr.deploy.deployed_config import deploy_config
-from mmasr.variants import variants
-from mmasr.workload import annotated_images
+from mmasr.experiments.benchmark.variants import variants
+from mmasr.experiments.benchmark.workload import annotated_images
 
 
 def test_every_variant_computes_the_same_at_the_start():

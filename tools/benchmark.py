@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from mmasr.attention import ATTENTIONS
-from mmasr.benchmark import Cost, machine, measure
 from mmasr.errors import InputError, exit_on_input_error
-from mmasr.variants import variants
-from mmasr.workload import Workload, annotated_images, images
+from mmasr.experiments.benchmark.measure import Cost, machine, measure
+from mmasr.experiments.benchmark.variants import variants
+from mmasr.experiments.benchmark.workload import Workload, annotated_images, images
 
 
 def parse_args() -> argparse.Namespace:

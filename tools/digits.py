@@ -10,7 +10,7 @@ def main() -> None:
     parser.add_argument('out', help='folder to write to')
     out = parser.parse_args().out
     try:
-        from mmasr.digits import write_digits
+        from mmasr.experiments.digits import write_digits
     except ImportError as error:
         raise InputError(f'the digits come with scikit-learn: pip install scikit-learn ({error})') from None
     try:

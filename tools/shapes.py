@@ -3,7 +3,7 @@
 import argparse
 
 from mmasr.errors import InputError, exit_on_input_error
-from mmasr.shapes import write_shapes
+from mmasr.experiments.shapes import write_shapes
 
 
 def parse_args() -> argparse.Namespace:

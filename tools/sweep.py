@@ -11,7 +11,7 @@ from rich.progress import track
 from rich.table import Table
 
 from mmasr.errors import exit_on_input_error
-from mmasr.sweep import by_config, draw_sweep, spread, sweep
+from mmasr.experiments.sweep import by_config, draw_sweep, spread, sweep
 
 
 def parse_args() -> argparse.Namespace:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from .attention import build_attention
-from .core.asr import ASR
-from .core.host import attach, fold, output_channels
-from .core.known import find_sites
+from ...attention import build_attention
+from ...core.asr import ASR
+from ...core.host import attach, fold, output_channels
+from ...core.known import find_sites
 
 
 def follow(model: nn.Module, sites: Sequence[str], make: Callable[[int], nn.Module]) -> nn.Module:

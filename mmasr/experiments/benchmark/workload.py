@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .deploy.compare import tensors
+from ...deploy.compare import tensors
 
 
 @dataclasses.dataclass

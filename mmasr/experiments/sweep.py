@@ -9,10 +9,10 @@ from statistics import mean, stdev
 from matplotlib.figure import Figure
 from mmengine.config import Config
 
-from .errors import InputError
-from .openmmlab.building import build_runner, check_data, load_config
-from .openmmlab.checkpoint import temporary_files
-from .openmmlab.evaluation import main_metric, quiet
+from ..errors import InputError
+from ..openmmlab.building import build_runner, check_data, load_config
+from ..openmmlab.checkpoint import temporary_files
+from ..openmmlab.evaluation import main_metric, quiet
 
 
 @dataclasses.dataclass

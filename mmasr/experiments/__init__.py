@@ -1,0 +1,1 @@
+"""Measuring and comparing networks, and small data sets to do it on."""
