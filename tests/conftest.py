@@ -4,14 +4,12 @@ import os
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yapf  # noqa: F401  mmengine writes configs with it; it caches its grammar when it is first imported, so before there are two
-from mmengine.config import Config
+from helpers import ROOT, SE_CONFIG, SHAPES_CONFIG, run_tool
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
@@ -28,33 +26,12 @@ def _seed():
     torch.manual_seed(0)
 
 
-def randomize(module: torch.nn.Module) -> torch.nn.Module:
-    """Give every parameter and running statistic a value that a fold could get wrong: none is 0 or 1."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.3 + 0.1)
-        for name, buffer in module.named_buffers():
-            if name.endswith(('running_mean', 'running_var')):
-                buffer.uniform_(0.5, 1.5)
-    return module
-
-
 @pytest.fixture
 def process_group():
     """A process group of this process alone, which mmcv's SyncBatchNorm asks for."""
     torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
-
-
-ROOT = Path(__file__).parents[1]
-SHAPES_CONFIG = ROOT / 'configs/shapes/mask_rcnn_r18_asr_se.py'
-
-
-def run_tool(name: str, *args, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
-    """Run a tool as a user would."""
-    command = [sys.executable, str(ROOT / 'tools' / name), *map(str, args)]
-    return subprocess.run(command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
@@ -72,43 +49,6 @@ def refusal(monkeypatch):
         return message
 
     return run
-
-
-#: A small classifier; the folders train and val of the shapes stand for two classes.
-CLASSIFIER = """
-_base_ = 'mmpretrain::_base_/default_runtime.py'
-custom_imports = dict(imports=['mmasr'])
-model = dict(
-    type='ImageClassifier',
-    data_preprocessor=dict(num_classes=2, mean=[128] * 3, std=[64] * 3),
-    backbone=dict(
-        type='mmasr.ASRResNet',
-        depth=18,
-        base_channels=8,
-        out_indices=(3,),
-        norm_eval=False,
-        asr=dict(attention=dict(type='SE')),
-    ),
-    neck=dict(type='GlobalAveragePooling'),
-    head=dict(type='LinearClsHead', num_classes=2, in_channels=64, loss=dict(type='CrossEntropyLoss'), topk=(1,)),
-)
-train_dataloader = dict(
-    batch_size=4,
-    num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(
-        type='CustomDataset', data_root='data/shapes', pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')]
-    ),
-)
-val_dataloader = train_dataloader
-test_dataloader = train_dataloader
-val_evaluator = dict(type='Accuracy', topk=(1,))
-test_evaluator = val_evaluator
-train_cfg = dict(by_epoch=True, max_epochs=1)
-val_cfg = dict()
-test_cfg = dict()
-optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.01))
-"""
 
 
 @pytest.fixture(scope='session')
@@ -140,9 +80,6 @@ def checkpoint(shapes):
     return shapes / 'work/epoch_2.pth'
 
 
-SE_CONFIG = ROOT / 'configs/shapes/mask_rcnn_r18_se.py'
-
-
 @pytest.fixture(scope='session')
 def se_checkpoint(shapes):
     """A network with ordinary attention after two epochs, with its config, which has a StripeHook."""
@@ -153,11 +90,3 @@ def se_checkpoint(shapes):
     result = run_tool('train.py', config, '--work-dir', 'se', '--cfg-options', *options, *schedule, cwd=shapes)
     assert result.returncode == 0, result.stderr
     return config, shapes / 'se/epoch_2.pth'
-
-
-def classifier(backbone: dict, channels: int, neck: bool = True) -> Config:
-    """The config of a classifier of ten classes without data."""
-    head = {'type': 'LinearClsHead', 'num_classes': 10, 'in_channels': channels, 'loss': {'type': 'CrossEntropyLoss'}}
-    pooling = {'type': 'GlobalAveragePooling'} if neck else None
-    model = {'type': 'ImageClassifier', 'backbone': backbone, 'neck': pooling, 'head': head}
-    return Config({'model': model, 'default_scope': 'mmpretrain', 'custom_imports': {'imports': ['mmasr']}})

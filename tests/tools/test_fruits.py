@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, run_tool
+from helpers import ROOT, run_tool
 from mmdet.apis import inference_detector, init_detector
 
 FRUITS = ROOT.parent / 'shared/data/fruits'

@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torchvision
-from conftest import SHAPES_CONFIG
+from helpers import SHAPES_CONFIG
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 import torchvision
-from conftest import ROOT, SHAPES_CONFIG, run_tool
+from helpers import ROOT, SHAPES_CONFIG, run_tool
 from mmengine.analysis import FlopAnalyzer
 from torch import nn
 

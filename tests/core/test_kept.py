@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import torch
-from conftest import randomize
+from helpers import randomize
 from mmengine.hooks import EMAHook
 from mmengine.model import ExponentialMovingAverage
 from torch import nn

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import randomize
+from helpers import randomize
 from torch import nn
 
 from mmasr import ASR

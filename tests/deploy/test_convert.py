@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from conftest import ROOT, randomize
+from helpers import ROOT, randomize
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import randomize, run_tool
+from helpers import randomize, run_tool
 from mmdet.models.layers import SELayer as DetSELayer
 from mmpretrain.models import MobileNetV3, SEResNet
 from mmpretrain.models.utils import SELayer as PretrainSELayer

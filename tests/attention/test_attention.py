@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import randomize
+from helpers import randomize
 from torch.nn import functional as F
 
 from mmasr.attention import ATTENTIONS, build_attention

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 import torch
-from conftest import classifier, randomize
+from helpers import classifier, randomize
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmpretrain.models import VGG, MobileNetV2, RepVGG, ShuffleNetV2, VisionTransformer

@@ -6,19 +6,20 @@ import json
 import pytest
 import timm
 import torch
-from conftest import SE_CONFIG, randomize, run_tool
+from helpers import SE_CONFIG, randomize, run_tool
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmpretrain.models import MobileNetV3, SEResNet
 from torch import nn
 
 import mmasr
+from mmasr.deploy import calibrate
 from mmasr.deploy.calibrate import Calibration, points
 from mmasr.deploy.reparameterize import reparameterize
 from mmasr.deploy.untrusted_config import check_data_config
 from mmasr.errors import InputError
 from mmasr.openmmlab.evaluation import evaluate
-from mmasr.stripes import Observer, attention_modules, calibrate
+from mmasr.stripes import Observer, attention_modules
 from mmasr.stripes.mean_fold import Constant, find_hosts, fold_means, replaced
 
 X = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SHAPES_CONFIG, run_tool
+from helpers import SHAPES_CONFIG, run_tool
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn

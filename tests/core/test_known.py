@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from conftest import randomize
+from helpers import randomize
 from mmdet.models.backbones import ResNet, ResNeXt
 from mmpretrain.models import VGG, MobileNetV2, RepVGG, SEResNeXt, ShuffleNetV2, VisionTransformer
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import classifier
+from helpers import classifier
 from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import classifier, randomize
+from helpers import classifier, randomize
 from mmcv.cnn import ConvModule
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from helpers import ROOT
 from mmengine.hooks import Hook
 from mmengine.registry import MODELS
 from mmpretrain.datasets import CIFAR10

@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from conftest import ROOT, run_tool
+from helpers import ROOT, run_tool
 
 from mmasr.experiments.digits import write_digits
 from mmasr.experiments.sweep import Run, by_config, draw_sweep, spread, sweep

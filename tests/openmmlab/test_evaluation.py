@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import SE_CONFIG
+from helpers import SE_CONFIG
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.evaluator import BaseMetric

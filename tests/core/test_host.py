@@ -11,7 +11,7 @@ import timm
 import torch
 import torch.nn.utils.prune
 import torchvision
-from conftest import randomize
+from helpers import randomize
 from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
 from mmpretrain.models.backbones.repvgg import RepVGGBlock
 from timm.models.byobnet import RepVggBlock

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSIFIER, ROOT, SHAPES_CONFIG, run_tool
+from helpers import CLASSIFIER, ROOT, SHAPES_CONFIG, run_tool
 from pycocotools.coco import COCO
 
 from mmasr.experiments.shapes import write_shapes

@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 import torch
-from conftest import CLASSIFIER
+from helpers import CLASSIFIER
 from mmengine.config import Config
 from mmengine.runner import Runner
 from mmpretrain.models import LinearClsHead

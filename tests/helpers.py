@@ -1,0 +1,74 @@
+"""What the tests of several rooms share."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+
+ROOT = Path(__file__).parents[1]
+SHAPES_CONFIG = ROOT / 'configs/shapes/mask_rcnn_r18_asr_se.py'
+SE_CONFIG = ROOT / 'configs/shapes/mask_rcnn_r18_se.py'
+
+#: A small classifier; the folders train and val of the shapes stand for two classes.
+CLASSIFIER = """
+_base_ = 'mmpretrain::_base_/default_runtime.py'
+custom_imports = dict(imports=['mmasr'])
+model = dict(
+    type='ImageClassifier',
+    data_preprocessor=dict(num_classes=2, mean=[128] * 3, std=[64] * 3),
+    backbone=dict(
+        type='mmasr.ASRResNet',
+        depth=18,
+        base_channels=8,
+        out_indices=(3,),
+        norm_eval=False,
+        asr=dict(attention=dict(type='SE')),
+    ),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(type='LinearClsHead', num_classes=2, in_channels=64, loss=dict(type='CrossEntropyLoss'), topk=(1,)),
+)
+train_dataloader = dict(
+    batch_size=4,
+    num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(
+        type='CustomDataset', data_root='data/shapes', pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+    ),
+)
+val_dataloader = train_dataloader
+test_dataloader = train_dataloader
+val_evaluator = dict(type='Accuracy', topk=(1,))
+test_evaluator = val_evaluator
+train_cfg = dict(by_epoch=True, max_epochs=1)
+val_cfg = dict()
+test_cfg = dict()
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.01))
+"""
+
+
+def run_tool(name: str, *args, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    """Run a tool as a user would."""
+    command = [sys.executable, str(ROOT / 'tools' / name), *map(str, args)]
+    return subprocess.run(command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+
+
+def randomize(module: torch.nn.Module) -> torch.nn.Module:
+    """Give every parameter and running statistic a value that a fold could get wrong: none is 0 or 1."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.3 + 0.1)
+        for name, buffer in module.named_buffers():
+            if name.endswith(('running_mean', 'running_var')):
+                buffer.uniform_(0.5, 1.5)
+    return module
+
+
+def classifier(backbone: dict, channels: int, neck: bool = True) -> Config:
+    """The config of a classifier of ten classes without data."""
+    head = {'type': 'LinearClsHead', 'num_classes': 10, 'in_channels': channels, 'loss': {'type': 'CrossEntropyLoss'}}
+    pooling = {'type': 'GlobalAveragePooling'} if neck else None
+    model = {'type': 'ImageClassifier', 'backbone': backbone, 'neck': pooling, 'head': head}
+    return Config({'model': model, 'default_scope': 'mmpretrain', 'custom_imports': {'imports': ['mmasr']}})
