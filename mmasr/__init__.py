@@ -1,14 +1,19 @@
-"""mmasr: channel attention without inference cost, for MMDetection and MMPretrain.
+"""mmasr: structural re-parameterization for MMDetection and MMPretrain.
 
-The core (:mod:`mmasr.core.asr`, :mod:`mmasr.core.host`, :mod:`mmasr.attention`) needs torch only. Where mmengine is installed,
-importing the package also registers its backbones and plugins under the scope ``mmasr``.
+The core, attention and convolutions need torch only. Importing mmasr does two things to the process, and no more: torch is
+asked to tell of every module that is registered in another (``register_module_module_registration_hook``), so that a
+normalization with an ASR keeps it through conversions to and from SyncBatchNorm, which build new layers; and where mmengine is
+installed, the registries of the scope ``mmasr`` become children of mmengine's, so that a config can name ``mmasr.ASRResNet``.
+What needs mmcv, mmdet or mmpretrain is imported when a config asks for it.
 """
 
 from importlib.util import find_spec
 
+from . import convolutions  # noqa: F401  makes them known to attach
 from .attention import CBAM, ECA, IE, SE, SPA, SRM
 from .core.asr import ASR
-from .core.host import attach, fold
+from .core.attach import attach
+from .core.fold import fold
 
 __version__ = '0.1.0'
 __all__ = ['ASR', 'CBAM', 'ECA', 'IE', 'SE', 'SPA', 'SRM', 'attach', 'fold']

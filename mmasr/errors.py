@@ -15,3 +15,15 @@ def exit_on_input_error(main: Callable[[], None]) -> None:
     except InputError as error:
         # Names from a stranger's file may hold control sequences of a terminal.
         sys.exit(''.join(c if c.isprintable() or c == '\n' else repr(c)[1:-1] for c in f'error: {error}'))
+
+
+def one_line(problem: str, error: Exception) -> str:
+    """Say in one line what went wrong and why."""
+    return f'{problem}: {type(error).__name__}: {error}'.splitlines()[0]
+
+
+def some(names: list[str]) -> str:
+    """The first few of many names."""
+    return ', '.join(name if name.isprintable() else repr(name) for name in names[:5]) + (
+        f' and {len(names) - 5} more' if len(names) > 5 else ''
+    )

@@ -1,22 +1,56 @@
 """mmasr's registries, children of mmengine's, so that any config can name ``mmasr.ASRResNet``."""
 
+from importlib import import_module
+
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import Registry
 
-from .convolutions.acnet import build_acnet
+from .attention import ATTENTIONS
 
-#: Backbones and plugins; imported at the first look-up, since they need mmcv and mmdet.
-MODELS = Registry(
-    'model', parent=MMENGINE_MODELS, scope='mmasr', locations=['mmasr.openmmlab.plugins', 'mmasr.openmmlab.backbones']
+
+class OnDemandRegistry(Registry):
+    """A registry that imports the file of a type when that type is asked for, and no other: each needs other packages, and
+    a package that is missing or broken takes down only what needs it.
+
+    Args:
+        name (str): Name of the registry.
+        files (dict[str, tuple[str, ...]]): Module -> names that it registers.
+        **kwargs: Other arguments of mmengine's Registry.
+    """
+
+    def __init__(self, name: str, files: dict[str, tuple[str, ...]], **kwargs) -> None:
+        super().__init__(name, scope='mmasr', **kwargs)
+        self.file_of = {registered: file for file, names in files.items() for registered in names}
+
+    def load(self, name: str) -> None:
+        """Import the file that registers a name; nothing for a name that none does."""
+        if name in self.file_of:
+            import_module(f'mmasr.{self.file_of[name]}')
+
+    def get(self, key: str) -> type | None:
+        """As of mmengine's Registry."""
+        self.load(key.rpartition('.')[2])
+        return super().get(key)
+
+
+MODELS = OnDemandRegistry(
+    'model',
+    parent=MMENGINE_MODELS,
+    files={
+        'openmmlab.plugins': ('ASR', *ATTENTIONS),
+        'openmmlab.without_attention': ('WithoutAttention',),
+        'openmmlab.backbones.wrapper': ('ASRBackbone',),
+        'openmmlab.backbones.resnet': ('ASRResNet', 'ASRResNetV1d', 'ASRResNeXt', 'ASRResNetCIFAR'),
+        'openmmlab.backbones.mobilenet': ('ASRMobileNet',),
+        'openmmlab.backbones.pretrain': (
+            *('ASRVGG', 'ASRRepVGG', 'ASRShuffleNetV2', 'ASRShuffleNetV2CIFAR', 'ASRMobileNetV2', 'ASRVisionTransformer'),
+        ),
+        'openmmlab.networks.resnet_cifar': ('ResNetCIFAR',),
+        'openmmlab.networks.mobilenet': ('MobileNet',),
+        'openmmlab.networks.shufflenet_cifar': ('ShuffleNetV2CIFAR',),
+    },
 )
-
-#: Imported at the first look-up too, since it needs matplotlib.
-HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmasr', locations=['mmasr.stripes.hook'])
-
-#: Imported at the first look-up, since it needs mmpretrain.
-DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mmasr', locations=['mmasr.openmmlab.datasets'])
-
-# mmcv looks up convolutions by their bare name: conv_cfg=dict(type='ACNet').
-MMENGINE_MODELS.register_module(name='ACNet', module=build_acnet)
+HOOKS = OnDemandRegistry('hook', parent=MMENGINE_HOOKS, files={'stripes.hook': ('StripeHook',)})
+DATASETS = OnDemandRegistry('dataset', parent=MMENGINE_DATASETS, files={'openmmlab.datasets': ('STL10',)})

@@ -1,1 +1,1 @@
-"""The core. Needs torch only, and works on any ``nn.Module``."""
+"""ASR, putting re-parameterization into a network, and folding it. Needs torch only, and works on any ``nn.Module``."""

@@ -1,4 +1,4 @@
-"""ASR: an attention module κ fed with a learnable vector ψ. Needs torch only.
+"""ASR: an attention module κ fed with a learnable vector ψ, whose output scales a layer. Needs torch only.
 
 Zhong, Huang et al., "Stripe Observation Guided Inference Cost-free Attention Mechanism", ECCV 2024,
 https://arxiv.org/abs/2304.06345.
@@ -11,9 +11,12 @@ import torch
 from torch import nn
 
 from ..attention import CBAM, build_attention
+from .computed import Computed
+from .known import find_sites
+from .scaling import check_scalable, output_channels, output_layers, scaled
 
 
-class ASR(nn.Module):
+class ASR(Computed):
     """Learns one scale per channel, v = ∏ᵢ κᵢ(ψᵢ), which is a constant once training ends.
 
     Its state dict holds ``psi``, ``attention.*`` and ``initial``, the scale to divide by: all ones, or with
@@ -37,6 +40,8 @@ class ASR(nn.Module):
         ValueError: If κ has no constant per channel (CBAM, or weights of another shape), if δ < 1, or if
             ``init_identity`` would divide by almost nothing.
     """
+
+    child = 'asr'
 
     def __init__(
         self,
@@ -115,3 +120,20 @@ class ASR(nn.Module):
         """Multiply a feature map (N, C, ...) by the scale: the paper's form, for a place without a host."""
         v = self.scale().to(x.dtype)
         return x * v.view(-1, *[1] * (x.dim() - 2))
+
+    def tensors(self, layer: nn.Module) -> dict[str, torch.Tensor]:
+        """A layer's parameters per output channel, multiplied by the scale; see :func:`mmasr.core.scaling.scaled`."""
+        return scaled(layer, self.scale())
+
+    def describe(self) -> str:
+        """The kinds of its attention modules, such as ``SE x SE``."""
+        return ' x '.join(type(attention).__name__ for attention in self.attention)
+
+    check = staticmethod(check_scalable)
+    sites = staticmethod(find_sites)
+
+    @classmethod
+    def of(cls, layer: nn.Module, **options) -> 'ASR':
+        """Make an ASR for a layer that can be scaled, of its device and dtype."""
+        weight = next(iter(output_layers(layer).values())).weight
+        return cls(channels=output_channels(layer), **options).to(weight)

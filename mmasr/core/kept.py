@@ -1,115 +1,57 @@
-"""Keep what was computed from a module's parameters for as long as they hold the same values. Needs torch only.
+"""What a module computes from its parameters is kept while it is in eval mode. Needs torch only."""
 
-A version counter tells of every write that autograd sees. Two kinds of writes it does not see, and both are common: through
-``parameter.data``, as the EMA hook of mmengine swaps weights, and by fused optimizers. Those are watched for here.
-"""
-
-import copy
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
-_last_edit = object()  # another object after every write that has no version
 _kept: weakref.WeakKeyDictionary[nn.Module, tuple['_State', Any]] = weakref.WeakKeyDictionary()
 
 
-def _note_edit(*_) -> None:
-    global _last_edit
-    _last_edit = object()
-
-
-register_optimizer_step_post_hook(_note_edit)
-
-
-class _Watched(nn.Parameter):
-    """The class of a parameter while something computed from it is kept: tells when somebody reaches for its ``data``."""
-
-    __torch_function__ = torch._C._disabled_torch_function_impl
-
-    @property
-    def data(self) -> torch.Tensor:
-        _note_edit()
-        return torch.Tensor.data.__get__(self)
-
-    @data.setter
-    def data(self, value: torch.Tensor) -> None:
-        _note_edit()
-        torch.Tensor.data.__set__(self, value)
-
-    # Copies and pickles are of the ordinary class.
-    def __deepcopy__(self, memo: dict) -> nn.Parameter:
-        return copy.deepcopy(self._unwatched(), memo)
-
-    def __reduce_ex__(self, protocol: int) -> tuple:
-        return self._unwatched().__reduce_ex__(protocol)
-
-    def _unwatched(self) -> nn.Parameter:
-        _note_edit()
-        self.__class__ = nn.Parameter
-        return self
-
-
 class _State:
-    """The parameters, buffers and children that a module has, and what they hold.
+    """The parameters, buffers and children of a module in eval mode.
 
     Raises:
         TypeError: If it can't be told when one of them changes, or results must not outlive what is going on.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.last_edit = _last_edit
         self.children = list(module.modules())[1:]  # not the module itself, which must be free to go
-        if any(child.training for child in self.children):
-            raise TypeError('a module in training may compute something else every time')
-        tables = (table for m in (module, *self.children) for table in (m._modules, m._parameters, m._buffers))
+        tables = (table for m in (module, *self.children) for table in (m._parameters, m._buffers, m._modules))
         self.tables = [table for table in tables if table]
         self.tensors = [value for table in self.tables for value in table.values() if isinstance(value, torch.Tensor)]
-        for tensor in self.tensors:
-            if type(tensor) not in (nn.Parameter, _Watched, torch.Tensor) or tensor.is_inference():
-                raise TypeError(f'a {type(tensor).__name__} without a version')
-            if type(tensor) is nn.Parameter:
-                tensor.__class__ = _Watched
-        if not any(m._parameters for m in (module, *self.children)):
+        if any(child.training for child in self.children):
+            raise TypeError('a module in training may compute something else every time')
+        if not any(isinstance(tensor, nn.Parameter) for tensor in self.tensors):
             raise TypeError('a replica of DataParallel has tensors in place of parameters')
-        # Aliases keep the memory from being given to others, should a tensor leave it.
+        if any(type(tensor) not in (nn.Parameter, torch.Tensor) or tensor.is_inference() for tensor in self.tensors):
+            raise TypeError('a tensor without a version')
+        # They keep the memory from being given to others, should a tensor leave it.
         self.aliases = [tensor.detach() for tensor in self.tensors]
-        self.content = self._content()
-        device = self.tensors[0].device
-        self.cuda_device = device if device.type == 'cuda' else None
-        # What one stream has computed may not be ready for another.
-        self.stream = self.cuda_device and torch.cuda.current_stream(device)
-        if self._capturing():
-            raise TypeError('a CUDA graph holds on to the memory')
+        self.device = self.tensors[0].device
+        self.content = self.now()
 
-    def _content(self) -> list[int]:
+    def now(self) -> list[Any]:
+        """What can be told of the content; equal as long as nobody has written where autograd sees it."""
         found = [id(value) for table in self.tables for value in table.values()]
         found += [child.training for child in self.children]
         found += [tensor._version for tensor in self.tensors]
         found += [tensor.data_ptr() for tensor in self.tensors]
+        if self.device.type == 'cuda':  # what one stream has computed may not be ready for another
+            found.append(torch.cuda.current_stream(self.device))
         return found
 
-    def _capturing(self) -> bool:
-        return self.cuda_device is not None and torch.cuda.is_current_stream_capturing()
 
-    def holds(self) -> bool:
-        """Whether everything is as it was."""
-        if self.last_edit is not _last_edit or self._capturing():
-            return False
-        if self.cuda_device and torch.cuda.current_stream(self.cuda_device) != self.stream:
-            return False
-        return self._content() == self.content
+def keep(module: nn.Module, compute: Callable[[], Any]) -> Any:
+    """The result of a computation on a module's parameters and buffers, which in eval mode without gradients is done once.
 
-
-def reuse(module: nn.Module, compute: Callable[[], Any]) -> Any:
-    """The result of a computation on a module's parameters and buffers, computed again only if they may have changed.
-
-    Results are kept in eval mode without gradients only, and not in graphs that outlive the call: those of ``torch.compile``,
-    ``torch.jit.trace`` and CUDA contain the computation itself. What nobody can see is a write through an alias without a
-    version (``parameter.data``, ``.numpy()``) that was taken before the result was computed.
+    It is done again after :func:`forget` (for which a module's ``train``, ``eval`` and ``_apply`` are the places), after a
+    forward pass with gradients, and when a parameter, buffer or child is another one or was written where autograd sees it.
+    Nothing is kept in graphs that outlive the call: those of ``torch.compile``, ``torch.jit.trace`` and CUDA contain the
+    computation itself. What it can't see is a write past autograd, through ``parameter.data`` or by a fused optimizer, between
+    two forward passes in eval mode without a call of ``train()`` or ``eval()`` between them.
 
     Args:
         module (nn.Module): What the result depends on.
@@ -120,11 +62,13 @@ def reuse(module: nn.Module, compute: Callable[[], Any]) -> Any:
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return compute()
-    if torch.is_grad_enabled():
+    if module.training or torch.is_grad_enabled():
         forget(module)
         return compute()
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+        return compute()
     state, result = _kept.get(module, (None, None))
-    if state is None or not state.holds():
+    if state is None or state.now() != state.content:
         try:
             state = _State(module)  # before computing, so that a change meanwhile is noticed
         except TypeError:
@@ -135,12 +79,5 @@ def reuse(module: nn.Module, compute: Callable[[], Any]) -> Any:
 
 
 def forget(module: nn.Module) -> None:
-    """Let the next :func:`reuse` of a module compute; until then its parameters have their ordinary class.
-
-    Args:
-        module (nn.Module): The module.
-    """
-    state, _ = _kept.pop(module, (None, None))
-    for tensor in state.tensors if state else ():
-        if type(tensor) is _Watched:
-            tensor._unwatched()
+    """Let the next :func:`keep` of a module compute."""
+    _kept.pop(module, None)

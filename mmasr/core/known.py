@@ -1,4 +1,4 @@
-"""Where ASR goes in known networks. Needs torch only.
+"""The blocks of known networks, and where ASR goes in them. Needs torch only.
 
 The paper's Fig. 7 to 11, for the networks of torchvision, timm and OpenMMLab.
 """
@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+
+from .by_class import by_class
+from .merge import ADAPTERS
 
 
 def _norms(module: nn.Module) -> list[str]:
@@ -44,7 +47,8 @@ def _transformer(block: nn.Module) -> list[str]:
     return next((list(pair) for pair in pairs if names.issuperset(pair)), [])
 
 
-#: Classes of blocks, and the layers of such a block that the paper scales; '' is the block itself.
+#: Classes of blocks, and the layers of such a block that the paper scales. A block of another library that merges its branches
+#: is scaled as a whole.
 BLOCKS: dict[str, Callable[[nn.Module], list[str]]] = {
     'BasicBlock': _last_before_addition,
     'Bottleneck': _last_before_addition,
@@ -52,8 +56,6 @@ BLOCKS: dict[str, Callable[[nn.Module], list[str]]] = {
     'InvertedResidual': _inverted_residual,
     'DepthwiseSeparableConv': _norms,  # timm
     'DepthwiseSeparableConvModule': _norms,  # mmcv
-    'RepVGGBlock': lambda block: [''],
-    'RepVggBlock': lambda block: [''],
     'TransformerEncoderLayer': _transformer,
     'EncoderBlock': _transformer,
     'Block': _transformer,
@@ -73,6 +75,8 @@ def find_sites(model: nn.Module) -> list[str]:
     sites = []
     for name, block in model.named_modules():
         kind = next((cls.__name__ for cls in type(block).__mro__ if cls.__name__ in BLOCKS), None)
-        if kind:
+        if by_class(ADAPTERS, block):
+            sites.append(name)
+        elif kind:
             sites += ['.'.join(filter(None, (name, layer))) for layer in BLOCKS[kind](block)]
     return sites

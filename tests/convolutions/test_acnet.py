@@ -1,5 +1,7 @@
 """ACNet: a sum of three convolutions, with ASR and without, and what it becomes."""
 
+import copy
+
 import pytest
 import torch
 from helpers import classifier, randomize
@@ -9,7 +11,8 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 import mmasr
-from mmasr.convolutions.acnet import ACNet, merge_acnets
+from mmasr.convolutions.acnet import ACNet
+from mmasr.core.absorb import absorb_biases
 from mmasr.deploy.reparameterize import reparameterize
 
 
@@ -39,37 +42,100 @@ def test_one_asr_serves_all_branches():
     with torch.no_grad():
         found = acnet(x)
         v = acnet.asr.scale()
-        mmasr.fold(acnet)
-        assert torch.equal(acnet(x), found)
-    assert type(acnet) is ACNet
+        folded = mmasr.fold(acnet)
+        # One convolution rounds otherwise than the sum of three.
+        torch.testing.assert_close(folded(x), found, rtol=1e-5, atol=1e-5)
+    assert type(folded) is nn.Conv2d
     assert not torch.allclose(v, torch.ones(8))
 
 
-def test_mmcv_builds_it_for_three_by_three_kernels_only():
-    conv_cfg = {'type': 'ACNet'}
-    module = ConvModule(4, 6, 3, padding=1, conv_cfg=conv_cfg, norm_cfg={'type': 'BN'})
-    assert isinstance(module.conv, ACNet)
-    assert isinstance(ConvModule(4, 6, 1, conv_cfg=conv_cfg, norm_cfg={'type': 'BN'}).conv, nn.Conv2d)
-    randomize(module).eval()
+def test_attach_puts_it_in_the_place_of_three_by_three_kernels_only():
+    module = nn.Sequential(
+        ConvModule(4, 6, 3, padding=1, norm_cfg={'type': 'BN'}), ConvModule(6, 6, 1, norm_cfg={'type': 'BN'})
+    )
+    weight = module[0].conv.weight.clone()
+    mmasr.attach(module, {'type': 'ACNet'})
+    assert isinstance(module[0].conv, ACNet)
+    assert torch.equal(module[0].conv.square[0].weight, weight)
+    assert type(module[1].conv) is nn.Conv2d
+
+
+def test_its_bias_goes_into_the_normalization_after_it():
+    stock = ConvModule(4, 6, 3, padding=1, norm_cfg={'type': 'BN'})
+    module = randomize(mmasr.attach(copy.deepcopy(stock), {'type': 'ACNet'})).eval()
     x = torch.randn(2, 4, 7, 7)
     with torch.no_grad():
         expected = module(x)
-        merge_acnets(module, lambda: module(x))
+        absorb_biases(mmasr.fold(module), ['conv'], lambda: module(x))
         torch.testing.assert_close(module(x), expected, rtol=1e-5, atol=1e-5)
-    assert module.state_dict().keys() == ConvModule(4, 6, 3, padding=1, norm_cfg={'type': 'BN'}).state_dict().keys()
+    assert module.state_dict().keys() == stock.state_dict().keys()
 
 
-def test_without_batch_norm_after_it_it_stays():
-    network = nn.Sequential(ACNet(3, 4), nn.ReLU())
+def test_without_a_normalization_after_it_the_bias_stays():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
     with pytest.raises(ValueError, match=r"^0 can't be merged into a convolution without bias: no BatchNorm"):
-        merge_acnets(network.eval(), lambda: network(torch.randn(1, 3, 5, 5)))
-    assert isinstance(network[0], ACNet)
+        absorb_biases(network.eval(), ['0'], lambda: network(torch.randn(1, 3, 5, 5)))
+    assert network[0].bias is not None
+
+
+@pytest.mark.parametrize(
+    ('conv', 'message'),
+    [
+        (nn.Conv2d(3, 4, 3, padding=1, padding_mode='reflect'), "can't become ACNet, which takes the place of an nn.Conv2d"),
+        (nn.Conv2d(3, 4, 3, padding='same'), "can't become ACNet"),
+        (nn.Conv1d(3, 4, 3), r'0 \(Conv1d\) can.t become ACNet'),
+        (nn.Conv2d(3, 4, 5, padding=2), 'takes the place of a 3 x 3 convolution'),
+        (nn.Conv2d(3, 4, 3), 'a padding of at least its dilation'),
+    ],
+    ids=['reflecting', 'same', 'Conv1d', '5 x 5', 'no padding'],
+)
+def test_a_convolution_of_another_kind_is_refused(conv, message):
+    network = nn.Sequential(conv)
+    with pytest.raises(ValueError, match=message):
+        mmasr.attach(network, {'type': 'ACNet'}, sites=['0'])
+    assert network[0] is conv
+
+
+def test_a_network_without_three_by_three_kernels_is_refused():
+    with pytest.raises(ValueError, match=r'Sequential has no 3 x 3 convolution; pass sites='):
+        mmasr.attach(nn.Sequential(nn.Conv2d(3, 4, 1)), {'type': 'ACNet'})
+
+
+def test_a_convolution_with_an_asr_is_refused():
+    network = mmasr.attach(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1)), {'type': 'SE'}, sites=['0'])
+    with pytest.raises(ValueError, match=r'^0 \(HostConv2d\) carries an ASR already'):
+        mmasr.attach(network, {'type': 'ACNet'}, sites=['0'])
+
+
+def test_a_module_in_several_places_is_merged_once():
+    shared = mmasr.attach(nn.Conv2d(4, 4, 3, padding=1), {'type': 'ACNet'}, sites='')
+    network = mmasr.fold(nn.Sequential(shared, nn.ReLU(), shared))
+    assert type(network[0]) is nn.Conv2d
+    assert network[0] is network[2]
+
+
+@pytest.mark.parametrize('wrapped', [False, True], ids=['registered', 'ASRBackbone'])
+def test_what_is_put_into_frozen_stages_is_frozen(wrapped):
+    inner = {'depth': 18, 'base_channels': 8, 'frozen_stages': 1}
+    backbone = {'type': 'mmasr.ASRResNet', **inner}
+    if wrapped:
+        backbone = {'type': 'mmasr.ASRBackbone', 'backbone': {'type': 'mmdet.ResNet', **inner}}
+    network = MODELS.build({**backbone, 'convs': {'type': 'ACNet'}})
+    assert not any(p.requires_grad for p in network.layer1.parameters())
+    assert all(p.requires_grad for p in network.layer2.parameters())
+
+
+def test_sites_of_a_config():
+    convs = {'type': 'mmasr.ACNet', 'sites': r'layer4\..*\.conv1'}
+    network = MODELS.build({'type': 'mmasr.ASRResNet', 'depth': 18, 'base_channels': 8, 'convs': convs})
+    found = [name for name, module in network.named_modules() if isinstance(module, ACNet)]
+    assert found == ['layer4.0.conv1', 'layer4.1.conv1']
 
 
 @pytest.mark.parametrize(('depth', 'with_asr'), [(18, True), (50, True), (18, False)])
 def test_a_resnet_with_acnet_becomes_a_plain_one(tmp_path, depth, with_asr):
     backbone = {'type': 'mmasr.ASRResNet', 'depth': depth, 'base_channels': 8, 'out_indices': (3,), 'norm_eval': False}
-    backbone.update(conv_cfg={'type': 'ACNet'}, asr={'attention': {'type': 'SE'}} if with_asr else None)
+    backbone.update(convs={'type': 'ACNet'}, asr={'attention': {'type': 'SE'}} if with_asr else None)
     config = classifier(backbone, 64 if depth == 18 else 256)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         trained = MODELS.build(config.model)
@@ -85,7 +151,8 @@ def test_a_resnet_with_acnet_becomes_a_plain_one(tmp_path, depth, with_asr):
     report = reparameterize(tmp_path / 'a.pth')
     assert max(difference.relative for difference in report.differences) <= 1e-5
     assert bool(report.folded) == with_asr
+    assert set(report.merged.values()) == {'ACNet'}
     deployed = Config.fromfile(report.config)
     assert deployed.model.backbone.type == 'mmdet.ResNet'
-    assert 'conv_cfg' not in deployed.model.backbone
+    assert 'convs' not in deployed.model.backbone
     assert 'custom_imports' not in deployed

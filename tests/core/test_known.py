@@ -1,5 +1,7 @@
 """Where ASR goes in known networks: the paper's Fig. 7 to 11."""
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -10,6 +12,7 @@ from mmpretrain.models import VGG, MobileNetV2, RepVGG, SEResNeXt, ShuffleNetV2,
 
 import mmasr
 from mmasr.core.known import find_sites
+from mmasr.core.merge import is_merging
 
 BN = {'type': 'BN'}
 # network -> number of sites, the first and the last
@@ -65,11 +68,11 @@ def last(output):
 def test_attach_knows_the_sites_and_fold_gives_the_network_back(name):
     make, count, first, end = NETWORKS[name]
     network = make()
-    classes = [type(module) for module in network.modules()]
+    stock = mmasr.fold(copy.deepcopy(network))  # without branches, where blocks add some up
+    classes, keys = [type(module) for module in stock.modules()], stock.state_dict().keys()
     sites = find_sites(network)
     assert (len(sites), sites[0], sites[-1]) == (count, first, end)
     assert len(set(sites)) == count
-    keys = network.state_dict().keys()
 
     randomize(mmasr.attach(network, {'type': 'SE'}))
     hosts = [network.get_submodule(site) for site in sites]
@@ -84,8 +87,10 @@ def test_attach_knows_the_sites_and_fold_gives_the_network_back(name):
     with torch.no_grad():
         expected = last(network(x))
         mmasr.fold(network)
-        # The product that is folded is the product that ran.
-        assert torch.equal(last(network(x)), expected)
+        if any(map(is_merging, network.modules())):  # one convolution rounds otherwise than the sum of three
+            assert (last(network(x)) - expected).abs().max() <= 1e-5 * expected.abs().max()
+        else:  # the product that is folded is the product that ran
+            assert torch.equal(last(network(x)), expected)
     assert [type(module) for module in network.modules()] == classes
     assert network.state_dict().keys() == keys
 

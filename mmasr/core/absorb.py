@@ -1,0 +1,51 @@
+"""A convolution's bias goes into the normalization after it. Needs torch only."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.weak import WeakTensorKeyDictionary
+
+
+@torch.no_grad()
+def absorb_biases(model: nn.Module, names: Sequence[str], run: Callable[[], object]) -> nn.Module:
+    """Move the biases of convolutions into the BatchNorms after them, in place.
+
+    Merging branches gives a convolution a bias, also where the stock network has none because a normalization follows.
+
+    Args:
+        model (nn.Module): A network in eval mode.
+        names (Sequence[str]): Names of convolutions with a bias.
+        run (callable): Runs the network once, which shows what comes after each.
+
+    Returns:
+        nn.Module: ``model``, in which these convolutions have no bias.
+
+    Raises:
+        ValueError: If no BatchNorm comes straight after one of them. The model is then as it was.
+    """
+    if not names:
+        return model
+    convs = {model.get_submodule(name): name for name in names}
+    outputs, followers = WeakTensorKeyDictionary(), {}
+
+    def after(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
+        if module in convs:
+            outputs[output] = module
+        elif args[0] in outputs:
+            followers[outputs[args[0]]] = module
+
+    hooks = [m.register_forward_hook(after) for m in model.modules() if m in convs or isinstance(m, _BatchNorm)]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for conv, name in convs.items():
+        if conv not in followers:
+            raise ValueError(f"{name} can't be merged into a convolution without bias: no BatchNorm comes after it")
+    for conv in convs:
+        followers[conv].running_mean -= conv.bias
+        conv.bias = None
+    return model

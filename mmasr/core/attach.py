@@ -1,0 +1,105 @@
+"""Putting re-parameterization into a network. Needs torch only."""
+
+import functools
+import re
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from .asr import ASR
+from .computed import Computed
+from .host import Host, become_host
+from .merge import Merging, is_merging
+from .scaling import output_channels
+from .surgery import replace
+
+#: Convolutions that train with branches, by the name that a config has for them. One of one's own is added with
+#: ``CONVOLUTIONS['Mine'] = Mine``, a subclass of :class:`mmasr.core.merge.Merging` or :class:`mmasr.core.computed.Computed`.
+CONVOLUTIONS: dict[str, type[Merging] | type[Computed]] = {}
+
+
+def attach(
+    model: nn.Module,
+    attention: dict | Callable[[int], nn.Module],
+    sites: str | Sequence[str] | None = None,
+    **options,
+) -> nn.Module:
+    """Give layers of a network an ASR each, or the branches of a convolution that trains with branches, in place.
+
+    A layer with an ASR runs with its parameters multiplied by the ASR's scale; no feature map is touched. The state dict keeps
+    its names and gains ``<site>.asr.*``. :func:`mmasr.fold` makes stock layers of all of them again.
+
+    Args:
+        model (nn.Module): Any network.
+        attention (dict | callable): κ of the ASR, see :class:`mmasr.ASR`; or a convolution of :data:`CONVOLUTIONS` with its
+            options, such as ``dict(type='ACNet')``.
+        sites (str | Sequence[str], optional): The layers: a regular expression that the whole name of a module must match,
+            or a sequence of names. Default: for an ASR the sites of the paper, which are known for ResNet, ResNeXt, VGG with
+            batch normalization, RepVGG, ShuffleNetV2, MobileNet and ViT of torchvision, timm and OpenMMLab; for a convolution
+            those that it says, such as all 3 x 3 convolutions.
+        **options: Of an ASR ``delta``, ``psi``, ``init``, ``learnable``, ``init_identity``, see :class:`mmasr.ASR`; of a
+            convolution its own.
+
+    Returns:
+        nn.Module: ``model``; or, where the whole model is one convolution, what takes its place.
+
+    Raises:
+        ValueError: If no site is found, or a site does not exist, can't carry what is asked for or has it already. The model
+            is then as it was.
+
+    Example:
+        >>> import torch, mmasr
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
+        >>> mmasr.attach(model, dict(type='SE'), sites=['1'])[1].asr.scale().shape
+        torch.Size([8])
+        >>> mmasr.attach(model, dict(type='ACNet'), sites='0')[0].merged().kernel_size
+        (3, 3)
+    """
+    kind, make = ASR, functools.partial(ASR.of, attention=attention, **options)
+    if isinstance(attention, dict) and (name := str(attention.get('type')).removeprefix('mmasr.')) in CONVOLUTIONS:
+        kind = CONVOLUTIONS[name]
+        make = functools.partial(kind.of, **{key: value for key, value in attention.items() if key != 'type'}, **options)
+    modules = dict(model.named_modules())
+    names = _find(model, modules, kind, sites)
+    for name in names:
+        _check(modules, kind, name)
+    made = {name: make(modules[name]) for name in names}
+    for name, new in made.items():
+        if isinstance(new, Computed):
+            become_host(modules[name])
+            setattr(modules[name], new.child, new)
+        else:
+            model = replace(model, name, new)
+    return model
+
+
+def _find(
+    model: nn.Module, modules: dict[str, nn.Module], kind: type[Merging] | type[Computed], sites: str | Sequence[str] | None
+) -> list[str]:
+    """The names of the sites."""
+    if sites is None:
+        names = kind.sites(model)
+        problem = kind.no_sites
+    elif isinstance(sites, str):
+        names = [name for name in modules if re.fullmatch(sites, name)]
+        problem = f'has no module whose whole name matches {sites!r}'
+    else:
+        names = list(dict.fromkeys(sites))
+        missing = [name for name in names if name not in modules]
+        problem = f'has no module named {", ".join(missing)}'
+        names = [] if missing else names
+    if not names:
+        candidates = [name for name, module in modules.items() if name and output_channels(module)]
+        shown = ', '.join(candidates[:8]) + (f' and {len(candidates) - 8} more' if len(candidates) > 8 else '')
+        raise ValueError(f'{type(model).__name__} {problem}; pass sites=, the layers that could be named are: {shown}')
+    return names
+
+
+def _check(modules: dict[str, nn.Module], kind: type[Merging] | type[Computed], name: str) -> None:
+    layer = modules[name]
+    if isinstance(layer, Host):
+        raise ValueError(f'{name} ({type(layer).__name__}) carries an {type(layer.computed()).__name__} already')
+    kind.check(name, layer)
+    if issubclass(kind, Merging):
+        for around in (outer for outer in modules if name.startswith(f'{outer}.') and is_merging(modules[outer])):
+            raise ValueError(f'{name} is in {around} ({type(modules[around]).__name__}), whose branches merge by themselves')

@@ -1,0 +1,54 @@
+"""What a layer's parameters are computed from while it trains. Needs torch only."""
+
+import torch
+from torch import nn
+
+
+class Computed(nn.Module):
+    """Base of a child of a layer from which the parameters that the layer runs with are computed.
+
+    One of the two kinds of re-parameterization (the other is :class:`mmasr.core.merge.Merging`). The layer, a
+    :class:`mmasr.core.host.Host`, keeps its class, its own parameters and their names. It trains with :meth:`tensors` in the
+    place of its parameters, and folding writes those same tensors back, so nothing differs, not by a bit.
+
+    A subclass implements :meth:`tensors`, :meth:`init_weights`, and what :func:`mmasr.attach` asks of a kind: :meth:`check`,
+    :meth:`sites` and :meth:`of`.
+    """
+
+    #: Name of the child in its layer, and so in the state dict.
+    child: str
+    #: What to say of a network in which :meth:`sites` finds nothing.
+    no_sites = 'is no network whose sites are known'
+
+    def tensors(self, layer: nn.Module) -> dict[str, torch.Tensor]:
+        """The parameters that a layer runs with: name in the layer -> tensor of the parameter's shape and dtype."""
+        raise NotImplementedError
+
+    def init_weights(self) -> None:
+        """Give every parameter its initial value. OpenMMLab's ``init_weights`` comes by here after it has initialised what is
+        around."""
+        raise NotImplementedError
+
+    def describe(self) -> str:
+        """What it is, for a report."""
+        return type(self).__name__
+
+    @classmethod
+    def check(cls, name: str, layer: nn.Module) -> None:
+        """Raise a ValueError, with the layer's name, if a layer can't carry it."""
+        raise NotImplementedError
+
+    @classmethod
+    def sites(cls, model: nn.Module) -> list[str]:
+        """Names of the layers of a network that carry one by default."""
+        raise NotImplementedError
+
+    @classmethod
+    def of(cls, layer: nn.Module, **options) -> 'Computed':
+        """Make one for a layer, of its device and dtype."""
+        raise NotImplementedError
+
+    @classmethod
+    def deployed(cls, options: dict) -> dict | None:
+        """What a config says in the place of its options once it is folded: nothing, as the layer is a stock one again."""
+        return None

@@ -1,0 +1,67 @@
+"""Blocks of RepVGG of other libraries, which merge by themselves."""
+
+import pytest
+import timm
+import torch
+from helpers import randomize
+from mmpretrain.models import RepVGG
+from mmpretrain.models.backbones.repvgg import RepVGGBlock
+from timm.models.byobnet import RepVggBlock
+from torch import nn
+
+import mmasr
+
+NETWORKS = {'mmpretrain': lambda: RepVGG('A0'), 'timm': lambda: timm.create_model('repvgg_a0')}
+
+
+@pytest.mark.parametrize('asr', [False, True], ids=['plain', 'ASR'])
+@pytest.mark.parametrize('name', NETWORKS)
+def test_fold_merges_the_branches(name, asr):
+    network = NETWORKS[name]()
+    if asr:
+        mmasr.attach(network, {'type': 'SE'}, psi={'std': 1.0})
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    network.eval()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = network(x)
+        found = mmasr.fold(network)(x)
+    if name == 'mmpretrain':
+        (expected,), (found,) = expected, found
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+
+
+def test_a_block_with_se_keeps_its_branches():
+    """MMPretrain leaves the SE out of a block in its deployed form."""
+    block = randomize(RepVGGBlock(8, 8, se_cfg={'ratio': 4, 'divisor': 1})).eval()
+    x = torch.randn(2, 8, 6, 6)
+    with torch.no_grad():
+        expected = block(x)
+        assert torch.equal(mmasr.fold(block)(x), expected)
+    assert not block.deploy
+
+
+@pytest.mark.parametrize(
+    ('block', 'merge'), [(RepVGGBlock, 'switch_to_deploy'), (RepVggBlock, 'reparameterize')], ids=['mmpretrain', 'timm']
+)
+def test_merging_branches_as_the_library_does_folds_the_asr_first(block, merge):
+    host = mmasr.attach(randomize(block(8, 8)).eval(), {'type': 'SE'}, sites='', psi={'std': 1.0})
+    x = torch.randn(2, 8, 6, 6)
+    with torch.no_grad():
+        expected = host(x)
+        getattr(host, merge)()
+        assert type(host) is block
+        assert sum(isinstance(module, nn.BatchNorm2d) for module in host.modules()) == 0
+        torch.testing.assert_close(host(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_other_convolutions_with_branches_stay_out_of_them():
+    with pytest.raises(
+        ValueError, match=r'stem\.branch_3x3\.conv is in stem \(RepVGGBlock\), whose branches merge by themselves'
+    ):
+        mmasr.attach(RepVGG('A0'), {'type': 'ACNet'}, sites=['stem.branch_3x3.conv'])
+    with pytest.raises(ValueError, match='RepVGG has no 3 x 3 convolution'):
+        mmasr.attach(RepVGG('A0'), {'type': 'ACNet'})
