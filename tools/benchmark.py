@@ -102,14 +102,14 @@ def config_model(path: str, part: str) -> nn.Module:
     try:
         from mmengine.registry import MODELS, init_default_scope
 
-        from mmasr.deploy.deployed_config import deploy_config
-        from mmasr.openmmlab.building import load_config
+        from mmasr.deploy.deployed_config import deployed_config
+        from mmasr.openmmlab.config import load_config
     except ImportError as error:
         raise InputError(f'{path}: a config needs OpenMMLab ({error}); --model torchvision:resnet50 does not') from None
     config = load_config(path)
     if 'model' not in config:
         raise InputError(f'{path}: has no model')
-    config = deploy_config(config)
+    config = deployed_config(config)
     init_default_scope(config.get('default_scope', 'mmengine'))
     try:
         model = MODELS.build(config.model)

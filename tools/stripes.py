@@ -13,8 +13,10 @@ from rich.progress import track
 import mmasr
 from mmasr.deploy.compare import is_detector
 from mmasr.errors import InputError, exit_on_input_error
-from mmasr.openmmlab.building import Settings, build_model, check_data, load_config, load_weights
+from mmasr.openmmlab.building import Settings, build_model, load_weights
 from mmasr.openmmlab.checkpoint import read_checkpoint
+from mmasr.openmmlab.config import load_config
+from mmasr.openmmlab.data_sources import check_data
 from mmasr.openmmlab.evaluation import build_loader, evaluate, untracked
 from mmasr.stripes import Observer
 from mmasr.stripes.report import check_folder, stripes_table, write_report

@@ -9,8 +9,7 @@ from mmengine.device import get_device
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..errors import InputError
-from ..openmmlab.building import one_line, some
+from ..errors import InputError, one_line, some
 from ..openmmlab.evaluation import Track, build_loader, calibration_dataset, evaluate, main_metric, untracked
 from ..stripes.mean_fold import Constant, find_hosts, replaced
 from ..stripes.observer import Observer, Stripes

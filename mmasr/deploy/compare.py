@@ -2,11 +2,12 @@
 
 import dataclasses
 from collections.abc import Iterator
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import nn
+
+from ..core.by_class import by_class
 
 SIZE = 224  # pixels; a multiple of every stride in use, and what a fixed-size classifier takes
 
@@ -67,12 +68,8 @@ def network_outputs(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def is_detector(model: nn.Module) -> bool:
-    """Whether a model is a detector of MMDetection."""
-    if not find_spec('mmdet'):
-        return False
-    from mmdet.models.detectors import BaseDetector
-
-    return isinstance(model, BaseDetector)
+    """Whether a model is a detector of MMDetection, which is not imported to find out."""
+    return by_class({'mmdet.BaseDetector': True}, model) is not None
 
 
 def tensors(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:

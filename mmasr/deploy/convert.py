@@ -10,10 +10,12 @@ import torch
 from mmdet.models.backbones import ResNet
 from mmengine.config import Config
 
-from ..core.host import Host, scaled
+from ..core.host import Host
+from ..core.scaling import scaled
 from ..errors import InputError
+from ..files import output_files, temporary_files
 from ..openmmlab.building import build_model, load_weights
-from ..openmmlab.checkpoint import output_files, read_checkpoint, temporary_files, write_checkpoint
+from ..openmmlab.checkpoint import read_checkpoint, write_checkpoint
 from ..openmmlab.networks.resnet_cifar import ResNetCIFAR
 
 #: Names in the code of the paper's authors, https://github.com/zhongshsh/ASR, and here.

@@ -1,23 +1,26 @@
-"""From the config of a network with ASR to that of the deployed network."""
+"""From the config of a network with re-parameterization to that of the deployed network.
+
+What a type becomes is said by the class itself, in its ``deployed_config``, or for other packages' classes in
+:data:`mmasr.openmmlab.deployed.DEPLOYED`.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmengine.config import Config
-from mmpretrain.models.backbones import RepVGG
 from torch import nn
 
 from ..attention import ATTENTIONS
-from ..core.host import stock_class
+from ..openmmlab.config import walk, without_downloads
+from ..openmmlab.deployed import DEPLOYED
 from ..registry import MODELS
-from .untrusted_config import walk
 
 
-def deploy_config(config: Config, folded: Sequence[str] = (), network: nn.Module | None = None) -> Config:
+def deployed_config(config: Config, folded: Sequence[str] = (), network: nn.Module | None = None) -> Config:
     """The config of the deployed network.
 
-    ASR backbones become the stock ones, branches of RepVGG and ACNet one convolution, ASR plugins and mmasr's hooks go, nothing
-    is downloaded to initialise, and mmasr is imported only if something of it remains.
+    Backbones with re-parameterization become the stock ones, ASR plugins and mmasr's hooks go, nothing is downloaded to
+    initialise, and mmasr is imported only if something of it remains.
 
     Args:
         config (Config): The config of the trained network.
@@ -28,17 +31,18 @@ def deploy_config(config: Config, folded: Sequence[str] = (), network: nn.Module
         Config: A new config.
     """
     result = without_downloads(config.to_dict())
+    scope = result.get('default_scope')
     if folded:
-        result['model'] = _without_attention(result['model'], folded, network)
-    result['model'] = _without_asr(result['model'])
+        result['model'] = _without_attention(result['model'], folded, network, scope)
+    result['model'] = _deployed(result['model'], scope)
     result.update(load_from=None, resume=False)
     result.pop('work_dir', None)
     if 'custom_hooks' in result:  # those of mmasr are about training
-        result['custom_hooks'] = [hook for hook in result['custom_hooks'] or [] if not _mmasr_name(hook)]
+        result['custom_hooks'] = [hook for hook in result['custom_hooks'] or [] if not _is_mmasr(hook)]
     custom = result.pop('custom_imports', None) or {}
     imports = custom.get('imports') or []
     imports = [imports] if isinstance(imports, str) else list(imports)
-    if not any(_mmasr_name(value) for _, value in walk(result)):
+    if not any(_is_mmasr(value) for _, value in walk(result)):
         imports = [name for name in imports if name.split('.')[0] != 'mmasr']
     elif 'mmasr' not in imports:
         imports.append('mmasr')
@@ -47,61 +51,35 @@ def deploy_config(config: Config, folded: Sequence[str] = (), network: nn.Module
     return Config(result)
 
 
-def without_downloads(config: Any) -> Any:
-    """A copy of a config without ``pretrained`` and ``init_cfg`` of type Pretrained: the weights come from a checkpoint."""
+def _package_and_name(config: dict, scope: str | None = None) -> tuple[str, str]:
+    """The package and the registered name of what a config builds."""
+    prefix, _, name = str(config.get('type', '')).rpartition('.')
+    return (prefix or config.get('_scope_') or scope or '').split('.')[0], name
+
+
+def _is_mmasr(config: Any) -> bool:
+    return isinstance(config, dict) and _package_and_name(config)[0] == 'mmasr'
+
+
+def _deployed(config: Any, scope: str | None) -> Any:
+    """What a config of a model becomes: None, if nothing is left of what it builds."""
     if isinstance(config, list | tuple):
-        return type(config)(without_downloads(value) for value in config)
+        return type(config)(_deployed(value, scope) for value in config)
     if not isinstance(config, dict):
         return config
-    return {
-        key: without_downloads(value)
-        for key, value in config.items()
-        if key != 'pretrained' and not (key == 'init_cfg' and ('type', 'Pretrained') in walk(value))
-    }
-
-
-def _mmasr_name(config: Any) -> str:
-    """The registered name of what a config builds, if it is something of mmasr; otherwise empty."""
-    scope, _, name = str(config.get('type', '')).rpartition('.') if isinstance(config, dict) else ('-', '', '')
-    return name if (scope or config.get('_scope_', '')).split('.')[0] == 'mmasr' else ''
-
-
-def _without_asr(config: Any) -> Any:
-    if isinstance(config, list | tuple):
-        return type(config)(_without_asr(value) for value in config)
-    if not isinstance(config, dict):
-        return config
-    name = _mmasr_name(config)
-    if name == 'ASRBackbone':
-        return _without_asr(config['backbone'])
-    config = {key: _without_asr(value) for key, value in config.items() if not (key == 'conv_cfg' and _is_acnet(value))}
+    scope = config.get('_scope_', scope)
+    config = {key: _deployed(value, scope) for key, value in config.items()}
     if 'plugins' in config:
-        config['plugins'] = [plugin for plugin in config['plugins'] or [] if _mmasr_name(plugin['cfg']) != 'ASR']
+        config['plugins'] = [plugin for plugin in config['plugins'] or [] if plugin['cfg'] is not None]
         if not config['plugins']:
             del config['plugins']
-    if name.startswith('ASR') and name != 'ASR':  # a backbone, and not the plugin
-        config.pop('asr', None)
-        config.pop('_scope_', None)
-        stock = stock_class(MODELS.get(name))
-        # Only mmasr's BasicBlock takes plugins, so a ResNet-18 or 34 that keeps attention keeps mmasr's type.
-        if not (config.get('plugins') and stock.arch_settings[config['depth']][0].__name__ == 'BasicBlock'):
-            config['type'] = f'{stock.__module__.split(".")[0]}.{stock.__name__}'
-    scope, _, name = str(config.get('type')).rpartition('.')
-    if name == 'RepVGG' and scope.split('.')[0] in ('', 'mmpretrain') and merges(config['arch']):
-        config['deploy'] = True
-    return config
+    package, name = _package_and_name(config, scope)
+    cls = MODELS.get(name) if package == 'mmasr' else None
+    becomes = getattr(cls, 'deployed_config', DEPLOYED.get(f'{package}.{name}'))
+    return becomes(config) if becomes else config
 
 
-def _is_acnet(conv_cfg: Any) -> bool:
-    return isinstance(conv_cfg, dict) and conv_cfg.get('type') == 'ACNet'
-
-
-def merges(arch: str | dict) -> bool:
-    """Whether mmpretrain's RepVGG of this ``arch`` can merge its branches: in deploy mode it leaves its SE layers out."""
-    return (RepVGG.arch_settings[arch] if isinstance(arch, str) else arch)['se_cfg'] is None
-
-
-def _without_attention(model: dict, folded: Sequence[str], network: nn.Module) -> dict:
+def _without_attention(model: dict, folded: Sequence[str], network: nn.Module, scope: str | None) -> dict:
     """The config of a model some of whose attention modules are gone: of the stock network without attention where all of a
     part's are, and otherwise of that part with the modules taken out."""
     parts: dict[str, list[str]] = {}
@@ -112,7 +90,7 @@ def _without_attention(model: dict, folded: Sequence[str], network: nn.Module) -
     for part, names in parts.items():
         config, built = (model[part], network.get_submodule(part)) if part else (model, network)
         for plain in _plain_configs(config):
-            if _fits(plain, built):
+            if _fits(plain, built, scope):
                 break
         else:
             plain = {'type': 'mmasr.WithoutAttention', 'network': config, 'modules': names}
@@ -131,13 +109,19 @@ def _plain_configs(config: dict) -> Iterator[dict]:
             if config['model_name'].startswith(prefix):
                 yield {**config, 'model_name': config['model_name'].removeprefix(prefix)}
     if config.get('plugins'):
-        yield {**config, 'plugins': [p for p in config['plugins'] if _mmasr_name(p['cfg']) not in ATTENTIONS] or None}
+        yield {
+            **config,
+            'plugins': [
+                p for p in config['plugins'] if not (_is_mmasr(p['cfg']) and _package_and_name(p['cfg'])[1] in ATTENTIONS)
+            ]
+            or None,
+        }
 
 
-def _fits(config: dict, network: nn.Module) -> bool:
+def _fits(config: dict, network: nn.Module, scope: str | None) -> bool:
     """Whether a config builds a network with the weights of this one."""
     try:
-        built = MODELS.build(_without_asr(config))
+        built = MODELS.build(_deployed(config, scope))
     except Exception:  # no such network
         return False
     shapes, expected = ({name: tensor.shape for name, tensor in m.state_dict().items()} for m in (built, network))

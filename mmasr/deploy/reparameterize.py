@@ -1,4 +1,4 @@
-"""From a trained checkpoint to a deployed one: a config without ASR, and weights that load into it.
+"""From a trained checkpoint to a deployed one: a config without re-parameterization, and weights that load into it.
 
 The deployed network is checked against the trained one before anything is written.
 """
@@ -11,20 +11,25 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmpretrain.models.backbones import RepVGG
 from torch import nn
 
-from ..convolutions.acnet import ACNet, merge_acnets
-from ..core.asr import ASR
-from ..core.host import Host, fold
-from ..errors import InputError
-from ..openmmlab.building import build_model, check_data, load_config, load_weights, one_line, some
-from ..openmmlab.checkpoint import output_files, read_checkpoint, temporary_files, write_checkpoint
+from ..core.absorb import absorb_biases
+from ..core.computed import Computed
+from ..core.fold import find_foldable, fold
+from ..core.host import Host
+from ..core.merge import Merging, can_merge
+from ..core.surgery import stock_class
+from ..errors import InputError, one_line, some
+from ..files import output_files, temporary_files
+from ..openmmlab.building import build_model, load_weights
+from ..openmmlab.checkpoint import read_checkpoint, write_checkpoint
+from ..openmmlab.config import load_config, without_downloads
+from ..openmmlab.data_sources import check_data
 from ..openmmlab.evaluation import Track, calibration_dataset, evaluate, untracked
 from ..stripes.mean_fold import fold_means, replaced
 from .calibrate import Calibration, MeanFold, calibrate
 from .compare import Difference, compare, network_outputs
-from .deployed_config import deploy_config, merges, without_downloads
+from .deployed_config import deployed_config
 from .untrusted_config import WAYS_ON, check_config, check_data_config, import_modules, parse_config
 
 #: Largest difference allowed, relative to the largest value of an output, by the coarsest type of the weights. Half
@@ -35,18 +40,36 @@ BOUNDS = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 5e-3, torch.b
 
 @dataclasses.dataclass
 class Report:
-    """What :func:`reparameterize` did."""
+    """What :func:`reparameterize` did.
+
+    Attributes:
+        checkpoint (Path): The deployed checkpoint.
+        config (Path): Its config.
+        folded (dict[str, str]): Layers and plugins with an ASR, or whose parameters were computed from something else -> from
+            what.
+        merged (dict[str, str]): Modules whose branches were merged -> their class.
+        means (dict[str, str]): Attention modules whose mean was folded -> the layer that took it.
+        parameters (tuple[int, int]): Number of parameters before and after.
+        bytes (tuple[int, int]): Size of the checkpoint files, before and after.
+        differences (list[Difference]): How far the networks are apart, output by output.
+        bound (float): What was allowed, relative to the largest value of an output.
+        seconds (float): How long it took.
+        attention (MeanFold, optional): What was found of attention that depends on its input, if it was to be folded.
+        after (dict[str, float], optional): Metrics of the deployed network, likewise.
+    """
 
     checkpoint: Path
     config: Path
-    folded: dict[str, str]  # host -> what it carried
-    parameters: tuple[int, int]  # before, after
-    bytes: tuple[int, int]  # of the checkpoint files, before and after
+    folded: dict[str, str]
+    merged: dict[str, str]
+    means: dict[str, str]
+    parameters: tuple[int, int]
+    bytes: tuple[int, int]
     differences: list[Difference]
     bound: float
     seconds: float
-    attention: MeanFold | None = None  # what was folded of attention that depends on its input
-    after: dict[str, float] | None = None  # metrics of the deployed network, if it was
+    attention: MeanFold | None = None
+    after: dict[str, float] | None = None
 
 
 def reparameterize(
@@ -58,8 +81,8 @@ def reparameterize(
     calibration: Calibration | None = None,
     track: Track = untracked,
 ) -> Report:
-    """Fold every ASR of a checkpoint, merge the branches of RepVGG and ACNet, and on request fold attention that depends on its
-    input; check the result, and write it with its config.
+    """Fold all re-parameterization of a checkpoint, and on request attention that depends on its input; check the result, and
+    write it with its config.
 
     Args:
         checkpoint (str | Path): A checkpoint of mmengine's runner, or weights.
@@ -78,25 +101,106 @@ def reparameterize(
 
     Raises:
         InputError: If the input can't be used, or the deployed network differs. Then nothing is written.
+
+    Example:
+        >>> report = reparameterize('epoch_12.pth')
+        >>> report.checkpoint.name, report.config.name
+        ('epoch_12_deploy.pth', 'epoch_12_deploy.py')
+        >>> max(difference.relative for difference in report.differences) < report.bound
+        True
     """
     start = time.perf_counter()
     source = Path(checkpoint)
     loaded = read_checkpoint(source, mmap=True)
     targets = output_files(source, out or source.with_name(f'{source.stem}_deploy.pth'), force)
+    trained = _load(source, loaded, config, trust_imports, bool(calibration))
+    del loaded
+    before = _count(trained.model)
+    attention = calibrate(trained.model, trained.config, calibration, track) if calibration else None
+    deployed = _fold(trained, attention)
+    after = _count(trained.model)
+    trained.model = None  # its memory is for the network that is built from the files
+    with temporary_files(*targets) as files:
+        rebuilt, differences = _write_and_verify(trained, deployed, files)
+        size = files[0].stat().st_size
+        metrics = None
+        if attention:
+            rebuilt.to(get_device())
+            evaluator = trained.config.test_evaluator
+            metrics = evaluate(rebuilt, attention.loader, evaluator, track, 'evaluating the deployed network')
+    return Report(
+        checkpoint=targets[0],
+        config=targets[1],
+        folded=deployed.folded,
+        merged=deployed.merged,
+        means=deployed.means,
+        parameters=(before, after),
+        bytes=(source.stat().st_size, size),
+        differences=differences,
+        bound=trained.bound,
+        seconds=time.perf_counter() - start,
+        attention=attention,
+        after=metrics,
+    )
 
+
+@dataclasses.dataclass
+class _Trained:
+    """A trained network.
+
+    Attributes:
+        source (Path): Where it comes from.
+        meta (dict): What its checkpoint says of it.
+        config (Config): Its config.
+        model (nn.Module | None): The network with its weights, in float32.
+        dtypes (dict[str, torch.dtype]): Types of the weights in the checkpoint.
+        coarsest (torch.dtype): The coarsest of them.
+    """
+
+    source: Path
+    meta: dict
+    config: Config
+    model: nn.Module | None
+    dtypes: dict[str, torch.dtype]
+    coarsest: torch.dtype
+
+    @property
+    def bound(self) -> float:
+        """The largest relative difference allowed."""
+        return BOUNDS[self.coarsest]
+
+
+@dataclasses.dataclass
+class _Deployed:
+    """What a trained network becomes.
+
+    Attributes:
+        expected (dict[str, Tensor]): What the trained network puts out.
+        folded, merged, means (dict[str, str]): As in :class:`Report`.
+        text (str): The deployed config.
+        checkpoint (dict): The deployed checkpoint.
+    """
+
+    expected: dict[str, torch.Tensor]
+    folded: dict[str, str]
+    merged: dict[str, str]
+    means: dict[str, str]
+    text: str
+    checkpoint: dict
+
+
+def _load(source: Path, loaded: dict, config: str | Path | None, trust_imports: bool, calibrated: bool) -> _Trained:
+    """Build the network that a checkpoint is of, and load its weights."""
     meta, weights = loaded['meta'], loaded['state_dict']
-    if 'mmasr' in meta and not calibration:
+    if 'mmasr' in meta and not calibrated:
         raise InputError(f'{source} is deployed already: its ASR is folded')
     if odd := [name for name, t in weights.items() if t.is_complex() or (t.is_floating_point() and t.dtype not in BOUNDS)]:
         raise InputError(
             f'{source}: weights are {weights[odd[0]].dtype} in {some(odd)}; only float and integer types are known'
         )
     dtypes = {name: tensor.dtype for name, tensor in weights.items()}
-    coarsest = max((dtype for dtype in dtypes.values() if dtype in BOUNDS), key=BOUNDS.get, default=torch.float32)
-    bound = BOUNDS[coarsest]
-
     train_config = _read_config(source, meta, config, trust_imports)
-    if calibration:
+    if calibrated:
         check_data(train_config, 'train_dataloader', 'test_dataloader', 'test_evaluator')
         if not config:
             test = train_config.get('test_dataloader'), train_config.get('test_evaluator')
@@ -105,67 +209,67 @@ def reparameterize(
     load_weights(model, weights, source)
     if broken := [name for name, t in weights.items() if t.is_floating_point() and not t.isfinite().all()]:
         raise InputError(f'{source}: NaN or Inf in {some(broken)}; take an earlier checkpoint')
-    rep_vggs = [m for m in model.modules() if isinstance(m, RepVGG) and not m.deploy and merges(m.arch)]
-    if not (calibration or rep_vggs or any(isinstance(m, ASR | ACNet) for m in model.modules())):
-        raise InputError(f'{source} has no ASR in it and no branches to merge, so there is nothing to fold')
-    before = sum(p.numel() for p in model.parameters())
-    attention = calibrate(model, train_config, calibration, track) if calibration else None
-    with replaced(model, attention.constants() if attention else {}):
-        expected, folded = _run_trained(model, source)
     try:
-        fold(model)
-        merge_acnets(model, functools.partial(_outputs, model))
+        foldable = find_foldable(model)
     except ValueError as error:
         raise InputError(f'{source}: {error}') from None
-    for backbone in rep_vggs:
-        backbone.switch_to_deploy()
-    if attention:
-        fold_means(model, attention.means, attention.hosts)
-        folded.update({name: f'mean of {attention.stripes[name].kind}, into {host}' for name, host in attention.hosts.items()})
-    after = sum(p.numel() for p in model.parameters())
-    deployed = {
-        'meta': {
-            **{key: value for key, value in meta.items() if key not in ('cfg', 'hook_msgs')},
-            'mmasr': {'source': source.name, 'folded': folded},
-        },
-        # A convolution that branches were merged into is new.
-        'state_dict': {name: tensor.to(dtypes.get(name, coarsest)) for name, tensor in model.state_dict().items()},
-    }
+    if not (calibrated or foldable):
+        raise InputError(f'{source} has no ASR in it and no branches to merge, so there is nothing to fold')
+    coarsest = max((dtype for dtype in dtypes.values() if dtype in BOUNDS), key=BOUNDS.get, default=torch.float32)
+    return _Trained(source=source, meta=meta, config=train_config, model=model, dtypes=dtypes, coarsest=coarsest)
+
+
+def _fold(trained: _Trained, attention: MeanFold | None) -> _Deployed:
+    """Run the trained network, fold it in place, and make its checkpoint and config."""
+    model, source = trained.model, trained.source
+    with replaced(model, attention.constants() if attention else {}):
+        expected, folded = _run_trained(model, source)
+    merged = {name: stock_class(type(module)).__name__ for name, module in model.named_modules() if can_merge(module)}
+    too_many_biases = [name for name, m in model.named_modules() if isinstance(m, Merging) and not m.stock_bias]
     try:
-        text = deploy_config(train_config, list(attention.hosts) if attention else [], model).pretty_text
+        fold(model)
+        absorb_biases(model, too_many_biases, functools.partial(_outputs, model))
+    except ValueError as error:
+        raise InputError(f'{source}: {error}') from None
+    means = attention.hosts if attention else {}
+    if attention:
+        fold_means(model, attention.means, means)
+    try:
+        text = deployed_config(trained.config, list(means), model).pretty_text
     except Exception as error:  # mmengine does not write every config it can hold
         raise InputError(one_line(f"{source}: the deployed config can't be written", error)) from None
-    deployed['meta']['cfg'] = text
-    del model, loaded, weights
-    metrics = None
-    with temporary_files(*targets) as (weights_file, config_file):
-        config_file.write_text(text)
-        write_checkpoint(deployed, weights_file)
-        size = weights_file.stat().st_size
-        del deployed
-        rebuilt = build_model(Config(parse_config(config_file.read_text())))
-        load_weights(rebuilt, read_checkpoint(weights_file, mmap=True)['state_dict'], targets[0])
-        differences = compare(expected, _outputs(rebuilt))
-        worst = max(differences, key=lambda d: d.relative)
-        if not worst.relative <= bound:
-            raise InputError(
-                f'{source}: the deployed network differs from the trained one: {worst.output} by {worst.relative:.1e} of its '
-                f'largest value, more than {bound:.0e}; nothing was written'
-            )
-        if attention:
-            rebuilt.to(get_device())
-            metrics = evaluate(rebuilt, attention.loader, train_config.test_evaluator, track, 'evaluating the deployed network')
-    return Report(
-        *targets,
-        folded,
-        (before, after),
-        (source.stat().st_size, size),
-        differences,
-        bound,
-        time.perf_counter() - start,
-        attention,
-        metrics,
-    )
+    record = {'source': source.name, 'folded': folded, 'merged': merged, 'means': means}
+    kept = {key: value for key, value in trained.meta.items() if key not in ('cfg', 'hook_msgs')}
+    checkpoint = {
+        'meta': {**kept, 'mmasr': record, 'cfg': text},
+        # A convolution that branches were merged into is new.
+        'state_dict': {
+            name: tensor.to(trained.dtypes.get(name, trained.coarsest)) for name, tensor in model.state_dict().items()
+        },
+    }
+    return _Deployed(expected=expected, folded=folded, merged=merged, means=means, text=text, checkpoint=checkpoint)
+
+
+def _write_and_verify(trained: _Trained, deployed: _Deployed, files: list[Path]) -> tuple[nn.Module, list[Difference]]:
+    """Write checkpoint and config, build a network from these files, and compare it with the trained one."""
+    weights_file, config_file = files
+    config_file.write_text(deployed.text)
+    write_checkpoint(deployed.checkpoint, weights_file)
+    deployed.checkpoint = {}
+    rebuilt = build_model(Config(parse_config(config_file.read_text())))
+    load_weights(rebuilt, read_checkpoint(weights_file, mmap=True)['state_dict'], weights_file.name)
+    differences = compare(deployed.expected, _outputs(rebuilt))
+    worst = max(differences, key=lambda difference: difference.relative)
+    if not worst.relative <= trained.bound:
+        raise InputError(
+            f'{trained.source}: the deployed network differs from the trained one: {worst.output} by {worst.relative:.1e} of '
+            f'its largest value, more than {trained.bound:.0e}; nothing was written'
+        )
+    return rebuilt, differences
+
+
+def _count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
 
 
 def _read_config(source: Path, meta: dict, path: str | Path | None, trust_imports: bool) -> Config:
@@ -195,13 +299,19 @@ def _outputs(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _run_trained(model: nn.Module, source: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Run the trained network; return its outputs, and what carries an ASR with what that is."""
-    hosted = {id(module.asr): name for name, module in model.named_modules() if isinstance(module, Host)}
-    asrs = {hosted.get(id(module), name): module for name, module in model.named_modules() if isinstance(module, ASR)}
-    unused = set(asrs)
-    for name in asrs:
-        model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: unused.discard(name))
+    """Run the trained network; return its outputs, and what is computed from something with what that is."""
+    computed = {
+        name: module.computed() if isinstance(module, Host) else module
+        for name, module in find_foldable(model).items()
+        if isinstance(module, Host | Computed)
+    }
+    unused = set(computed)
+    hooks = [
+        model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: unused.discard(name)) for name in computed
+    ]
     outputs = _outputs(model)
+    for hook in hooks:
+        hook.remove()
     if unused:
         raise InputError(f'{source}: no layer uses the ASR of {some(sorted(unused))}, so it was not trained')
-    return outputs, {name: ' x '.join(type(kappa).__name__ for kappa in asr.attention) for name, asr in asrs.items()}
+    return outputs, {name: child.describe() for name, child in computed.items()}

@@ -15,7 +15,10 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import Registry
 from mmengine.utils import get_object_from_string, import_modules_from_strings
 
+from ..attention import ATTENTIONS
+from ..core.attach import CONVOLUTIONS
 from ..errors import InputError
+from ..openmmlab.config import walk
 
 #: Packages that an embedded config may import: mmasr and OpenMMLab's.
 TRUSTED_PACKAGES = {'mmasr', 'mmengine', 'mmcv', *MODULE2PACKAGE}
@@ -185,17 +188,6 @@ def _check_string(key: str, value: str) -> None:
         raise InputError(f'the embedded config has code in it ({key}: {value[:60]!r}), which was not run; {WAYS_ON}')
 
 
-def walk(config: Any, key: str = '') -> Iterator[tuple[str, Any]]:
-    """Yield (key, value) of everything in nested dicts and sequences; an item has the key of its sequence."""
-    yield key, config
-    if isinstance(config, dict):
-        for name, value in config.items():
-            yield from walk(value, name)
-    elif isinstance(config, list | tuple):
-        for value in config:
-            yield from walk(value, key)
-
-
 def _registries(names: tuple[str, ...] | None) -> Iterator[Registry]:
     """All registries of OpenMMLab of these names, or of any, each with its modules imported."""
 
@@ -217,8 +209,13 @@ def _is_registered(name: Any, registries: list[Registry]) -> bool:
     if name in mmcv.ops.__all__:  # RoIAlign and nms, say, are looked up there
         return True
     scope, _, key = str(name).rpartition('.')
-    if '.' not in scope and any(key in r.module_dict for r in registries if not scope or r.scope == scope):
+    if scope in ('', 'mmasr') and key in {**ATTENTIONS, **CONVOLUTIONS}:  # of asr and convs
         return True
+    for registry in [r for r in registries if '.' not in scope and (not scope or r.scope == scope)]:
+        if hasattr(registry, 'load'):  # ours import the file of a type when it is asked for
+            registry.load(key)
+        if key in registry.module_dict:
+            return True
     # Configs of the newer style name a class by its full path.
     if scope.split('.')[0] not in TRUSTED_PACKAGES:
         return False

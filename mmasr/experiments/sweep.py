@@ -10,8 +10,10 @@ from matplotlib.figure import Figure
 from mmengine.config import Config
 
 from ..errors import InputError
-from ..openmmlab.building import build_runner, check_data, load_config
-from ..openmmlab.checkpoint import temporary_files
+from ..files import temporary_files
+from ..openmmlab.building import build_runner
+from ..openmmlab.config import load_config
+from ..openmmlab.data_sources import check_data
 from ..openmmlab.evaluation import main_metric, quiet
 
 

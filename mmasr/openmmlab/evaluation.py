@@ -13,8 +13,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from ..errors import InputError
-from .building import one_line
+from ..errors import InputError, one_line
 
 Track = Callable[..., Iterable]
 EMPTY = 'the dataset is empty: there is no image to run on'

@@ -15,7 +15,9 @@ from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..core.asr import ASR
-from ..core.host import attach, fold, output_channels
+from ..core.attach import attach
+from ..core.fold import fold
+from ..core.scaling import output_channels
 from .modules import ValueReader, attention_modules
 
 

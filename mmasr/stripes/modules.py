@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..core.asr import ASR
-from ..core.host import by_class
+from ..core.by_class import by_class
 from ..errors import InputError
 
 #: How the attention values v of a module are read, by package and class: the name of the child module that puts them out,

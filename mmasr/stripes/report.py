@@ -12,7 +12,7 @@ from rich.box import SIMPLE
 from rich.table import Column, Table
 
 from ..errors import InputError
-from ..openmmlab.checkpoint import temporary_files
+from ..files import temporary_files
 from .figures import choose, draw_deviations, draw_stripes
 from .observer import STEADY, Stripes
 

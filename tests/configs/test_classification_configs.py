@@ -16,7 +16,9 @@ from torch import nn
 
 import mmasr
 from mmasr.core.host import Host
-from mmasr.openmmlab.building import add_arguments, build_runner, check_data, load_config
+from mmasr.openmmlab.building import add_arguments, build_runner
+from mmasr.openmmlab.config import load_config
+from mmasr.openmmlab.data_sources import check_data
 from mmasr.stripes import attention_modules
 
 FOLDERS = ('cifar10', 'cifar100', 'stl10', 'imagenet')

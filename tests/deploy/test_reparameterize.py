@@ -15,10 +15,10 @@ from torch import nn
 
 import mmasr
 from mmasr.deploy import reparameterize as reparam
-from mmasr.deploy.deployed_config import deploy_config
+from mmasr.deploy.deployed_config import deployed_config
 from mmasr.deploy.reparameterize import reparameterize
-from mmasr.deploy.untrusted_config import walk
 from mmasr.errors import InputError
+from mmasr.openmmlab.config import walk
 
 SE = {'type': 'SE'}
 
@@ -235,7 +235,7 @@ def test_no_download_remains():
     config.model.neck.init_cfg = {'type': 'Xavier', 'layer': 'Conv2d'}
     config.model.rpn_head.pretrained = True
     config.custom_imports.imports = ['mmasr', 'mmpretrain.models']
-    deployed = deploy_config(config)
+    deployed = deployed_config(config)
     assert 'init_cfg' not in deployed.model.backbone
     assert deployed.model.neck.init_cfg.type == 'Xavier'
     assert 'pretrained' not in deployed.model.rpn_head

@@ -8,7 +8,7 @@ from mmengine.registry import init_default_scope
 from mmpretrain.models import RepVGG
 
 from mmasr.deploy.compare import tensors
-from mmasr.deploy.deployed_config import deploy_config
+from mmasr.deploy.deployed_config import deployed_config
 from mmasr.experiments.benchmark.variants import variants
 from mmasr.experiments.benchmark.workload import annotated_images
 
@@ -58,7 +58,7 @@ def test_a_transformer_has_the_forms_without_a_feature_map():
 
 def test_a_detector_predicts_and_has_every_loss():
     init_default_scope('mmdet')
-    model = MODELS.build(deploy_config(Config.fromfile(SHAPES_CONFIG)).model)
+    model = MODELS.build(deployed_config(Config.fromfile(SHAPES_CONFIG)).model)
     work = annotated_images(model, torch.randn(2, 3, 128, 128))
     model.eval()
     with torch.no_grad():

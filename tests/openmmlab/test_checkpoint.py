@@ -12,7 +12,8 @@ import torch
 from mmengine.logging import HistoryBuffer
 
 from mmasr.errors import InputError
-from mmasr.openmmlab.checkpoint import read_checkpoint, temporary_files, write_checkpoint
+from mmasr.files import temporary_files
+from mmasr.openmmlab.checkpoint import read_checkpoint, write_checkpoint
 
 WEIGHTS = {'conv.weight': torch.ones(2, 3), 'conv.bias': torch.zeros(2)}
 

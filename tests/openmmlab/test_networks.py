@@ -10,7 +10,8 @@ from mmpretrain.models import ShuffleNetV2
 from torch import nn
 
 import mmasr
-from mmasr.convolutions.acnet import ACNet, merge_acnets
+from mmasr.convolutions.acnet import ACNet
+from mmasr.core.absorb import absorb_biases
 from mmasr.core.host import Host
 from mmasr.deploy.reparameterize import reparameterize
 from mmasr.openmmlab.networks.mobilenet import MobileNet
@@ -68,9 +69,9 @@ def test_shufflenet_for_small_images_has_mmpretrains_weights():
 
 
 @pytest.mark.parametrize('kappa', ['SE', 'ECA', 'SRM', 'IE', 'SPA'])
-@pytest.mark.parametrize('conv_cfg', [None, {'type': 'ACNet'}], ids=['plain', 'ACNet'])
-def test_asr_trains_and_folds(kappa, conv_cfg):
-    backbone = {'type': 'mmasr.ASRResNetCIFAR', 'depth': 20, 'conv_cfg': conv_cfg, 'asr': {'attention': {'type': kappa}}}
+@pytest.mark.parametrize('convs', [None, {'type': 'ACNet'}], ids=['plain', 'ACNet'])
+def test_asr_trains_and_folds(kappa, convs):
+    backbone = {'type': 'mmasr.ASRResNetCIFAR', 'depth': 20, 'convs': convs, 'asr': {'attention': {'type': kappa}}}
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         network = MODELS.build(classifier(backbone, 64).model)
     network.init_weights()
@@ -88,8 +89,8 @@ def test_asr_trains_and_folds(kappa, conv_cfg):
     network.eval()
     with torch.no_grad():
         expected = network(x)
-        mmasr.fold(network)
-        merge_acnets(network, lambda: network(x))
+        acnets = [name for name, module in network.named_modules() if isinstance(module, ACNet)]
+        absorb_biases(mmasr.fold(network), acnets, lambda: network(x))
         found = network(x)
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert type(network.backbone) is ResNetCIFAR

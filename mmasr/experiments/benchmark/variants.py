@@ -8,8 +8,10 @@ from torch import nn
 
 from ...attention import build_attention
 from ...core.asr import ASR
-from ...core.host import attach, fold, output_channels
+from ...core.attach import attach
+from ...core.fold import fold
 from ...core.known import find_sites
+from ...core.scaling import output_channels
 
 
 def follow(model: nn.Module, sites: Sequence[str], make: Callable[[int], nn.Module]) -> nn.Module:

@@ -1,95 +1,99 @@
-"""ASR in a backbone of somebody else."""
+"""What every backbone with re-parameterization has in common, registered or wrapped."""
 
-from collections.abc import Sequence
-
+from mmengine.model import PretrainedInit
 from torch import nn
 
-from ...core.host import Host, Mixed, attach, mixed_class, stock_class
-from ...registry import MODELS
+from ...core.attach import CONVOLUTIONS, attach
+from ...core.host import Host
+from ...core.merge import Merging
+from ...core.surgery import Mixed, stock_class
 
 
-class _InitializesASR:
-    """Gives the ASRs of a backbone their initial state, and keeps its own ``init_weights`` from reaching into them."""
-
-    def init_weights(self, *args, **kwargs) -> None:
-        if 'Pretrained' in str(getattr(self, 'init_cfg', None)):
-            super().init_weights(*args, **kwargs)
-            return  # what was loaded stays, ASR included
-        hosts = [module for module in self.modules() if isinstance(module, Host)]
-        asrs = [host._modules.pop('asr') for host in hosts]
-        super().init_weights(*args, **kwargs)
-        for host, asr in zip(hosts, asrs, strict=True):
-            host.asr = asr
-            host.init_weights()
-
-
-class _Mixin(_InitializesASR, Mixed):
-    """For a backbone whose class is somebody else's."""
-
-
-class WithASR(_InitializesASR):
-    """Adds ``asr`` to a stock backbone; to be named before it among the bases.
+class WithASR(Mixed):
+    """Adds ``asr`` and ``convs`` to a backbone; to be named before the stock class among the bases, which ``stock`` names too.
 
     Args:
-        asr (dict, optional): ``attention`` and the other options of :func:`mmasr.attach`. Default: None, the stock network.
-        *args, **kwargs: The arguments of the stock backbone.
+        *args: The arguments of the stock backbone.
+        asr (dict, optional): ``attention`` and the other options of :func:`mmasr.attach`. Default: None, no ASR.
+        convs (dict, optional): ``type`` and the options of a convolution that trains with branches, such as
+            ``dict(type='ACNet')``; ``sites`` as in :func:`mmasr.attach`. Default: None, the stock convolutions.
+        **kwargs: The arguments of the stock backbone.
     """
 
-    def __init__(self, *args, asr: dict | None = None, **kwargs) -> None:
+    def __init__(self, *args, asr: dict | None = None, convs: dict | None = None, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        if asr is not None:
-            _attach(self, asr)
+        attach_all(self, asr, convs)
 
-    def fold_asr(self) -> None:
-        """Become the stock backbone again."""
-        self.__class__ = stock_class(type(self))
+    def init_weights(self, *args, **kwargs) -> None:
+        """Initialise the backbone, without reaching into what its parameters are computed from, which then gets its own initial
+        values. Weights that ``init_cfg`` loads stay, those of an ASR included."""
+        if _is_pretrained(getattr(self, 'init_cfg', None)):
+            super().init_weights(*args, **kwargs)
+            return
+        children = [(host, host.computed()) for host in self.modules() if isinstance(host, Host)]
+        for host, computed in children:
+            del host._modules[computed.child]
+        super().init_weights(*args, **kwargs)
+        for host, computed in children:
+            setattr(host, computed.child, computed)
+        for module in self.modules():
+            if isinstance(module, Host | Merging):
+                module.init_weights()
+
+    @classmethod
+    def deployed_config(cls, config: dict) -> dict:
+        """What its config becomes once everything is folded.
+
+        Args:
+            config (dict): Its config.
+
+        Returns:
+            dict: That of the stock backbone; or, with convolutions that stay layers of ours, its own without what is folded.
+        """
+        rest = {key: value for key, value in config.items() if key not in ('asr', 'convs')}
+        convs, stock = deployed_convs(config), stock_class(cls)
+        if convs:
+            return {**rest, 'convs': convs}
+        if stock is cls:  # a subclass of a user's own
+            return rest
+        rest.pop('_scope_', None)
+        return {**rest, 'type': f'{stock.__module__.split(".")[0]}.{stock.__name__}'}
 
 
-def _attach(model: nn.Module, asr: dict) -> None:
-    """Attach ASR, and freeze that of what is frozen."""
-    frozen = {name for name, m in model.named_modules() if not any(p.requires_grad for p in m.parameters())}
-    attach(model, **asr)
-    for name, module in model.named_modules():
-        if isinstance(module, Host) and name.rpartition('.')[0] in frozen:
-            module.asr.requires_grad_(False)
-
-
-@MODELS.register_module()
-def ASRBackbone(backbone: dict, asr: dict, sites: str | Sequence[str] | None = None) -> nn.Module:
-    """Build any registered backbone and attach ASR to it.
-
-    The result is the inner backbone itself, so that its state dict keeps its names. An ASR whose surroundings (the module
-    that its host is a child of) are frozen is frozen with them.
+def attach_all(model: nn.Module, asr: dict | None, convs: dict | None) -> None:
+    """Put ASR and convolutions with branches into a network, and freeze what is put into what is frozen.
 
     Args:
-        backbone (dict): Config of the inner backbone, of any registry that mmengine knows.
-        asr (dict): ``attention`` and the other options of :class:`mmasr.ASR`.
-        sites (str | Sequence[str], optional): See :func:`mmasr.attach`.
+        model (nn.Module): The network.
+        asr (dict, optional): As of :class:`WithASR`.
+        convs (dict, optional): As of :class:`WithASR`.
 
     Raises:
         ValueError: As :func:`mmasr.attach`.
     """
-    model = MODELS.build(backbone)
-    _attach(model, {'sites': sites, **asr})
-    if hasattr(model, 'init_weights'):
-        model.__class__ = mixed_class(_Mixin, type(model))
-    return model
+    frozen = {name for name, m in model.named_modules() if not any(p.requires_grad for p in m.parameters())}
+    if asr is not None:  # before the convolutions, whose own normalizations are no sites
+        attach(model, **asr)
+    if convs is not None:
+        sites = convs.get('sites')
+        attach(model, {key: value for key, value in convs.items() if key != 'sites'}, sites)
+    for name, module in model.named_modules():
+        if name.rpartition('.')[0] in frozen:
+            if isinstance(module, Host):
+                module.computed().requires_grad_(False)
+            elif isinstance(module, Merging):
+                module.requires_grad_(False)
 
 
-@MODELS.register_module()
-def WithoutAttention(network: dict, modules: Sequence[str], **options) -> nn.Module:
-    """Build any registered network and take some of its attention modules out: those whose mean was folded after training.
+def deployed_convs(config: dict) -> dict | None:
+    """What is left of the ``convs`` of a config once they are merged: None, if they are stock layers then."""
+    convs = config.get('convs')
+    if not convs:
+        return None
+    return CONVOLUTIONS[convs['type'].removeprefix('mmasr.')].deployed(convs)
 
-    Args:
-        network (dict): Config of the network, of any registry that mmengine knows.
-        modules (Sequence[str]): Names of the modules.
-        **options: Further arguments of the network, which a runner may add.
 
-    Raises:
-        AttributeError: If there is no such module.
-    """
-    model = MODELS.build({**network, **options})
-    for name in modules:
-        model.get_submodule(name)  # set_submodule would make a new one
-        model.set_submodule(name, nn.Identity())
-    return model
+def _is_pretrained(init_cfg: dict | list | None) -> bool:
+    """Whether an ``init_cfg`` loads weights, by the test of mmengine's BaseModule."""
+    init_cfgs = init_cfg if isinstance(init_cfg, list | tuple) else [init_cfg]
+    return any(isinstance(cfg, dict) and cfg.get('type') in ('Pretrained', PretrainedInit) for cfg in init_cfgs)

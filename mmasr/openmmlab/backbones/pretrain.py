@@ -1,9 +1,8 @@
-"""MMPretrain's backbones, and MobileNet, with ASR at the paper's sites (its Fig. 8 to 11)."""
+"""MMPretrain's backbones with ASR at the paper's sites (its Fig. 8 to 11)."""
 
 from mmpretrain.models.backbones import VGG, MobileNetV2, RepVGG, ShuffleNetV2, VisionTransformer
 
 from ...registry import MODELS
-from ..networks.mobilenet import MobileNet
 from ..networks.shufflenet_cifar import ShuffleNetV2CIFAR
 from .base import WithASR
 
@@ -13,9 +12,11 @@ class ASRVGG(WithASR, VGG):
     """mmpretrain's VGG with ASR at the normalization before every ReLU; it needs ``norm_cfg``.
 
     Args:
-        asr (dict, optional): ``attention`` and the other options of :func:`mmasr.attach`. Default: None, the stock network.
+        asr, convs (dict, optional): As of :class:`mmasr.openmmlab.backbones.base.WithASR`. Default: None, the stock network.
         *args, **kwargs: The arguments of mmpretrain's VGG.
     """
+
+    stock = VGG
 
 
 @MODELS.register_module()
@@ -23,10 +24,14 @@ class ASRShuffleNetV2(WithASR, ShuffleNetV2):
     """mmpretrain's ShuffleNetV2 with ASR at the last normalization of every residual branch. Arguments as of
     :class:`ASRVGG`."""
 
+    stock = ShuffleNetV2
+
 
 @MODELS.register_module()
 class ASRShuffleNetV2CIFAR(WithASR, ShuffleNetV2CIFAR):
     """``mmasr.ShuffleNetV2CIFAR`` with ASR as in :class:`ASRShuffleNetV2`."""
+
+    stock = ShuffleNetV2CIFAR
 
 
 @MODELS.register_module()
@@ -34,11 +39,7 @@ class ASRMobileNetV2(WithASR, MobileNetV2):
     """mmpretrain's MobileNetV2 with ASR at the normalizations of the depthwise and the last convolution of every block.
     Arguments as of :class:`ASRVGG`."""
 
-
-@MODELS.register_module()
-class ASRMobileNet(WithASR, MobileNet):
-    """``mmasr.MobileNet`` with ASR at both normalizations of every block. Arguments as of
-    :class:`ASRVGG`."""
+    stock = MobileNetV2
 
 
 @MODELS.register_module()
@@ -47,6 +48,8 @@ class ASRRepVGG(WithASR, RepVGG):
 
     ``switch_to_deploy`` folds the ASR and merges the branches; ``tools/reparam.py`` does both as well.
     """
+
+    stock = RepVGG
 
 
 @MODELS.register_module()
@@ -58,6 +61,8 @@ class ASRVisionTransformer(WithASR, VisionTransformer):
             start at 1e-3 (as in the paper). Default: None, the stock network.
         *args, **kwargs: The arguments of mmpretrain's VisionTransformer.
     """
+
+    stock = VisionTransformer
 
     def __init__(self, *args, asr: dict | None = None, **kwargs) -> None:
         if asr is not None:

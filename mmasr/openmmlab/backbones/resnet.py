@@ -5,13 +5,13 @@ from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ...core.host import stock_class
+from ...core.surgery import Mixed
 from ...registry import MODELS
 from ..networks.resnet_cifar import ResNetCIFAR
 from .base import WithASR
 
 
-class PluginBasicBlock(BasicBlock):
+class PluginBasicBlock(Mixed, BasicBlock):
     """MMDetection's BasicBlock with plugins after its first and second convolution.
 
     Args:
@@ -25,6 +25,7 @@ class PluginBasicBlock(BasicBlock):
         ValueError: If a plugin is asked for at another position.
     """
 
+    stock = BasicBlock
     make_block_plugins = Bottleneck.make_block_plugins
     forward_plugin = Bottleneck.forward_plugin
 
@@ -53,10 +54,10 @@ class PluginBasicBlock(BasicBlock):
             return self.relu(checkpoint(residual, x, use_reentrant=False))
         return self.relu(residual(x))
 
-    def fold_asr(self) -> None:
+    def restore_class(self) -> None:
         """Become the stock block again if ASR was the only plugin."""
         if not self.after_conv1_plugin_names and not self.after_conv2_plugin_names:
-            self.__class__ = stock_class(type(self))
+            super().restore_class()
 
 
 class _WithPlugins(WithASR):
@@ -67,6 +68,13 @@ class _WithPlugins(WithASR):
             kwargs['block'] = PluginBasicBlock
         return super().make_res_layer(**kwargs)
 
+    @classmethod
+    def deployed_config(cls, config: dict) -> dict:
+        """As of :class:`WithASR`; with attention left in BasicBlocks, which only ours take, its own without what is folded."""
+        if config.get('plugins') and cls.arch_settings[config['depth']][0] is BasicBlock:
+            return {key: value for key, value in config.items() if key not in ('asr', 'convs')}
+        return super().deployed_config(config)
+
 
 @MODELS.register_module()
 class ASRResNet(_WithPlugins, ResNet):
@@ -74,22 +82,32 @@ class ASRResNet(_WithPlugins, ResNet):
 
     Args:
         asr (dict, optional): ``attention`` and the other options of :func:`mmasr.attach`, such as
-            ``dict(attention=dict(type='SE'), init_identity=True)``. Default: None, the stock network.
+            ``dict(attention=dict(type='SE'), init_identity=True)``. Default: None, no ASR.
+        convs (dict, optional): ``type`` and the options of a convolution that trains with branches, such as
+            ``dict(type='ACNet')``; ``sites`` as in :func:`mmasr.attach`. Default: None, the stock convolutions.
         *args, **kwargs: The arguments of mmdet's ResNet. ``plugins`` work at every depth.
     """
+
+    stock = ResNet
 
 
 @MODELS.register_module()
 class ASRResNetV1d(_WithPlugins, ResNetV1d):
     """mmdet's ResNetV1d with ASR. Arguments as of :class:`ASRResNet`."""
 
+    stock = ResNetV1d
+
 
 @MODELS.register_module()
 class ASRResNeXt(_WithPlugins, ResNeXt):
     """mmdet's ResNeXt with ASR. Arguments as of :class:`ASRResNet`."""
+
+    stock = ResNeXt
 
 
 @MODELS.register_module()
 class ASRResNetCIFAR(_WithPlugins, ResNetCIFAR):
     """``mmasr.ResNetCIFAR`` with ASR, the paper's network for CIFAR and STL10. Arguments as of
     :class:`ASRResNet`."""
+
+    stock = ResNetCIFAR

@@ -1,0 +1,26 @@
+"""Networks some of whose attention was folded after training."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from ..registry import MODELS
+
+
+@MODELS.register_module()
+def WithoutAttention(network: dict, modules: Sequence[str], **options) -> nn.Module:
+    """Build any registered network and take some of its attention modules out: those whose mean was folded after training.
+
+    Args:
+        network (dict): Config of the network, of any registry that mmengine knows.
+        modules (Sequence[str]): Names of the modules.
+        **options: Further arguments of the network, which a runner may add.
+
+    Raises:
+        AttributeError: If there is no such module.
+    """
+    model = MODELS.build({**network, **options})
+    for name in modules:
+        model.get_submodule(name)  # set_submodule would make a new one
+        model.set_submodule(name, nn.Identity())
+    return model
