@@ -1,1 +1,1 @@
-_base_ = ['../_base_/cifar10.py', '../_base_/mobilenet_asr_se.py']
+_base_ = ['../_base_/datasets/cifar10.py', '../_base_/networks/mobilenet_asr_se.py']

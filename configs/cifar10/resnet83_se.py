@@ -1,1 +1,1 @@
-_base_ = ['../_base_/cifar10.py', '../_base_/resnet83_se.py']
+_base_ = ['../_base_/datasets/cifar10.py', '../_base_/networks/resnet83_se.py']

@@ -1,3 +1,3 @@
-_base_ = ['../_base_/cifar100.py', '../_base_/mobilenet.py']
+_base_ = ['../_base_/datasets/cifar100.py', '../_base_/networks/mobilenet.py']
 
 model = dict(head=dict(num_classes=100))

@@ -1,3 +1,3 @@
-_base_ = ['../_base_/cifar100.py', '../_base_/resnet164.py']
+_base_ = ['../_base_/datasets/cifar100.py', '../_base_/networks/resnet164.py']
 
 model = dict(head=dict(num_classes=100))

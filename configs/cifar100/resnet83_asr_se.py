@@ -1,3 +1,3 @@
-_base_ = ['../_base_/cifar100.py', '../_base_/resnet83_asr_se.py']
+_base_ = ['../_base_/datasets/cifar100.py', '../_base_/networks/resnet83_asr_se.py']
 
 model = dict(head=dict(num_classes=100))

@@ -1,3 +1,3 @@
-_base_ = ['../_base_/cifar100.py', '../_base_/shufflenetv2_asr_se.py']
+_base_ = ['../_base_/datasets/cifar100.py', '../_base_/networks/shufflenetv2_asr_se.py']
 
 model = dict(head=dict(num_classes=100))

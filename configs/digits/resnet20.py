@@ -1,5 +1,5 @@
 # A plain ResNet-20 on the handwritten digits that tools/digits.py writes, 8 x 8 pixels.
-_base_ = '../_base_/classifier.py'
+_base_ = '../_base_/networks/classifier.py'
 
 model = dict(
     data_preprocessor=dict(num_classes=10, mean=[128] * 3, std=[64] * 3, to_rgb=True),

@@ -1,1 +1,1 @@
-_base_ = ['../_base_/stl10.py', '../_base_/vgg19_asr_se.py']
+_base_ = ['../_base_/datasets/stl10.py', '../_base_/networks/vgg19_asr_se.py']
