@@ -1,1 +1,3 @@
-_base_ = ['../_base_/datasets/stl10.py', '../_base_/networks/mobilenet_asr_se.py']
+_base_ = 'mobilenet.py'
+
+model = dict(backbone=dict(type='mmasr.ASRMobileNet', asr=dict(attention=dict(type='SE'))))

@@ -1,3 +1,4 @@
-_base_ = 'repvgg_a0.py'
+# RepVGG-B3 without the stride of its first stage, so that 32 pixels are not shrunk to one.
+_base_ = 'classifier.py'
 
-model = dict(backbone=dict(arch='B3'), head=dict(in_channels=2560))
+model = dict(backbone=dict(type='RepVGG', arch='B3', strides=(1, 2, 2, 2), out_indices=(3,)), head=dict(in_channels=2560))

@@ -1,3 +1,4 @@
-_base_ = 'resnet164.py'
+# The CIFAR ResNet of 83 layers.
+_base_ = 'classifier.py'
 
-model = dict(backbone=dict(depth=83))
+model = dict(backbone=dict(type='mmasr.ResNetCIFAR', depth=83), head=dict(in_channels=256))
