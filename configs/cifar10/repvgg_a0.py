@@ -1,1 +1,6 @@
-_base_ = ['../_base_/cifar10.py', '../_base_/repvgg_a0.py']
+_base_ = [
+    '../_base_/datasets/cifar10.py',
+    '../_base_/networks/repvgg_a0.py',
+    '../_base_/schedules/step_130.py',
+    '../_base_/default_runtime.py',
+]

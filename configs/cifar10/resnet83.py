@@ -1,1 +1,6 @@
-_base_ = ['../_base_/cifar10.py', '../_base_/resnet83.py']
+_base_ = [
+    '../_base_/datasets/cifar10.py',
+    '../_base_/networks/resnet83.py',
+    '../_base_/schedules/step_81_122.py',
+    '../_base_/default_runtime.py',
+]

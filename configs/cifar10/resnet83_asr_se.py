@@ -1,1 +1,3 @@
-_base_ = ['../_base_/cifar10.py', '../_base_/resnet83_asr_se.py']
+_base_ = 'resnet83.py'
+
+model = dict(backbone=dict(type='mmasr.ASRResNetCIFAR', asr=dict(attention=dict(type='SE'))))

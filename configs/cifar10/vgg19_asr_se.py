@@ -1,1 +1,3 @@
-_base_ = ['../_base_/cifar10.py', '../_base_/vgg19_asr_se.py']
+_base_ = 'vgg19.py'
+
+model = dict(backbone=dict(type='mmasr.ASRVGG', asr=dict(attention=dict(type='SE'))))

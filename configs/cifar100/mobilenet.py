@@ -1,3 +1,8 @@
-_base_ = ['../_base_/cifar100.py', '../_base_/mobilenet.py']
+_base_ = [
+    '../_base_/datasets/cifar100.py',
+    '../_base_/networks/mobilenet.py',
+    '../_base_/schedules/step_60_120_160.py',
+    '../_base_/default_runtime.py',
+]
 
 model = dict(head=dict(num_classes=100))

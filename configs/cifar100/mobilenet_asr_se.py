@@ -1,3 +1,3 @@
-_base_ = ['../_base_/cifar100.py', '../_base_/mobilenet_asr_se.py']
+_base_ = 'mobilenet.py'
 
-model = dict(head=dict(num_classes=100))
+model = dict(backbone=dict(type='mmasr.ASRMobileNet', asr=dict(attention=dict(type='SE'))))

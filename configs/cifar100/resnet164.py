@@ -1,3 +1,8 @@
-_base_ = ['../_base_/cifar100.py', '../_base_/resnet164.py']
+_base_ = [
+    '../_base_/datasets/cifar100.py',
+    '../_base_/networks/resnet164.py',
+    '../_base_/schedules/step_81_122.py',
+    '../_base_/default_runtime.py',
+]
 
 model = dict(head=dict(num_classes=100))

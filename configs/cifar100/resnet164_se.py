@@ -1,3 +1,3 @@
-_base_ = ['../_base_/cifar100.py', '../_base_/resnet164_se.py']
+_base_ = 'resnet164.py'
 
-model = dict(head=dict(num_classes=100))
+model = dict(backbone=dict(plugins=[dict(cfg=dict(type='mmasr.SE'), position='after_conv3')]))

@@ -1,3 +1,3 @@
-_base_ = ['../_base_/cifar100.py', '../_base_/resnet56_acnet_asr_se.py']
+_base_ = 'resnet56_acnet.py'
 
-model = dict(head=dict(num_classes=100))
+model = dict(backbone=dict(type='mmasr.ASRResNetCIFAR', asr=dict(attention=dict(type='SE'))))

@@ -1,3 +1,3 @@
-_base_ = ['../_base_/cifar100.py', '../_base_/resnet83_asr_se.py']
+_base_ = 'resnet83.py'
 
-model = dict(head=dict(num_classes=100))
+model = dict(backbone=dict(type='mmasr.ASRResNetCIFAR', asr=dict(attention=dict(type='SE'))))

@@ -1,3 +1,3 @@
-_base_ = ['../_base_/cifar100.py', '../_base_/shufflenetv2_asr_se.py']
+_base_ = 'shufflenetv2.py'
 
-model = dict(head=dict(num_classes=100))
+model = dict(backbone=dict(type='mmasr.ASRShuffleNetV2CIFAR', asr=dict(attention=dict(type='SE'))))

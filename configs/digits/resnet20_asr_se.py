@@ -1,4 +1,3 @@
-# The same with ASR(SE).
 _base_ = 'resnet20.py'
 
 model = dict(backbone=dict(type='mmasr.ASRResNetCIFAR', asr=dict(attention=dict(type='SE'))))

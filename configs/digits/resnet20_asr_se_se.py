@@ -1,4 +1,3 @@
-# ASR(SE) and ordinary SE after it.
 _base_ = 'resnet20_se.py'
 
 model = dict(backbone=dict(asr=dict(attention=dict(type='SE'))))

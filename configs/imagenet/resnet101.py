@@ -1,3 +1,6 @@
-_base_ = 'resnet50.py'
-
-model = dict(backbone=dict(depth=101))
+_base_ = [
+    'mmpretrain::_base_/models/resnet101.py',
+    '../_base_/datasets/imagenet.py',
+    '../_base_/schedules/step_30_60_90.py',
+    '../_base_/default_runtime.py',
+]

@@ -1,3 +1,6 @@
-_base_ = 'resnet50_asr_se.py'
+_base_ = 'resnet101.py'
 
-model = dict(backbone=dict(depth=101))
+custom_imports = dict(imports=['mmasr'])
+model = dict(
+    backbone=dict(type='mmasr.ASRResNet', norm_eval=False, zero_init_residual=False, asr=dict(attention=dict(type='SE')))
+)

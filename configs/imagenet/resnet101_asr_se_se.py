@@ -1,3 +1,3 @@
-_base_ = 'resnet50_asr_se_se.py'
+_base_ = 'resnet101_se.py'
 
-model = dict(backbone=dict(depth=101))
+model = dict(backbone=dict(asr=dict(attention=dict(type='SE'))))

@@ -1,3 +1,6 @@
-_base_ = 'resnet50.py'
-
-model = dict(backbone=dict(depth=34), head=dict(in_channels=512))
+_base_ = [
+    'mmpretrain::_base_/models/resnet34.py',
+    '../_base_/datasets/imagenet.py',
+    '../_base_/schedules/step_30_60_90.py',
+    '../_base_/default_runtime.py',
+]

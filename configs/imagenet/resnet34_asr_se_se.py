@@ -1,5 +1,3 @@
-_base_ = 'resnet50_asr_se_se.py'
+_base_ = 'resnet34_se.py'
 
-model = dict(
-    backbone=dict(depth=34, plugins=[dict(cfg=dict(type='mmasr.SE'), position='after_conv2')]), head=dict(in_channels=512)
-)
+model = dict(backbone=dict(asr=dict(attention=dict(type='SE'))))

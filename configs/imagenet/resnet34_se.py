@@ -1,5 +1,11 @@
-_base_ = 'resnet50_se.py'
+_base_ = 'resnet34.py'
 
+custom_imports = dict(imports=['mmasr'])
 model = dict(
-    backbone=dict(depth=34, plugins=[dict(cfg=dict(type='mmasr.SE'), position='after_conv2')]), head=dict(in_channels=512)
+    backbone=dict(
+        type='mmasr.ASRResNet',
+        norm_eval=False,
+        zero_init_residual=False,
+        plugins=[dict(cfg=dict(type='mmasr.SE'), position='after_conv2')],
+    )
 )

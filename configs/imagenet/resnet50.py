@@ -1,5 +1,6 @@
-_base_ = 'mmpretrain::resnet/resnet50_8xb32_in1k.py'
-
-train_dataloader = dict(batch_size=128)
-auto_scale_lr = dict(base_batch_size=128)
-default_hooks = dict(checkpoint=dict(interval=10, max_keep_ckpts=1, save_best='accuracy/top1'))
+_base_ = [
+    'mmpretrain::_base_/models/resnet50.py',
+    '../_base_/datasets/imagenet.py',
+    '../_base_/schedules/step_30_60_90.py',
+    '../_base_/default_runtime.py',
+]

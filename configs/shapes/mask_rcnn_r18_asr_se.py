@@ -1,4 +1,4 @@
-# The embedded default: ASR(SE) in the paper's form, trained from scratch.
+# The embedded default: ASR(SE), trained from scratch and so without init_identity, which is for a pretrained backbone.
 _base_ = 'mask_rcnn_r18.py'
 
 custom_imports = dict(imports=['mmasr'])

@@ -1,1 +1,6 @@
-_base_ = ['../_base_/stl10.py', '../_base_/repvgg_a0.py']
+_base_ = [
+    '../_base_/datasets/stl10.py',
+    '../_base_/networks/repvgg_a0.py',
+    '../_base_/schedules/step_130.py',
+    '../_base_/default_runtime.py',
+]

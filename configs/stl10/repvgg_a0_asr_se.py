@@ -1,1 +1,3 @@
-_base_ = ['../_base_/stl10.py', '../_base_/repvgg_a0_asr_se.py']
+_base_ = 'repvgg_a0.py'
+
+model = dict(backbone=dict(type='mmasr.ASRRepVGG', asr=dict(attention=dict(type='SE'))))

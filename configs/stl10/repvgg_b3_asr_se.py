@@ -1,1 +1,3 @@
-_base_ = ['../_base_/stl10.py', '../_base_/repvgg_b3_asr_se.py']
+_base_ = 'repvgg_b3.py'
+
+model = dict(backbone=dict(type='mmasr.ASRRepVGG', asr=dict(attention=dict(type='SE'))))

@@ -1,1 +1,3 @@
-_base_ = ['../_base_/stl10.py', '../_base_/resnet164_asr_se.py']
+_base_ = 'resnet164.py'
+
+model = dict(backbone=dict(type='mmasr.ASRResNetCIFAR', asr=dict(attention=dict(type='SE'))))

@@ -1,1 +1,3 @@
-_base_ = ['../_base_/stl10.py', '../_base_/resnet164_se.py']
+_base_ = 'resnet164.py'
+
+model = dict(backbone=dict(plugins=[dict(cfg=dict(type='mmasr.SE'), position='after_conv3')]))

@@ -1,1 +1,3 @@
-_base_ = ['../_base_/stl10.py', '../_base_/resnet56_acnet_asr_se.py']
+_base_ = 'resnet56_acnet.py'
+
+model = dict(backbone=dict(type='mmasr.ASRResNetCIFAR', asr=dict(attention=dict(type='SE'))))

@@ -1,1 +1,3 @@
-_base_ = ['../_base_/stl10.py', '../_base_/shufflenetv2_asr_se.py']
+_base_ = 'shufflenetv2.py'
+
+model = dict(backbone=dict(type='mmasr.ASRShuffleNetV2CIFAR', asr=dict(attention=dict(type='SE'))))

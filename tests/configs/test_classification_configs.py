@@ -1,4 +1,4 @@
-"""The paper's classification experiments: their recipes, and two iterations of every config on data of its shape."""
+"""The paper's classification experiments: networks and recipes, and two iterations of every config on data of its shape."""
 
 import argparse
 import pickle
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import MODELS
 from mmpretrain.datasets import CIFAR10
@@ -23,6 +24,8 @@ from mmasr.stripes import attention_modules
 
 FOLDERS = ('cifar10', 'cifar100', 'stl10', 'imagenet')
 CONFIGS = [path for folder in FOLDERS for path in sorted((ROOT / 'configs' / folder).glob('*.py'))]
+NETWORKS = sorted((ROOT / 'configs/_base_/networks').glob('*.py'))
+each_config = pytest.mark.parametrize('path', CONFIGS, ids=lambda path: f'{path.parent.name}/{path.stem}')
 
 # The paper's Tables 10 and 11: learning rate, weight decay, epochs, batch, milestones and factor or 'cosine'.
 STEPS_81 = (0.1, 1e-4, 164, 128, ([81, 122], 0.1))
@@ -56,6 +59,11 @@ def networks(folder):
     return LARGE if folder == 'imagenet' else SMALL
 
 
+def network_and_variant(stem):
+    name, *variant = stem.partition('_asr_se' if '_asr_se' in stem else '_se')
+    return name, variant
+
+
 def test_every_network_has_its_variants():
     expected = {
         (folder, f'{name}{variant}')
@@ -64,6 +72,37 @@ def test_every_network_has_its_variants():
         for variant in variants
     }
     assert {(path.parent.name, path.stem) for path in CONFIGS} == expected
+
+
+@pytest.mark.parametrize('path', NETWORKS, ids=lambda path: path.stem)
+def test_a_network_brings_no_recipe(path):
+    assert set(Config.fromfile(path)) == {'model', 'custom_imports'}
+
+
+@each_config
+def test_no_network_inherits_another(path):
+    for base in re.findall(r"'(\w+)\.py'", path.read_text()):  # in the same folder
+        assert network_and_variant(base)[0] == network_and_variant(path.stem)[0]
+
+
+@each_config
+def test_the_recipe_is_the_papers(path):
+    config = load_config(path)
+    folder = path.parent.name
+    name, _ = network_and_variant(path.stem)
+    (rate, decay, epochs, images, schedule), *_ = networks(folder)[name]
+    optimizer = config.optim_wrapper.optimizer
+    assert (optimizer.lr, optimizer.weight_decay, config.train_cfg.max_epochs) == (rate, decay, epochs)
+    assert optimizer.type == ('AdamW' if 'vit' in name else 'SGD')
+    assert optimizer.get('momentum', 0.9) == 0.9
+    batch = config.train_dataloader.batch_size
+    assert batch == config.auto_scale_lr.base_batch_size == (16 if folder == 'stl10' else images)
+    schedulers = config.param_scheduler if isinstance(config.param_scheduler, list) else [config.param_scheduler]
+    if schedule == 'cosine':
+        assert schedulers[-1].type == 'CosineAnnealingLR'
+        assert schedulers[-1].get('T_max', epochs) == epochs  # mmengine's own is to the end
+    else:
+        assert (schedulers[-1].milestones, schedulers[-1].gamma) == schedule
 
 
 @pytest.fixture(scope='module')
@@ -109,14 +148,13 @@ class OneEpoch(Hook):
         runner.train_loop.stop_training = True
 
 
-@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: f'{path.parent.name}/{path.stem}')
+@each_config
 def test_two_iterations(path, data, monkeypatch, tmp_path):
     monkeypatch.chdir(data)
     monkeypatch.setattr(CIFAR10, '_check_integrity', lambda self: True)  # the checksums of the real files
     folder = path.parent.name
     config = load_config(path)
     check_data(config, 'train_dataloader', 'val_dataloader', 'test_dataloader')
-    batch = config.train_dataloader.batch_size
     small = 1 if 'vit' in path.stem else 2  # which takes its time, and has no statistics over the batch
     for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         config[key].update(batch_size=small, num_workers=0, persistent_workers=False)
@@ -131,23 +169,16 @@ def test_two_iterations(path, data, monkeypatch, tmp_path):
     assert np.isfinite(end.losses).all()
     assert runner.message_hub.get_scalar('val/accuracy/top1').current() in (0, 50, 100)  # of two images
 
-    name, *variant = path.stem.partition('_asr_se' if '_asr_se' in path.stem else '_se')
-    (rate, decay, epochs, images, schedule), sites, _ = networks(folder)[name]
+    name, variant = network_and_variant(path.stem)
+    _, sites, _ = networks(folder)[name]
     assert len([m for m in runner.model.modules() if isinstance(m, Host)]) == sites * ('_asr' in path.stem)
     ordinary = variant in (['_se', ''], ['_asr_se', '_se'])
     assert len(attention_modules(runner.model)) == sites * ordinary
     assert runner.model.head.num_classes == {'cifar100': 100, 'imagenet': 1000}.get(folder, 10)
-    optimizer = config.optim_wrapper.optimizer
-    assert (optimizer.lr, optimizer.weight_decay, config.train_cfg.max_epochs) == (rate, decay, epochs)
-    assert optimizer.type == ('AdamW' if 'vit' in name else 'SGD')
-    assert optimizer.get('momentum', 0.9) == 0.9
-    assert batch == config.auto_scale_lr.base_batch_size == (16 if folder == 'stl10' else images)
-    schedulers = config.param_scheduler if isinstance(config.param_scheduler, list) else [config.param_scheduler]
-    if schedule == 'cosine':
-        assert schedulers[-1].type == 'CosineAnnealingLR'
-        assert schedulers[-1].get('T_max', epochs) == epochs  # mmengine's own is to the end
-    else:
-        assert (schedulers[-1].milestones, schedulers[-1].gamma) == schedule
+
+
+def first_config(folder):
+    return next(path for path in CONFIGS if path.parent.name == folder)
 
 
 @pytest.mark.parametrize(
@@ -160,17 +191,21 @@ def test_two_iterations(path, data, monkeypatch, tmp_path):
     ],
 )
 def test_missing_data_is_named_with_where_it_goes(tmp_path, refusal, folder, missing, goes):
-    config = next(path for path in CONFIGS if path.parent.name == folder)
+    config = first_config(folder)
     message = refusal('train.py', config, cwd=tmp_path)
     assert message.startswith(f'error: {missing} is not there, and {config} takes its train_dataloader from it.')
     assert goes in message
-    if 'cifar' in folder:  # as the message says
-        config = load_config(config)
-        parser = argparse.ArgumentParser()
-        add_arguments(parser)
-        (options,) = re.findall(r'--cfg-options (train_dataloader.dataset.download=.+)', message)
-        config.merge_from_dict(parser.parse_args(['--cfg-options', *options.split()]).cfg_options)
-        check_data(config, 'train_dataloader', 'val_dataloader', 'val_evaluator')
+
+
+@pytest.mark.parametrize('folder', ['cifar10', 'cifar100'])
+def test_missing_cifar_passes_with_the_options_of_the_message(tmp_path, refusal, folder):
+    message = refusal('train.py', first_config(folder), cwd=tmp_path)
+    config = load_config(first_config(folder))
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    (options,) = re.findall(r'--cfg-options (train_dataloader.dataset.download=.+)', message)
+    config.merge_from_dict(parser.parse_args(['--cfg-options', *options.split()]).cfg_options)
+    check_data(config, 'train_dataloader', 'val_dataloader', 'val_evaluator')
 
 
 PAGE = (ROOT / 'docs/experiments.md').read_text()

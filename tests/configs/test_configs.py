@@ -19,20 +19,23 @@ from mmasr.stripes import attention_modules
 
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
 BLOCKS = {'r50': 16, 'r101': 33}
+VARIANTS = ['', '_se', '_asr_se', '_asr_se_se', '_eca', '_asr_eca', '_asr_eca_eca']
+TABLE_5 = {f'mask_rcnn_{depth}{variant}.py' for depth in BLOCKS for variant in VARIANTS}
+each_config = pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 
 
 def test_table_5_is_complete():
-    variants = ['', '_se', '_asr_se', '_asr_se_se', '_eca', '_asr_eca', '_asr_eca_eca']
-    expected = {f'mask_rcnn_{depth}{variant}.py' for depth in BLOCKS for variant in variants}
-    assert {path.name for path in CONFIGS} == expected
+    assert {path.name for path in CONFIGS} == TABLE_5
+
+
+def test_the_page_lists_table_5():
     readme = (ROOT / 'configs/README.md').read_text()
-    assert set(re.findall(r'\[`?(mask_rcnn_\w+\.py)`?\]\(\1\)', readme)) == expected
+    assert set(re.findall(r'\[`?(mask_rcnn_\w+\.py)`?\]\(\1\)', readme)) == TABLE_5
 
 
-@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
-def test_builds_trains_a_step_and_predicts(path):
+@each_config
+def test_the_recipe_is_mmdetections(path):
     config = Config.fromfile(path)
-    init_default_scope('mmdet')
     assert config.train_dataloader.batch_size == 2
     assert config.train_cfg.max_epochs == 12
     assert config.train_dataloader.dataset.data_root == 'data/coco/'
@@ -40,6 +43,12 @@ def test_builds_trains_a_step_and_predicts(path):
         'type': 'Pretrained',
         'checkpoint': f'torchvision://resnet{config.model.backbone.depth}',
     }
+
+
+@each_config
+def test_builds_trains_a_step_and_predicts(path):
+    config = Config.fromfile(path)
+    init_default_scope('mmdet')
     config.model.backbone.init_cfg = None
     model = MODELS.build(config.model)
     _, depth, *kinds = path.stem.split('rcnn')[1].split('_')
@@ -89,25 +98,43 @@ def test_small_configs_differ_in_their_attention_only(name):
     assert found[''][2] == found['_se'][2] == found['_asr_se'][2]
 
 
-def test_the_digits_train(tmp_path, refusal):
-    result = run_tool('digits.py', 'data/digits', cwd=tmp_path)
-    assert result.stdout == 'data/digits: 300 training and 1497 validation images of 8 x 8\n'
-    files = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob('*.png'))
+@pytest.fixture(scope='module')
+def digits(tmp_path_factory):
+    """A folder with the digits where the configs look for them, and what the tool said."""
+    folder = tmp_path_factory.mktemp('digits')
+    result = run_tool('digits.py', 'data/digits', cwd=folder)
+    assert result.returncode == 0, result.stderr
+    return folder, result.stdout
+
+
+def test_the_digits_are_written_once_each(digits):
+    folder, said = digits
+    assert said == 'data/digits: 300 training and 1497 validation images of 8 x 8\n'
+    files = list(folder.rglob('*.png'))
     assert len(files) == len({path.name for path in files}) == 1797
     assert {path.parent.name for path in files} == set('0123456789')
-    # An image as scikit-learn has it, in sixteenths.
-    image = cv2.imread(str(tmp_path / files[0]), cv2.IMREAD_GRAYSCALE)
-    index = int(files[0].stem)
-    digits = load_digits()
-    assert np.array_equal((image / 255 * 16).round(), digits.images[index])
-    assert digits.target[index] == int(files[0].parent.name)
 
+
+def test_a_digit_is_as_scikit_learn_has_it(digits):
+    folder, _ = digits
+    path = min(folder.rglob('*.png'))
+    image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    index = int(path.stem)
+    original = load_digits()
+    assert np.array_equal((image / 255 * 16).round(), original.images[index])  # in sixteenths
+    assert original.target[index] == int(path.parent.name)
+
+
+def test_the_digits_train(digits):
+    folder, _ = digits
     schedule = ['train_cfg.max_epochs=6', 'train_cfg.val_interval=6']
-    result = run_tool('train.py', ROOT / 'configs/digits/resnet20_asr_se.py', '--cfg-options', *schedule, cwd=tmp_path)
+    result = run_tool('train.py', ROOT / 'configs/digits/resnet20_asr_se.py', '--cfg-options', *schedule, cwd=folder)
     assert result.returncode == 0, result.stderr
     accuracy = float(re.findall(r'accuracy/top1: ([\d.]+)', result.stdout + result.stderr)[-1])
     assert accuracy > 20  # of ten classes; a network that does not learn is at 10
 
+
+def test_the_digits_go_into_a_folder(tmp_path, refusal):
     (tmp_path / 'file').write_text('')
     assert refusal('digits.py', 'file', cwd=tmp_path) == "error: can't write to file: Not a directory"
 

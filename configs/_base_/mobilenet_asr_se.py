@@ -1,3 +1,0 @@
-_base_ = 'mobilenet.py'
-
-model = dict(backbone=dict(type='mmasr.ASRMobileNet', asr=dict(attention=dict(type='SE'))))

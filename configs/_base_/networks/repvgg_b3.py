@@ -1,0 +1,4 @@
+# RepVGG-B3 without the stride of its first stage, so that 32 pixels are not shrunk to one.
+_base_ = 'classifier.py'
+
+model = dict(backbone=dict(type='RepVGG', arch='B3', strides=(1, 2, 2, 2), out_indices=(3,)), head=dict(in_channels=2560))

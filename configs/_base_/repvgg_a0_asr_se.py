@@ -1,3 +1,0 @@
-_base_ = 'repvgg_a0.py'
-
-model = dict(backbone=dict(type='mmasr.ASRRepVGG', asr=dict(attention=dict(type='SE'))))

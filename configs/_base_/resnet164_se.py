@@ -1,3 +1,0 @@
-_base_ = 'resnet164.py'
-
-model = dict(backbone=dict(plugins=[dict(cfg=dict(type='mmasr.SE'), position='after_conv3')]))

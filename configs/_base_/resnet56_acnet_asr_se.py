@@ -1,3 +1,0 @@
-_base_ = 'resnet56_acnet.py'
-
-model = dict(backbone=dict(type='mmasr.ASRResNetCIFAR', asr=dict(attention=dict(type='SE'))))

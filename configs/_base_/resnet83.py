@@ -1,3 +1,0 @@
-_base_ = 'resnet164.py'
-
-model = dict(backbone=dict(depth=83))

@@ -1,3 +1,0 @@
-_base_ = 'resnet164_se.py'
-
-model = dict(backbone=dict(depth=83))

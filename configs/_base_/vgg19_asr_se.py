@@ -1,3 +1,0 @@
-_base_ = 'vgg19.py'
-
-model = dict(backbone=dict(type='mmasr.ASRVGG', asr=dict(attention=dict(type='SE'))))
