@@ -1,20 +1,30 @@
 """The one kind of error that a tool shows as a line of text."""
 
+import re
 import sys
 from collections.abc import Callable
 
 
 class InputError(ValueError):
-    """Something the user gave can't be used; the message says what is wrong, where, and what to do."""
+    """Something the user gave can't be used; the message says what is wrong, where, and what to do.
+
+    It names parameters of functions between backquotes, which a tool shows as its options.
+    """
 
 
-def exit_on_input_error(main: Callable[[], None]) -> None:
-    """Run a tool's ``main``; print an :class:`InputError` and exit with status 1."""
+def exit_on_input_error(main: Callable[[], None], **options: str) -> None:
+    """Run a tool's ``main``; print an :class:`InputError` and exit with status 1.
+
+    Args:
+        main (callable): The tool.
+        **options (str): The tool's options that are named otherwise than the parameters they set: parameter -> option.
+    """
     try:
         main()
     except InputError as error:
+        message = re.sub(r'`(\w+)`', lambda name: f'--{options.get(name[1], name[1]).replace("_", "-")}', str(error))
         # Names from a stranger's file may hold control sequences of a terminal.
-        sys.exit(''.join(c if c.isprintable() or c == '\n' else repr(c)[1:-1] for c in f'error: {error}'))
+        sys.exit(''.join(c if c.isprintable() or c == '\n' else repr(c)[1:-1] for c in f'error: {message}'))
 
 
 def one_line(problem: str, error: Exception) -> str:

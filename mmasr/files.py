@@ -28,7 +28,7 @@ def output_files(source: Path, out: str | Path, force: bool) -> tuple[Path, Path
     targets = target, target.with_suffix('.py')
     for path in targets:
         if path.exists() and (not force or path.is_dir() or path.samefile(source)):
-            raise InputError(f'{path} is there already; pass --force to replace it, or --out for another place')
+            raise InputError(f'{path} is there already; pass `force` to replace it, or `out` for another place')
     return targets
 
 

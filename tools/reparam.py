@@ -53,20 +53,26 @@ def show(report: Report) -> None:
     """Print what was folded and how far the outputs are apart."""
     mebibytes = [size / 2**20 for size in report.bytes]
     table = Table('', 'trained', 'deployed', title='Re-parameterized')
-    means = len(report.attention.hosts) if report.attention else 0
-    table.add_row('hosts with ASR', str(len(report.folded) - means), '0')
+    table.add_row('hosts with ASR', str(len(report.folded)), '0')
+    if report.merged:
+        table.add_row('modules with branches', str(len(report.merged)), '0')
     if report.attention:
-        table.add_row('modules with attention', str(means + len(report.attention.staying)), str(len(report.attention.staying)))
+        staying = len(report.attention.staying)
+        table.add_row('modules with attention', str(len(report.means) + staying), str(staying))
     table.add_row('parameters', *(f'{count:,}' for count in report.parameters))
     table.add_row('checkpoint, MiB', *(f'{size:.1f}' for size in mebibytes))
-    hosts = Table('host', 'folded')
-    for host, attention in report.folded.items():
-        hosts.add_row(host, attention)
+    folded = Table('layer', 'folded')
+    for layer, attention in report.folded.items():
+        folded.add_row(layer, attention)
+    for module, kind in report.merged.items():
+        folded.add_row(module, f'branches of {kind}')
+    for module, host in report.means.items():
+        folded.add_row(module, f'mean of {report.attention.stripes[module].kind}, into {host}')
     outputs = Table('output', 'largest difference', f'relative (bound {report.bound:.0e})')
     for difference in report.differences:
         outputs.add_row(difference.output, f'{difference.absolute:.1e}', f'{difference.relative:.1e}')
     console = Console()
-    console.print(*([hosts] if report.folded else []), outputs, table)
+    console.print(folded, outputs, table)
     if report.attention:
         show_attention(console, report)
     console.print(f'{report.seconds:.1f} s; wrote {report.checkpoint} and {report.config}', soft_wrap=True, markup=False)
@@ -93,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    exit_on_input_error(main)
+    exit_on_input_error(main, images='calibrate')

@@ -1,3 +1,3 @@
 _base_ = 'resnet56_acnet.py'
 
-model = dict(backbone=dict(type='mmasr.ASRResNetCIFAR', asr=dict(attention=dict(type='SE'))))
+model = dict(backbone=dict(asr=dict(attention=dict(type='SE'))))

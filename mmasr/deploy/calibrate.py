@@ -34,9 +34,9 @@ class Calibration:
 
     def __post_init__(self) -> None:
         if self.images < 2:
-            raise InputError(f'--calibrate {self.images}: the mean needs two images at least, better some hundred')
+            raise InputError(f'`images` {self.images}: the mean needs two images at least, better some hundred')
         if self.max_drop is not None and not self.max_drop >= 0:
-            raise InputError(f'--max-drop {self.max_drop}: give the points that may be lost, 0 or more')
+            raise InputError(f'`max_drop` {self.max_drop}: give the points that may be lost, 0 or more')
 
 
 @dataclasses.dataclass

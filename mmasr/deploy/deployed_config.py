@@ -74,9 +74,14 @@ def _deployed(config: Any, scope: str | None) -> Any:
         if not config['plugins']:
             del config['plugins']
     package, name = _package_and_name(config, scope)
-    cls = MODELS.get(name) if package == 'mmasr' else None
-    becomes = getattr(cls, 'deployed_config', DEPLOYED.get(f'{package}.{name}'))
-    return becomes(config) if becomes else config
+    if package == 'mmasr':
+        MODELS.load(name)
+        becomes = getattr(MODELS.module_dict.get(name), 'deployed_config', None)
+    else:
+        becomes = DEPLOYED.get(f'{package}.{name}')
+    deployed = becomes(config) if becomes else config
+    # What stands for another class becomes what that one does.
+    return deployed if deployed is None or deployed.get('type') == config.get('type') else _deployed(deployed, scope)
 
 
 def _without_attention(model: dict, folded: Sequence[str], network: nn.Module, scope: str | None) -> dict:

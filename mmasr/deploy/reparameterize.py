@@ -276,7 +276,7 @@ def _read_config(source: Path, meta: dict, path: str | Path | None, trust_import
     if path:
         return load_config(path)
     if not isinstance(meta.get('cfg'), str):
-        raise InputError(f'{source} has no config in it; give the one it was trained with with --config')
+        raise InputError(f'{source} has no config in it; give the one it was trained with with `config`')
     try:
         config = parse_config(meta['cfg'])
         if not isinstance(config.get('model'), dict):

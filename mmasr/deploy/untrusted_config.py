@@ -22,7 +22,7 @@ from ..openmmlab.config import walk
 
 #: Packages that an embedded config may import: mmasr and OpenMMLab's.
 TRUSTED_PACKAGES = {'mmasr', 'mmengine', 'mmcv', *MODULE2PACKAGE}
-WAYS_ON = 'give the config as a file of your own with --config'
+WAYS_ON = 'give the config as a file of your own with `config`'
 
 
 def parse_config(text: str) -> dict:
@@ -96,7 +96,7 @@ def import_modules(config: dict, trust: bool) -> None:
     imports = (config.get('custom_imports') or {}).get('imports') or []
     for name in [imports] if isinstance(imports, str) else imports:
         if not trust and str(name).split('.')[0] not in TRUSTED_PACKAGES:
-            raise InputError(f'the embedded config imports {name}, which was not run; {WAYS_ON}, or pass --trust-imports')
+            raise InputError(f'the embedded config imports {name}, which was not run; {WAYS_ON}, or pass `trust_imports`')
         try:
             import_modules_from_strings(name)
         except ImportError as error:
@@ -130,7 +130,8 @@ def check_config(config: dict) -> None:
     scopes = {config.get('default_scope'), *(value for key, value in values if key == '_scope_')} - {None}
     if strange := scopes - TRUSTED_PACKAGES:
         raise InputError(f'the embedded config has the scope {strange.pop()!r}, which is none of OpenMMLab; {WAYS_ON}')
-    for scope in TRUSTED_PACKAGES.intersection([*scopes, *(str(name).split('.')[0] for _, name in types)]):
+    packages = TRUSTED_PACKAGES.intersection([*scopes, *(str(name).split('.')[0] for _, name in types)])
+    for scope in packages:
         with contextlib.suppress(ImportError):
             importlib.import_module(f'{scope}.registry')
     in_model = [value for key, value in walk(model) if key == 'type' and value is not None]
@@ -138,7 +139,7 @@ def check_config(config: dict) -> None:
         (in_model, ('model', 'task util', 'weight initializer', 'batch augment')),  # what a model is built with
         ([value for _, value in types], None),
     ):
-        known = list(_registries(kinds))
+        known = list(_registries(kinds, packages))
         for name in names:
             if not _is_registered(name, known):
                 raise InputError(f'the embedded config builds {name!r}, which no registry has for this; {WAYS_ON}')
@@ -188,16 +189,17 @@ def _check_string(key: str, value: str) -> None:
         raise InputError(f'the embedded config has code in it ({key}: {value[:60]!r}), which was not run; {WAYS_ON}')
 
 
-def _registries(names: tuple[str, ...] | None) -> Iterator[Registry]:
-    """All registries of OpenMMLab of these names, or of any, each with its modules imported."""
+def _registries(names: tuple[str, ...] | None, packages: set[str]) -> Iterator[Registry]:
+    """The registries of mmengine and some other packages, of these names or of any, each with its modules imported."""
 
     def below(registry: Registry) -> Iterator[Registry]:
-        yield registry
+        if registry.scope in {'mmengine', *packages}:  # another package may lack what it needs, and none of it is needed here
+            yield registry
         for child in registry.children.values():
             yield from below(child)
 
     # Most have their root in mmengine; a few, such as mmpretrain's BATCH_AUGMENTS, are a package's own.
-    modules = [mmengine.registry.root, *(sys.modules.get(f'{package}.registry') for package in sorted(TRUSTED_PACKAGES))]
+    modules = [mmengine.registry.root, *(sys.modules.get(f'{package}.registry') for package in sorted(packages))]
     for value in [value for module in modules if module for value in vars(module).values()]:
         if isinstance(value, Registry) and value.parent is None and (names is None or value.name in names):
             for registry in list(below(value)):

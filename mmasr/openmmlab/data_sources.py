@@ -10,14 +10,14 @@ from ..errors import InputError
 from .config import walk
 
 NO_DATA = """{path} is not there, and {config} takes its {key} from it.{where}
-  Data of your own: --cfg-options train_dataloader.dataset.data_root=... (docs/own-data.md)
+  Data of your own: `cfg_options` train_dataloader.dataset.data_root=... (docs/own-data.md)
   No data at hand: python tools/shapes.py data/shapes && python tools/train.py configs/shapes/mask_rcnn_r18_asr_se.py
   or for a classifier: python tools/digits.py data/digits && python tools/train.py configs/digits/resnet20_asr_se.py"""
 
 _COCO = """COCO 2017: download train2017, val2017 and the annotations from https://cocodataset.org/#download and unpack them
   so that data/coco/annotations/instances_train2017.json exists, or: mim download mmdet --dataset coco2017"""
 _CIFAR = """{0}: download https://www.cs.toronto.edu/~kriz/{1}-python.tar.gz and unpack it so that {2} exists, or let
-  MMPretrain do it: --cfg-options train_dataloader.dataset.download=True val_dataloader.dataset.download=True"""
+  MMPretrain do it: `cfg_options` train_dataloader.dataset.download=True val_dataloader.dataset.download=True"""
 #: Where a data set comes from and where it goes, by the class that reads it.
 _WHERE = {
     'CocoDataset': _COCO,

@@ -262,7 +262,7 @@ def test_attention_that_a_deployed_network_has_left(shapes, tmp_path):
     save(tmp_path / 'a.pth', config(BACKBONES['ASR + SE'][0], 256, data=shapes / 'data/shapes'))
     deployed = reparameterize(tmp_path / 'a.pth').checkpoint
     report = reparameterize(deployed, calibration=Calibration(images=5))
-    assert len(report.folded) == len(report.attention.hosts) == 16
+    assert len(report.means) == len(report.attention.hosts) == 16
     assert Config.fromfile(report.config).model.backbone.type == 'mmdet.ResNet'
 
 

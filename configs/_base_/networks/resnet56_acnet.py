@@ -2,6 +2,6 @@
 _base_ = 'classifier.py'
 
 model = dict(
-    backbone=dict(type='mmasr.ResNetCIFAR', depth=56, conv_cfg=dict(type='ACNet')),
+    backbone=dict(type='mmasr.ASRResNetCIFAR', depth=56, convs=dict(type='ACNet')),
     head=dict(in_channels=64),
 )
