@@ -39,6 +39,14 @@ class ASR(Computed):
     Raises:
         ValueError: If κ has no constant per channel (CBAM, or weights of another shape), if δ < 1, or if
             ``init_identity`` would divide by almost nothing.
+
+    Example:
+        >>> import mmasr
+        >>> asr = mmasr.ASR(dict(type='SE'), channels=8, delta=2)
+        >>> asr.psi.shape, asr.scale().shape
+        (torch.Size([2, 8]), torch.Size([8]))
+        >>> mmasr.ASR(dict(type='SE'), channels=8, init_identity=True).scale().tolist() == [1] * 8
+        True
     """
 
     child = 'asr'

@@ -49,7 +49,7 @@ def attach(
 
     Example:
         >>> import torch, mmasr
-        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.BatchNorm2d(8))
         >>> mmasr.attach(model, dict(type='SE'), sites=['1'])[1].asr.scale().shape
         torch.Size([8])
         >>> mmasr.attach(model, dict(type='ACNet'), sites='0')[0].merged().kernel_size

@@ -135,11 +135,12 @@ def check_config(config: dict) -> None:
         with contextlib.suppress(ImportError):
             importlib.import_module(f'{scope}.registry')
     in_model = [value for key, value in walk(model) if key == 'type' and value is not None]
+    elsewhere = [value for _, value in types if value not in in_model]
     for names, kinds in (
         (in_model, ('model', 'task util', 'weight initializer', 'batch augment')),  # what a model is built with
-        ([value for _, value in types], None),
+        (elsewhere, None),
     ):
-        known = list(_registries(kinds, packages))
+        known = list(_registries(kinds, packages)) if names else []
         for name in names:
             if not _is_registered(name, known):
                 raise InputError(f'the embedded config builds {name!r}, which no registry has for this; {WAYS_ON}')

@@ -86,6 +86,15 @@ class Observer:
 
     Attributes:
         stripes (dict[str, Stripes]): By name of the module; those that have not run are missing.
+
+    Example:
+        >>> import torch, mmasr
+        >>> from mmasr.stripes import Observer
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), mmasr.SE(8))
+        >>> with Observer(model) as observer:
+        ...     output = model(torch.randn(4, 3, 16, 16))
+        >>> sorted(observer.stripes['1'].summary())
+        ['between_channels', 'median_std', 'steady_share']
     """
 
     def __init__(self, model: nn.Module) -> None:

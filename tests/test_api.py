@@ -1,0 +1,92 @@
+"""What Python users and configs know keeps its place, whatever the rooms are called."""
+
+import doctest
+import inspect
+
+import pytest
+import torch
+from helpers import classifier
+from mmengine.registry import DATASETS, HOOKS, MODELS, DefaultScope
+
+import mmasr
+import mmasr.reparam
+import mmasr.stripes
+from mmasr.attention import ATTENTIONS
+from mmasr.registry import MODELS as OURS
+
+# Names from before the rooms; what is new since is not listed.
+REGISTERED = [
+    *('ASR', 'SE', 'ECA', 'SRM', 'IE', 'SPA', 'CBAM', 'ASRBackbone', 'WithoutAttention'),
+    *('ASRResNet', 'ASRResNetV1d', 'ASRResNeXt', 'ASRResNetCIFAR', 'ASRVGG', 'ASRRepVGG', 'ASRShuffleNetV2'),
+    *('ASRShuffleNetV2CIFAR', 'ASRMobileNet', 'ASRMobileNetV2', 'ASRVisionTransformer'),
+    *('ResNetCIFAR', 'MobileNet', 'ShuffleNetV2CIFAR'),
+]
+
+
+@pytest.mark.parametrize('name', REGISTERED)
+def test_every_model_is_registered(name):
+    found = MODELS.get(f'mmasr.{name}')
+    assert found is OURS.module_dict[name]
+    assert inspect.isfunction(found) or issubclass(found, torch.nn.Module)
+
+
+def test_the_registry_knows_where_all_of_them_are():
+    assert set(OURS.file_of) >= set(REGISTERED)
+
+
+def test_the_hook_is_registered():
+    assert HOOKS.get('mmasr.StripeHook').__name__ == 'StripeHook'
+
+
+def test_the_data_set_is_registered():
+    assert DATASETS.get('mmasr.STL10').__name__ == 'STL10'
+
+
+@pytest.mark.parametrize('name', ['ASR', 'attach', 'fold', *ATTENTIONS])
+def test_the_package_has_what_it_had(name):
+    assert callable(getattr(mmasr, name))
+
+
+def test_reparameterize_is_where_it_was():
+    from mmasr.deploy.reparameterize import reparameterize
+
+    assert mmasr.reparam.reparameterize is reparameterize
+
+
+def test_values_of_ones_own_attention_are_read(monkeypatch):
+    class Gate(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate = torch.nn.AdaptiveAvgPool2d(1)
+
+        def forward(self, x):
+            return x * self.gate(x)
+
+    monkeypatch.setitem(mmasr.stripes.VALUES, f'{Gate.__module__}.Gate', 'gate')
+    with mmasr.stripes.Observer(torch.nn.Sequential(Gate())) as observer:
+        observer.modules['0'](torch.randn(2, 3, 4, 4))
+    assert observer.stripes['0'].v.count == 2
+
+
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch):
+    """A folder to work in with ``epoch_12.pth``, which the examples name."""
+    monkeypatch.chdir(tmp_path)
+    config = classifier(
+        {'type': 'mmasr.ASRResNet', 'depth': 18, 'out_indices': (3,), 'asr': {'attention': {'type': 'SE'}}}, 512
+    )
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = MODELS.build(config.model)
+    torch.save({'meta': {'cfg': config.pretty_text}, 'state_dict': model.state_dict()}, 'epoch_12.pth')
+
+
+@pytest.mark.parametrize(
+    'documented',
+    [mmasr.ASR, mmasr.attach, mmasr.fold, mmasr.stripes.Observer, mmasr.reparam.reparameterize],
+    ids=lambda documented: documented.__name__,
+)
+def test_its_example_works(documented, checkpoint):
+    examples = doctest.DocTestFinder(recurse=False).find(documented, globs={'reparameterize': mmasr.reparam.reparameterize})
+    assert sum(len(test.examples) for test in examples) >= 3
+    for test in examples:
+        assert doctest.DocTestRunner().run(test).failed == 0
