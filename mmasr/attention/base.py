@@ -5,7 +5,7 @@ from torch import nn
 
 
 class ChannelAttention(nn.Module):
-    """A channel attention module κ: computes one weight per channel and image, and multiplies by it.
+    """A channel attention module κ: computes one attention value per channel and image, and multiplies by it.
 
     Abstract: every attention module implements :meth:`logits` and :meth:`init_weights`.
 

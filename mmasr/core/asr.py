@@ -106,7 +106,7 @@ class ASR(Computed):
             if values.shape != (1, len(psi), 1, 1):
                 raise ValueError(
                     f'{type(attention).__name__}.weights gave {tuple(values.shape)} for {len(psi)} channels; ASR needs one '
-                    f'weight per channel, {(1, len(psi), 1, 1)}'
+                    f'value per channel, {(1, len(psi), 1, 1)}'
                 )
             if self.init_identity and values.abs().min() < 1e-2:
                 raise ValueError(

@@ -123,7 +123,7 @@ def test_refusals():
         ASR({'type': 'SE'}, C, delta=0)
     with pytest.raises(ValueError, match='Identity has no method weights'):
         ASR(lambda channels: nn.Identity(), C)
-    with pytest.raises(ValueError, match='one weight per channel'):
+    with pytest.raises(ValueError, match='one value per channel'):
         ASR(lambda channels: Half(channels), C)
 
 
