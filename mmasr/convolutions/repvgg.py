@@ -8,9 +8,11 @@ ADAPTERS['mmpretrain.RepVGGBlock'] = Adapter(
     method='switch_to_deploy',
     # In its deployed form a block leaves its SE layer out, and it merges BatchNorm alone.
     can_merge=lambda block: not block.deploy and block.se_cfg is None and block.norm_cfg['type'] == 'BN',
+    in_configs=True,
 )
 ADAPTERS['timm.RepVggBlock'] = Adapter(
     outputs=('conv_kxk.bn', 'conv_1x1.bn', 'identity', 'reparam_conv'),
     method='reparameterize',
     can_merge=lambda block: block.reparam_conv is None,
+    in_configs=False,
 )

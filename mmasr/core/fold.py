@@ -1,5 +1,7 @@
 """Taking re-parameterization out of a network again. Needs torch only."""
 
+from collections.abc import Collection
+
 import torch
 from torch import nn
 
@@ -36,7 +38,7 @@ def find_foldable(model: nn.Module) -> dict[str, nn.Module]:
 
 
 @torch.no_grad()
-def fold(model: nn.Module) -> nn.Module:
+def fold(model: nn.Module, stay: Collection[str] = ()) -> nn.Module:
     """Make stock layers of everything that is re-parameterized in a network, in place.
 
     A layer whose parameters are computed, such as one with an ASR, gets them written into it and its stock class back; an ASR
@@ -46,6 +48,7 @@ def fold(model: nn.Module) -> nn.Module:
 
     Args:
         model (nn.Module): A network, or a single layer; one with nothing to fold is left as it is.
+        stay (Collection[str]): Names of modules whose branches are not merged. Default: none.
 
     Returns:
         nn.Module: ``model``; or, if it is a module with branches itself, what it becomes.
@@ -73,7 +76,7 @@ def fold(model: nn.Module) -> nn.Module:
             module.fold()
     became: dict[nn.Module, nn.Module] = {}  # a module may be in several places
     for name, module in reversed(list(model.named_modules(remove_duplicate=False))):  # what is inside others before them
-        if module not in became and can_merge(module):
+        if module not in became and can_merge(module) and name not in stay:
             became[module] = merged(module)
         if module in became:
             model = replace(model, name, became[module])

@@ -105,11 +105,13 @@ class Adapter:
         outputs (tuple[str, ...]): As :attr:`Merging.outputs`, and the layer that the branches become.
         method (str): Name of its method that merges the branches, in place.
         can_merge (callable): ``module -> bool``: whether there are branches left, and the method keeps what it computes.
+        in_configs (bool): Whether a config can say that the branches are merged, so that deployed files can hold them so.
     """
 
     outputs: tuple[str, ...]
     method: str
     can_merge: Callable[[nn.Module], bool]
+    in_configs: bool
 
 
 #: Adapters by package and class.
@@ -125,6 +127,12 @@ def can_merge(module: nn.Module) -> bool:
     """Whether a module has branches to merge."""
     adapter = by_class(ADAPTERS, module)
     return isinstance(module, Merging) or (adapter is not None and adapter.can_merge(module))
+
+
+def stays_in_files(module: nn.Module) -> bool:
+    """Whether a module that merges keeps its branches in deployed files, since no config builds it without them."""
+    adapter = by_class(ADAPTERS, module)
+    return adapter is not None and not adapter.in_configs
 
 
 def merged(module: nn.Module) -> nn.Module:

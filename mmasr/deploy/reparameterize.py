@@ -17,7 +17,7 @@ from ..core.absorb import absorb_biases
 from ..core.computed import Computed
 from ..core.fold import find_foldable, fold
 from ..core.host import Host
-from ..core.merge import Merging, can_merge
+from ..core.merge import Merging, can_merge, stays_in_files
 from ..core.surgery import stock_class
 from ..errors import InputError, one_line, some
 from ..files import output_files, temporary_files
@@ -213,6 +213,7 @@ def _load(source: Path, loaded: dict, config: str | Path | None, trust_imports: 
         foldable = find_foldable(model)
     except ValueError as error:
         raise InputError(f'{source}: {error}') from None
+    foldable = [m for m in foldable.values() if isinstance(m, Host | Computed) or not stays_in_files(m)]
     if not (calibrated or foldable):
         raise InputError(f'{source} has no ASR in it and no branches to merge, so there is nothing to fold')
     coarsest = max((dtype for dtype in dtypes.values() if dtype in BOUNDS), key=BOUNDS.get, default=torch.float32)
@@ -224,10 +225,15 @@ def _fold(trained: _Trained, attention: MeanFold | None) -> _Deployed:
     model, source = trained.model, trained.source
     with replaced(model, attention.constants() if attention else {}):
         expected, folded = _run_trained(model, source)
-    merged = {name: stock_class(type(module)).__name__ for name, module in model.named_modules() if can_merge(module)}
+    stay = [name for name, module in model.named_modules() if can_merge(module) and stays_in_files(module)]
+    merged = {
+        name: stock_class(type(module)).__name__
+        for name, module in model.named_modules()
+        if can_merge(module) and name not in stay
+    }
     too_many_biases = [name for name, m in model.named_modules() if isinstance(m, Merging) and not m.stock_bias]
     try:
-        fold(model)
+        fold(model, stay)
         absorb_biases(model, too_many_biases, functools.partial(_outputs, model))
     except ValueError as error:
         raise InputError(f'{source}: {error}') from None

@@ -3,13 +3,16 @@
 import pytest
 import timm
 import torch
-from helpers import randomize
+from helpers import classifier, randomize
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
 from mmpretrain.models import RepVGG
 from mmpretrain.models.backbones.repvgg import RepVGGBlock
 from timm.models.byobnet import RepVggBlock
 from torch import nn
 
 import mmasr
+from mmasr.deploy.reparameterize import reparameterize
 
 NETWORKS = {'mmpretrain': lambda: RepVGG('A0'), 'timm': lambda: timm.create_model('repvgg_a0')}
 
@@ -56,6 +59,18 @@ def test_merging_branches_as_the_library_does_folds_the_asr_first(block, merge):
         assert type(host) is block
         assert sum(isinstance(module, nn.BatchNorm2d) for module in host.modules()) == 0
         torch.testing.assert_close(host(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_deployed_files_keep_the_branches_that_no_config_leaves_out(tmp_path):
+    backbone = {'type': 'TIMMBackbone', 'model_name': 'repvgg_a0', 'features_only': True, 'out_indices': (3,)}
+    config = classifier({'type': 'mmasr.ASRBackbone', 'backbone': backbone, 'asr': {'attention': {'type': 'SE'}}}, 192)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = MODELS.build(config.model)
+    torch.save({'meta': {'cfg': config.pretty_text}, 'state_dict': model.state_dict()}, tmp_path / 'a.pth')
+    report = reparameterize(tmp_path / 'a.pth')
+    assert report.folded
+    assert not report.merged
+    assert Config.fromfile(report.config).model.backbone == backbone
 
 
 def test_other_convolutions_with_branches_stay_out_of_them():
