@@ -2,6 +2,7 @@
 
 import argparse
 
+from mmasr.attention import asr_attentions
 from mmasr.deploy.convert import convert
 from mmasr.errors import exit_on_input_error
 
@@ -11,7 +12,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('weights', help='state dict of a ResNet, or a checkpoint with one')
     parser.add_argument(
         '--attention',
-        choices=['SE', 'ECA', 'SRM', 'IE', 'SPA'],
+        choices=asr_attentions(),
         default='SE',
         help="the ASR's attention for a ResNet that has none (default: SE)",
     )
