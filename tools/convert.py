@@ -5,6 +5,7 @@ import argparse
 from mmasr.attention import asr_attentions
 from mmasr.deploy.convert import convert
 from mmasr.errors import exit_on_input_error
+from mmasr.openmmlab.arguments import add_output
 
 
 def parse_args() -> argparse.Namespace:
@@ -16,10 +17,7 @@ def parse_args() -> argparse.Namespace:
         default='SE',
         help="the ASR's attention for a ResNet that has none (default: SE)",
     )
-    parser.add_argument(
-        '--out', metavar='PATH.pth', help='the converted checkpoint; its config goes beside it (default: <name>_asr.pth)'
-    )
-    parser.add_argument('--force', action='store_true', help='replace the output files if they are there')
+    add_output(parser, 'PATH.pth', 'the converted checkpoint; its config goes beside it (default: <name>_asr.pth)')
     return parser.parse_args()
 
 

@@ -13,7 +13,8 @@ from rich.progress import track
 import mmasr
 from mmasr.deploy.compare import is_detector
 from mmasr.errors import InputError, exit_on_input_error
-from mmasr.openmmlab.building import Settings, build_model, load_weights
+from mmasr.openmmlab.arguments import add_output, add_settings
+from mmasr.openmmlab.building import build_model, load_weights
 from mmasr.openmmlab.checkpoint import read_checkpoint
 from mmasr.openmmlab.config import load_config
 from mmasr.openmmlab.data_sources import check_data
@@ -27,14 +28,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config file, whose test data is used')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--images', type=int, metavar='N', help='draw N of the images, always the same (default: all)')
-    parser.add_argument('--out', type=Path, metavar='DIR', help='folder to write to (default: work_dirs/<config>/stripes)')
-    parser.add_argument('--force', action='store_true', help='replace a report that is there')
+    add_output(parser, 'DIR', 'folder to write to (default: work_dirs/<config>/stripes)')
     parser.add_argument(
         '--modules', nargs='+', default=[], metavar='NAME', help='modules to draw (default: four, spread evenly)'
     )
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=Settings, default={}, metavar='KEY=VALUE', help='override settings of the config'
-    )
+    add_settings(parser)
     return parser.parse_args()
 
 
