@@ -21,6 +21,7 @@ from mmasr.errors import InputError, exit_on_input_error
 from mmasr.experiments.benchmark.measure import Cost, machine, measure
 from mmasr.experiments.benchmark.variants import variants
 from mmasr.experiments.benchmark.workload import Workload, annotated_images, images
+from mmasr.processes import join_processes
 
 
 def parse_args() -> argparse.Namespace:
@@ -217,20 +218,15 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    first = True
-    if 'RANK' in os.environ:  # started by torchrun: the training steps are those of DistributedDataParallel
-        torch.distributed.init_process_group()
-        first = torch.distributed.get_rank() == 0
-        if torch.device(args.device).type == 'cuda':
-            args.device = f'cuda:{os.environ["LOCAL_RANK"]}'
-            torch.cuda.set_device(args.device)
+    rank, args.device = join_processes(args.device)
+    first = rank == 0
     source = args.model or f'{args.config}, {args.part}'
     plain = torchvision_model(args.model) if args.model else config_model(args.config, args.part)
     plain = plain.to(args.device, memory_format=torch.channels_last if args.channels_last else torch.preserve_format)
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    settings = {key: str(value) if isinstance(value, Path | torch.device) else value for key, value in vars(args).items()}
     settings['threads'] = torch.get_num_threads()
     settings['processes'] = int(os.environ.get('WORLD_SIZE', 1))
-    found = machine(torch.device(args.device))
+    found = machine(args.device)
     results = {}
     for batch in args.batch:
         try:
