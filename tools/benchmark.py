@@ -1,8 +1,8 @@
 """What attention costs, with ASR and without: tools/benchmark.py configs/mask_rcnn_r50.py --attention SE ECA
 
-From one network, in one run: the plain network, attention κ, ASR(κ) in training form, in the paper's form (which multiplies
-the feature map) and deployed, and ASR(κ) + κ. All take turns within a round; ratios to the plain network are taken within
-a round, and their median and 10-90 % range are shown.
+From one network, in one run: the plain network, attention κ, ASR(κ) in training form, in the paper's form (whose scale
+multiplies the feature map) and deployed, and ASR(κ) + κ. All take turns within a round; ratios to the plain network are taken
+within a round, and their median and 10-90 % range are shown.
 """
 
 import argparse
