@@ -1,8 +1,8 @@
 """What attention costs, with ASR and without: tools/benchmark.py configs/mask_rcnn_r50.py --attention SE ECA
 
-From one network, in one run: the plain network, attention κ, ASR(κ) in training form, in the paper's form (which multiplies
-the feature map) and deployed, and ASR(κ) + κ. All take turns within a round; ratios to the plain network are taken within
-a round, and their median and 10-90 % range are shown.
+From one network, in one run: the plain network, attention κ, ASR(κ) in training form, in the paper's form (whose scale
+multiplies the feature map) and deployed, and ASR(κ) + κ. All take turns within a round; ratios to the plain network are taken
+within a round, and their median and 10-90 % range are shown.
 """
 
 import argparse
@@ -10,17 +10,21 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
 
 import torch
-from torch import nn
 
 from mmasr.attention import ATTENTIONS
 from mmasr.errors import InputError, exit_on_input_error
-from mmasr.experiments.benchmark.measure import Cost, machine, measure
+from mmasr.experiments.benchmark.machine import machine
+from mmasr.experiments.benchmark.measure import measure
+from mmasr.experiments.benchmark.network import config_model, torchvision_model
+from mmasr.experiments.benchmark.picture import draw_speed
+from mmasr.experiments.benchmark.tables import tables
 from mmasr.experiments.benchmark.variants import variants
-from mmasr.experiments.benchmark.workload import Workload, annotated_images, images
+from mmasr.experiments.benchmark.workload import annotated_images, images, try_out
+from mmasr.processes import join_processes
 
 
 def parse_args() -> argparse.Namespace:
@@ -76,71 +80,8 @@ def check(args: argparse.Namespace) -> None:
             raise InputError(f'{option} {path}: is there already; name another file')
         if path and not os.access(path.parent, os.W_OK):
             raise InputError(f"{option} {path}: can't write into {path.parent}")
-    if args.picture:
-        try:
-            import matplotlib  # noqa: F401
-        except ImportError:
-            raise InputError('--picture needs matplotlib: pip install matplotlib') from None
-
-
-def torchvision_model(name: str) -> nn.Module:
-    """Build a classifier of torchvision, with random weights."""
-    package, _, name = name.partition(':')
-    if package != 'torchvision':
-        raise InputError(f'--model {package}:{name}: only torchvision:NAME is known; give a config for other networks')
-    try:
-        from torchvision import models
-    except ImportError:
-        raise InputError('--model needs torchvision: pip install torchvision') from None
-    if name not in models.list_models(module=models):
-        raise InputError(f'--model torchvision:{name}: torchvision has no such classifier')
-    return models.get_model(name, weights=None)
-
-
-def config_model(path: str, part: str) -> nn.Module:
-    """Build the network of a config, without ASR and with random weights."""
-    try:
-        from mmengine.registry import MODELS, init_default_scope
-
-        from mmasr.deploy.deployed_config import deployed_config
-        from mmasr.openmmlab.config import load_config
-    except ImportError as error:
-        raise InputError(f'{path}: a config needs OpenMMLab ({error}); --model torchvision:resnet50 does not') from None
-    config = load_config(path)
-    if 'model' not in config:
-        raise InputError(f'{path}: has no model')
-    config = deployed_config(config)
-    init_default_scope(config.get('default_scope', 'mmengine'))
-    try:
-        model = MODELS.build(config.model)
-    except Exception as error:  # of whatever the config asks for
-        raise InputError(f'{path} does not build: {type(error).__name__}: {error}'.splitlines()[0]) from error
-    if part == 'whole':
-        return model
-    if not hasattr(model, 'backbone'):
-        raise InputError(f'{path}: {type(model).__name__} has no backbone')
-    return model.backbone
-
-
-def workload(args: argparse.Namespace, model: nn.Module, batch: int) -> Workload:
-    inputs = torch.randn(batch, 3, *(args.size if len(args.size) == 2 else args.size * 2), device=args.device)
-    if args.channels_last:
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
-    return annotated_images(model, inputs) if args.config and args.part == 'whole' else images(inputs)
-
-
-def try_out(model: nn.Module, work: Workload, source: str) -> None:
-    """Run a network once in training and once in eval mode."""
-    try:
-        model.train()
-        work.loss(model).backward()
-        model.eval()
-        with torch.no_grad():
-            work.predict(model)
-    except Exception as error:  # of whatever the network does
-        shown = f'{type(error).__name__}: {error}'.splitlines()[0]
-        raise InputError(f'{source} does not run on images of {tuple(work.inputs.shape)}: {shown}') from error
-    model.zero_grad()
+    if args.picture and not find_spec('matplotlib'):
+        raise InputError('--picture needs matplotlib: pip install matplotlib')
 
 
 def progress(rounds: Iterable, description: str) -> Iterable:
@@ -153,107 +94,46 @@ def progress(rounds: Iterable, description: str) -> Iterable:
     return track(rounds, description, console=Console(stderr=True), transient=True)
 
 
-def tables(costs: list[Cost], batch: int, on_gpu: bool) -> str:
-    """The results as two Markdown tables, of inference and of training."""
-    inference = [['inference', 'parameters, M', 'multiply-adds, G', 'ms', 'images/s', '÷ plain']]
-    training = [['training step', 'ms', '÷ plain', 'peak, MiB' if on_gpu else 'kept for backward, MiB', '÷ plain']]
-    if on_gpu:
-        inference[0].append('peak, MiB')
-    for cost in costs:
-        seconds = median(cost.inference)
-        size = f'{cost.parameters / 1e6:.2f}', f'{cost.multiply_adds / 1e9:.3f}'
-        speed = f'{seconds * 1e3:.1f}', f'{batch / seconds:.1f}', spread(cost.inference_ratio)
-        inference.append([cost.name, *size, *speed, *([f'{cost.inference_bytes / 2**20:.1f}'] if on_gpu else [])])
-        memory = f'{cost.training_bytes / 2**20:.1f}', f'{cost.training_bytes / costs[0].training_bytes:.4f}'
-        training.append([cost.name, f'{median(cost.training) * 1e3:.1f}', spread(cost.training_ratio), *memory])
-    return f'{markdown(inference)}\n\n{markdown(training)}'
-
-
-def markdown(rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [rows[0], ['-' * width for width in widths], *rows[1:]]
-    return '\n'.join('| ' + ' | '.join(map(str.ljust, line, widths)) + ' |' for line in lines)
-
-
-def spread(quantiles: list[float]) -> str:
-    low, middle, high = quantiles
-    return f'{middle:.3f} ({low:.2f}-{high:.2f})'
-
-
-def draw(path: Path, results: dict[int, list[Cost]], attentions: list[str], title: str) -> None:
-    """Speed against parameters, as in the paper's Fig. 3: one panel for each batch size, a colour for each attention."""
-    import matplotlib as mpl
-
-    mpl.use('Agg')
-    import matplotlib.pyplot as plt
-
-    markers = {}
-    figure, axes = plt.subplots(1, len(results), figsize=(6 * len(results) + 2, 5), squeeze=False, layout='constrained')
-    for axis, (batch, costs) in zip(axes[0], results.items(), strict=True):
-        plain = batch / median(costs[0].inference)
-        axis.axvline(plain, color='0.8', zorder=0)
-        axis.axhline(costs[0].parameters / 1e6, color='0.8', zorder=0)
-        for cost in costs:
-            attention = next((name for name in sorted(attentions, key=len, reverse=True) if name in cost.name), '')
-            form = cost.name.replace(attention, 'κ') if attention else cost.name
-            marker = markers.setdefault(form, 'osDv^P<>*X'[len(markers) % 10])
-            colour = f'C{attentions.index(attention)}' if attention else 'black'
-            slow, middle, fast = (plain / quantile for quantile in reversed(cost.inference_ratio))
-            range_ = [[middle - slow], [fast - middle]]
-            axis.errorbar(middle, cost.parameters / 1e6, xerr=range_, fmt=marker, color=colour, elinewidth=0.8, alpha=0.8)
-        axis.set(xlabel='images per second, inference (10-90 % range)', ylabel='parameters, million', title=f'batch {batch}')
-    for form, marker in markers.items():
-        axes[0, -1].plot([], [], marker, color='black', markerfacecolor='none', label=form)
-    for number, attention in enumerate(attentions):
-        axes[0, -1].plot([], [], 's', color=f'C{number}', label=f'κ = {attention}')
-    figure.legend(loc='outside right center')
-    figure.suptitle(title)
-    figure.savefig(path, dpi=120)
-
-
 def main() -> None:
     args = parse_args()
     check(args)
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    first = True
-    if 'RANK' in os.environ:  # started by torchrun: the training steps are those of DistributedDataParallel
-        torch.distributed.init_process_group()
-        first = torch.distributed.get_rank() == 0
-        if torch.device(args.device).type == 'cuda':
-            args.device = f'cuda:{os.environ["LOCAL_RANK"]}'
-            torch.cuda.set_device(args.device)
+    rank, device = join_processes(args.device)
     source = args.model or f'{args.config}, {args.part}'
     plain = torchvision_model(args.model) if args.model else config_model(args.config, args.part)
-    plain = plain.to(args.device, memory_format=torch.channels_last if args.channels_last else torch.preserve_format)
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-    settings['threads'] = torch.get_num_threads()
-    settings['processes'] = int(os.environ.get('WORLD_SIZE', 1))
-    found = machine(torch.device(args.device))
+    layout = torch.channels_last if args.channels_last else torch.contiguous_format
+    plain = plain.to(device, memory_format=layout)
+    size = args.size if len(args.size) == 2 else args.size * 2
     results = {}
     for batch in args.batch:
+        inputs = torch.randn(batch, 3, *size, device=device).contiguous(memory_format=layout)
+        work = annotated_images(plain, inputs) if args.config and args.part == 'whole' else images(inputs)
         try:
             models = variants(plain, args.attention, args.delta)
+            try_out(plain, work)
         except ValueError as error:
             raise InputError(f'{source}: {error}') from None
-        work = workload(args, plain, batch)
-        try_out(plain, work, source)
-        track = progress if first else (lambda rounds, description: rounds)
+        track = progress if rank == 0 else (lambda rounds, description: rounds)
         results[batch] = measure(models, work, args.rounds, args.amp, args.compile, track)
-        if first:
-            print(f'\n{source}, images {" x ".join(map(str, work.inputs.shape))}, {args.rounds} rounds\n')
-            print(tables(results[batch], batch, work.inputs.is_cuda))
-    if not first:
+        if rank == 0:
+            print(f'\n{source}, images {" x ".join(map(str, inputs.shape))}, {args.rounds} rounds\n')
+            print(tables(results[batch], batch))
+    if rank:
         return
+    found = machine(device)
+    processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    settings = vars(args) | {'device': device, 'threads': torch.get_num_threads(), 'processes': processes}
     print('\n' + ', '.join(f'{key} {value}' for key, value in found.items()))
     print(', '.join(f'{key} {value}' for key, value in settings.items() if value and key not in ('out', 'picture')))
     try:
         if args.out:
             costs = {batch: [dataclasses.asdict(cost) for cost in costs] for batch, costs in results.items()}
-            args.out.write_text(json.dumps({'machine': found, 'settings': settings, 'batches': costs}, indent=1))
+            content = {'machine': found, 'settings': settings, 'batches': costs}
+            args.out.write_text(json.dumps(content, indent=1, default=str))
         if args.picture:
-            draw(args.picture, results, args.attention, source)
+            draw_speed(results, args.attention, source).savefig(args.picture)
     except (OSError, ValueError) as error:  # a full disk, a picture of a kind that matplotlib does not know
         raise InputError(f"can't write the results: {error}") from None
 

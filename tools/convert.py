@@ -2,8 +2,10 @@
 
 import argparse
 
+from mmasr.attention import asr_attentions
 from mmasr.deploy.convert import convert
 from mmasr.errors import exit_on_input_error
+from mmasr.openmmlab.arguments import add_output
 
 
 def parse_args() -> argparse.Namespace:
@@ -11,14 +13,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('weights', help='state dict of a ResNet, or a checkpoint with one')
     parser.add_argument(
         '--attention',
-        choices=['SE', 'ECA', 'SRM', 'IE', 'SPA'],
+        choices=asr_attentions(),
         default='SE',
         help="the ASR's attention for a ResNet that has none (default: SE)",
     )
-    parser.add_argument(
-        '--out', metavar='PATH.pth', help='the converted checkpoint; its config goes beside it (default: <name>_asr.pth)'
-    )
-    parser.add_argument('--force', action='store_true', help='replace the output files if they are there')
+    add_output(parser, 'PATH.pth', 'the converted checkpoint; its config goes beside it (default: <name>_asr.pth)')
     return parser.parse_args()
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 from mmasr.deploy.calibrate import Calibration, points
 from mmasr.deploy.reparameterize import Report, reparameterize
 from mmasr.errors import InputError, exit_on_input_error
+from mmasr.openmmlab.arguments import add_output
 from mmasr.stripes.report import stripes_table
 
 
@@ -16,10 +17,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('checkpoint', help='checkpoint of a training, or weights (then with --config)')
     parser.add_argument('--config', help='config it was trained with (default: the one in the checkpoint, read as data)')
-    parser.add_argument(
-        '--out', metavar='PATH.pth', help='the deployed checkpoint; its config goes beside it (default: <name>_deploy.pth)'
-    )
-    parser.add_argument('--force', action='store_true', help='replace the output files if they are there')
+    add_output(parser, 'PATH.pth', 'the deployed checkpoint; its config goes beside it (default: <name>_deploy.pth)')
     parser.add_argument(
         '--trust-imports', action='store_true', help="import, and so run, any module that the checkpoint's own config asks for"
     )

@@ -1,23 +1,24 @@
 """See and measure the Stripe Observation: tools/stripes.py configs/mask_rcnn_r50_se.py epoch_12.pth"""
 
 import argparse
-import os
 from pathlib import Path
 
 import torch
 from mmengine.device import get_device
-from mmengine.dist import all_gather_object, get_rank
+from mmengine.dist import all_gather_object
 from rich.console import Console
 from rich.progress import track
 
 import mmasr
 from mmasr.deploy.compare import is_detector
 from mmasr.errors import InputError, exit_on_input_error
-from mmasr.openmmlab.building import Settings, build_model, load_weights
+from mmasr.openmmlab.arguments import add_output, add_settings
+from mmasr.openmmlab.building import build_model, load_weights
 from mmasr.openmmlab.checkpoint import read_checkpoint
 from mmasr.openmmlab.config import load_config
 from mmasr.openmmlab.data_sources import check_data
 from mmasr.openmmlab.evaluation import build_loader, evaluate, untracked
+from mmasr.processes import join_processes
 from mmasr.stripes import Observer
 from mmasr.stripes.report import check_folder, stripes_table, write_report
 
@@ -27,14 +28,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config file, whose test data is used')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--images', type=int, metavar='N', help='draw N of the images, always the same (default: all)')
-    parser.add_argument('--out', type=Path, metavar='DIR', help='folder to write to (default: work_dirs/<config>/stripes)')
-    parser.add_argument('--force', action='store_true', help='replace a report that is there')
+    add_output(parser, 'DIR', 'folder to write to (default: work_dirs/<config>/stripes)')
     parser.add_argument(
         '--modules', nargs='+', default=[], metavar='NAME', help='modules to draw (default: four, spread evenly)'
     )
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=Settings, default={}, metavar='KEY=VALUE', help='override settings of the config'
-    )
+    add_settings(parser)
     return parser.parse_args()
 
 
@@ -49,18 +47,15 @@ def main() -> None:
     check_data(config, 'test_dataloader')
     model = build_model(config)
     load_weights(model, read_checkpoint(args.checkpoint)['state_dict'], args.checkpoint)
-    if 'RANK' in os.environ:  # started by torchrun: every process takes its share of the images
-        torch.distributed.init_process_group()
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+    rank, device = join_processes(get_device())
     observer = Observer(model)
     if unknown := [name for name in args.modules if name not in observer.modules]:
         raise InputError(f'--modules {unknown[0]}: no such attention module; there are {", ".join(observer.modules)}')
     loader = build_loader(config, images=args.images)
     with observer:
-        evaluate(model.to(get_device()), loader, [], untracked if get_rank() else track, 'running')
+        evaluate(model.to(device), loader, [], untracked if rank else track, 'running')
     shares = all_gather_object(observer.stripes)
-    if get_rank():
+    if rank:
         return
     observer.stripes = {}
     observer.merge(shares)

@@ -5,7 +5,8 @@ import argparse
 import torch
 
 from mmasr.errors import InputError, exit_on_input_error
-from mmasr.openmmlab.building import add_arguments, build_runner, config_from_arguments
+from mmasr.openmmlab.arguments import add_arguments, config_from_arguments
+from mmasr.openmmlab.building import build_runner
 from mmasr.openmmlab.data_sources import check_data
 
 

@@ -12,11 +12,16 @@ from .se import SE
 from .spa import SPA
 from .srm import SRM
 
-__all__ = ['ATTENTIONS', 'CBAM', 'ECA', 'IE', 'SE', 'SPA', 'SRM', 'ChannelAttention', 'build_attention']
+__all__ = ['ATTENTIONS', 'CBAM', 'ECA', 'IE', 'SE', 'SPA', 'SRM', 'ChannelAttention', 'asr_attentions', 'build_attention']
 
 #: Attention modules that a config can name. A module of one's own is added with
 #: ``ATTENTIONS['Mine'] = Mine``.
 ATTENTIONS: dict[str, Callable[..., nn.Module]] = {cls.__name__: cls for cls in (SE, ECA, SRM, IE, SPA, CBAM)}
+
+
+def asr_attentions() -> list[str]:
+    """Names of the :data:`ATTENTIONS` that an ASR can use: all whose values are a constant per channel."""
+    return [name for name, attention in ATTENTIONS.items() if not getattr(attention, 'spatial', False)]
 
 
 def build_attention(attention: dict | Callable[[int], nn.Module], channels: int) -> nn.Module:

@@ -18,6 +18,9 @@ class ChannelAttention(nn.Module):
         ValueError: If there is no such gate, or ``init_identity`` would divide by tanh(0) = 0.
     """
 
+    #: Whether it also multiplies by a spatial map, which no constant per channel can stand for.
+    spatial = False
+
     def __init__(self, gate: str = 'sigmoid', init_identity: bool = False) -> None:
         super().__init__()
         if gate not in ('sigmoid', 'tanh'):

@@ -19,6 +19,8 @@ class CBAM(ChannelAttention):
             the latter for both parts.
     """
 
+    spatial = True
+
     def __init__(self, channels: int, ratio: int = 16, **options) -> None:
         super().__init__(**options)
         hidden = hidden_channels(channels, ratio)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from ..attention import CBAM, build_attention
+from ..attention import build_attention
 from .computed import Computed
 from .known import find_sites
 from .scaling import check_scalable, output_channels, output_layers, scaled
@@ -34,7 +34,7 @@ class ASR(Computed):
             initial values that κ has by itself.
         learnable (bool): Whether ψ is trained, or stays as drawn (the paper's Table 8). Default: True.
         init_identity (bool): Scale by v(ψ) / v(ψ₀) with ψ₀ the initial state, exactly 1 at the start, so that
-            ASR can be put into a pretrained network. Default: False, the paper's form.
+            ASR can be put into a pretrained network. Default: False, since the paper trains from scratch.
 
     Raises:
         ValueError: If κ has no constant per channel (CBAM, or weights of another shape), if δ < 1, or if
@@ -65,13 +65,14 @@ class ASR(Computed):
         if delta < 1:
             raise ValueError(f'delta is the number of attention modules, at least 1, not {delta}')
         self.attention = nn.ModuleList(build_attention(attention, channels) for _ in range(delta))
-        if isinstance(self.attention[0], CBAM):
+        name = type(self.attention[0]).__name__
+        if getattr(self.attention[0], 'spatial', False):
             raise ValueError(
-                "ASR(CBAM) is impossible: CBAM's spatial map differs for every image and position, so it never "
-                'becomes a constant per channel (section 7 of the paper); use CBAM as ordinary attention'
+                f"ASR({name}) is impossible: {name}'s spatial map differs for every image and position, so it never "
+                f'becomes a constant per channel (section 7 of the paper); use {name} as ordinary attention'
             )
         if not hasattr(self.attention[0], 'weights'):
-            raise ValueError(f'{type(self.attention[0]).__name__} has no method weights: (N, C, H, W) -> (N, C, 1, 1)')
+            raise ValueError(f'{name} has no method weights: (N, C, H, W) -> (N, C, 1, 1)')
         self.psi_init = psi
         self.init = init
         self.init_identity = init_identity

@@ -5,8 +5,8 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean, stdev
+from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
 from mmengine.config import Config
 
 from ..errors import InputError
@@ -15,6 +15,10 @@ from ..openmmlab.building import build_runner
 from ..openmmlab.config import load_config
 from ..openmmlab.data_sources import check_data
 from ..openmmlab.evaluation import main_metric, quiet
+from ..plots import GREY, RED, panels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclasses.dataclass
@@ -59,7 +63,7 @@ def sweep(paths: Sequence[str | Path], seeds: int, out: str | Path) -> Iterator[
             measures nothing.
     """
     if seeds < 1:
-        raise InputError(f'--seeds {seeds}: a sweep needs one seed at least, better five')
+        raise InputError(f'seeds = {seeds}: a sweep needs one at least, better five')
     configs = [load_config(path) for path in paths]
     names = [Path(path).stem for path in paths]
     if twice := {name for name in names if names.count(name) > 1}:
@@ -103,7 +107,7 @@ def spread(runs: Sequence[Run]) -> tuple[float, float]:
     return mean(values), stdev(values) if len(values) > 1 else 0.0
 
 
-def draw_sweep(runs: Sequence[Run]) -> Figure:
+def draw_sweep(runs: Sequence[Run]) -> 'Figure':
     """Every run as a dot, mean and standard deviation of every config as a bar.
 
     Args:
@@ -113,16 +117,12 @@ def draw_sweep(runs: Sequence[Run]) -> Figure:
         matplotlib.figure.Figure: As wide as its configs need.
     """
     groups = by_config(runs)
-    figure = Figure(figsize=(1.2 + 0.9 * len(groups), 2.6), dpi=200, layout='constrained')
-    ax = figure.subplots()
+    figure, ((ax,),) = panels(0.8 + 0.7 * len(groups), 2.2)
     for place, group in enumerate(groups.values()):
-        ax.plot([place] * len(group), [run.value for run in group], 'o', color='#7a869a', alpha=0.6, markersize=4)
+        ax.plot([place] * len(group), [run.value for run in group], 'o', color=GREY, alpha=0.6, markersize=4)
         average, deviation = spread(group)
-        ax.errorbar(place + 0.18, average, deviation, fmt='_', color='#c2410c', capsize=3, markersize=8)
-    ax.set_xticks(range(len(groups)), groups, rotation=20, ha='right', fontsize=7)
+        ax.errorbar(place + 0.18, average, deviation, fmt='_', color=RED, capsize=3, markersize=8)
+    ax.set_xticks(range(len(groups)), groups, rotation=20, ha='right')
     ax.set_xlim(-0.5, len(groups) - 0.3)
-    ax.set_ylabel(runs[0].main, fontsize=8)
-    ax.tick_params(axis='y', labelsize=7)
-    for side in ('top', 'right'):
-        ax.spines[side].set_visible(False)
+    ax.set_ylabel(runs[0].main)
     return figure

@@ -1,11 +1,9 @@
 """Building what a config asks for: runners and models, and loading their weights."""
 
-import argparse
-import os
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, RUNNERS, init_default_scope
 from mmengine.runner import CheckpointLoader, Runner
@@ -13,46 +11,7 @@ from torch import nn
 
 from ..errors import InputError, one_line, some
 from .checkpoint import read_checkpoint
-from .config import load_config, without_downloads
-
-
-class Settings(DictAction):
-    """Values of ``--cfg-options``, refused in a line of text where they can't be read."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        try:
-            super().__call__(parser, namespace, values, option_string)
-        except (ValueError, AssertionError, RecursionError):
-            parser.error(
-                f'{option_string} takes KEY=VALUE with values such as 3, text, [1,2] or "(1,2)", not {" ".join(values)}'
-            )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that training and testing have in common, named as MMDetection names them."""
-    parser.add_argument('--work-dir', help='folder for logs and results (default: work_dirs/<name of the config>)')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=Settings, default={}, metavar='KEY=VALUE', help='override settings of the config'
-    )
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
-
-
-def config_from_arguments(args: argparse.Namespace) -> Config:
-    """Load the config that the arguments name, with what they override.
-
-    Raises:
-        InputError: If the config can't be loaded.
-    """
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    config = load_config(args.config)
-    config.launcher = args.launcher
-    config.merge_from_dict(args.cfg_options)
-    if args.work_dir:
-        config.work_dir = args.work_dir
-    elif not config.get('work_dir'):
-        config.work_dir = str(Path('work_dirs', Path(args.config).stem))
-    return config
+from .config import without_downloads
 
 
 def build_runner(config: Config) -> Runner:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..attention import CBAM
 from ..errors import InputError
 from .modules import ValueReader, attention_modules
 from .statistics import ChannelStatistics
@@ -131,7 +130,7 @@ class Observer:
                 ChannelStatistics.of(v.cpu()),
                 ChannelStatistics.of(pooled.cpu()),
                 torch.stack([pooled, v.double()])[:, :ROWS].cpu(),
-                isinstance(module, CBAM),
+                getattr(module, 'spatial', False),
             )
         )
 

@@ -40,10 +40,10 @@ def check_folder(out: Path, force: bool) -> None:
         InputError: If it can't be one, or a report is there and ``force`` is not given.
     """
     if out.exists() and not out.is_dir():
-        raise InputError(f'--out {out}: is no folder')
+        raise InputError(f'{out} is no folder')
     there = [name for name in FILES if (out / name).exists()]
     if there and not force:
-        raise InputError(f'{out / there[0]} is there already; pass --force to replace it, or --out for another place')
+        raise InputError(f'{out / there[0]} is there already; pass force to replace it, or out for another place')
 
 
 def write_report(

@@ -5,7 +5,7 @@ import torch
 from helpers import randomize
 from torch.nn import functional as F
 
-from mmasr.attention import ATTENTIONS, build_attention
+from mmasr.attention import ATTENTIONS, asr_attentions, build_attention
 
 C = 32
 
@@ -56,6 +56,11 @@ FORMULAS = {'SE': se, 'ECA': eca, 'SRM': srm, 'IE': ie, 'SPA': spa, 'CBAM': cbam
 
 def test_every_attention_has_a_formula():
     assert set(FORMULAS) == set(ATTENTIONS)
+
+
+def test_an_asr_can_use_all_but_those_with_a_spatial_map(monkeypatch):
+    monkeypatch.setitem(ATTENTIONS, 'Mine', torch.nn.Identity)  # one's own need not say that it has none
+    assert set(asr_attentions()) == {*FORMULAS, 'Mine'} - {'CBAM'}
 
 
 @pytest.mark.parametrize('training', [True, False], ids=['train', 'eval'])
@@ -126,11 +131,11 @@ def test_srm_of_one_position_and_one_image_is_finite_and_leaves_the_statistics()
 
 
 def test_unknown_type_names_the_known_ones():
-    with pytest.raises(ValueError, match="'Se'; known are CBAM, ECA, IE, SE, SPA, SRM"):
+    with pytest.raises(ValueError, match=f"'Se'; known are {', '.join(sorted(ATTENTIONS))}$"):
         build_attention({'type': 'Se'}, C)
 
 
-@pytest.mark.parametrize('name', ['SE', 'ECA', 'SRM', 'IE', 'SPA'])
+@pytest.mark.parametrize('name', asr_attentions())
 def test_tanh_takes_the_place_of_the_sigmoid(name):
     sigmoid, tanh = (randomize(ATTENTIONS[name](16, gate=gate)).eval() for gate in ('sigmoid', 'tanh'))
     tanh.load_state_dict(sigmoid.state_dict())

@@ -17,7 +17,8 @@ from torch import nn
 
 import mmasr
 from mmasr.core.host import Host
-from mmasr.openmmlab.building import add_arguments, build_runner
+from mmasr.openmmlab.arguments import add_arguments
+from mmasr.openmmlab.building import build_runner
 from mmasr.openmmlab.config import load_config
 from mmasr.openmmlab.data_sources import check_data
 from mmasr.stripes import attention_modules

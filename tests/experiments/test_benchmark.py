@@ -13,15 +13,12 @@ from helpers import ROOT, SHAPES_CONFIG, run_tool
 from mmengine.analysis import FlopAnalyzer
 from torch import nn
 
-from mmasr.experiments.benchmark.measure import (
-    flops,
-    inference,
-    measure,
-    ratio,
-    saved_for_backward,
-    time_in_turns,
-    training_step,
-)
+from mmasr.experiments.benchmark.measure import Cost, flops, measure
+from mmasr.experiments.benchmark.memory import saved_for_backward
+from mmasr.experiments.benchmark.picture import draw_speed
+from mmasr.experiments.benchmark.steps import inference, training_step
+from mmasr.experiments.benchmark.tables import tables
+from mmasr.experiments.benchmark.timing import ratio, time_in_turns
 from mmasr.experiments.benchmark.variants import variants
 from mmasr.experiments.benchmark.workload import images
 
@@ -32,13 +29,12 @@ def linear(outputs: int, *more: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, outputs), *more)
 
 
-def test_saved_for_backward_counts_what_autograd_keeps():
-    inputs, outputs = X.nbytes, 4 * 8 * 4
-    # The linear layer keeps its input and the loss the output, four images of eight floats; the weights are parameters.
-    assert saved_for_backward(linear(8), images(X)) == inputs + outputs
-    # A sigmoid keeps its output, which is what the loss keeps: stored once. Two of them keep two.
-    assert saved_for_backward(linear(8, nn.Sigmoid()), images(X)) == inputs + outputs
-    assert saved_for_backward(linear(8, nn.Sigmoid(), nn.Sigmoid()), images(X)) == inputs + 2 * outputs
+# The linear layer keeps its input and the loss the output, four images of eight floats; the weights are parameters. A sigmoid
+# keeps its output, which is what the loss keeps: stored once. Two of them keep two.
+@pytest.mark.parametrize(('sigmoids', 'outputs'), [(0, 1), (1, 1), (2, 2)])
+def test_saved_for_backward_counts_what_autograd_keeps(sigmoids, outputs):
+    model = linear(8, *(nn.Sigmoid() for _ in range(sigmoids)))
+    assert saved_for_backward(model, images(X)) == X.nbytes + outputs * 4 * 8 * 4
 
 
 def test_everything_runs_in_every_round():
@@ -73,8 +69,14 @@ def test_a_training_step_is_one_and_changes_nothing():
     torch.testing.assert_close(model[0].weight.grad, first)  # not summed over the steps
     assert torch.equal(model[0].weight, before)
     assert model[1].running_mean.abs().sum() > 0
+
+
+def test_an_inference_is_one_in_eval_mode_without_gradients():
+    seen = []
+    model = nn.Conv2d(3, 4, 3)
+    model.register_forward_hook(lambda module, args, out: seen.append((module.training, out.requires_grad)))
     inference(model, images(X))()
-    assert not model.training
+    assert seen == [(False, False)]
 
 
 @pytest.mark.parametrize('amp', [False, True])
@@ -107,6 +109,48 @@ def test_identical_networks_cost_the_same():
         plain.multiply_adds,
         plain.training_bytes,
     )
+
+
+def cost(name: str, factor: float, on_gpu: bool = False) -> Cost:
+    """That of a network ``factor`` times as slow as the plain one, with as many times the parameters."""
+    return Cost(
+        name=name,
+        parameters=int(2e6 * factor),
+        multiply_adds=int(3e9),
+        inference=[0.1 * factor, 0.2 * factor, 9.0],
+        inference_ratio=[0.5 * factor, factor, 2 * factor],
+        inference_bytes=5 * 2**20 if on_gpu else None,
+        training=[0.4 * factor],
+        training_ratio=[factor] * 3,
+        training_bytes=int(2**20 * factor),
+    )
+
+
+@pytest.mark.parametrize('on_gpu', [False, True])
+def test_tables_say_what_was_measured(on_gpu):
+    found = tables([cost('plain', 1, on_gpu), cost('SE', 2, on_gpu)], batch=8)
+    memory = 'peak, MiB' if on_gpu else 'kept for backward, MiB'
+    cells = [[cell.strip() for cell in line.strip('|').split('|')] for line in found.splitlines() if '--' not in line]
+    assert cells == [
+        ['inference', 'parameters, M', 'multiply-adds, G', 'ms', 'images/s', '÷ plain', *['peak, MiB'] * on_gpu],
+        ['plain', '2.00', '3.000', '200.0', '40.0', '1.000 (0.50-2.00)', *['5.0'] * on_gpu],
+        ['SE', '4.00', '3.000', '400.0', '20.0', '2.000 (1.00-4.00)', *['5.0'] * on_gpu],
+        [''],
+        ['training step', 'ms', '÷ plain', memory, '÷ plain'],
+        ['plain', '400.0', '1.000 (1.00-1.00)', '1.0', '1.0000'],
+        ['SE', '800.0', '2.000 (2.00-2.00)', '2.0', '2.0000'],
+    ]
+
+
+def test_the_picture_has_a_panel_a_batch_and_a_colour_an_attention():
+    costs = [cost('plain', 1), cost('SE', 2), cost('ASR(SE)', 1), cost('CBAM', 4)]
+    figure = draw_speed({8: costs, 16: costs}, ['SE', 'CBAM'], 'some network')
+    assert [ax.get_title() for ax in figure.axes] == ['some network, batch 8', 'some network, batch 16']
+    for ax, plain in zip(figure.axes, (40, 80), strict=True):  # images per second
+        points = [(bar.lines[0].get_xydata().tolist(), bar.lines[0].get_color()) for bar in ax.containers]
+        assert points == [([[plain, 2]], 'black'), ([[plain / 2, 4]], 'C0'), ([[plain, 2]], 'C0'), ([[plain / 4, 8]], 'C1')]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ['plain', 'κ', 'ASR(κ)', 'κ = SE', 'κ = CBAM']
 
 
 def test_the_tool_writes_what_it_measured(tmp_path):
@@ -143,9 +187,6 @@ def test_the_tool_writes_what_it_measured(tmp_path):
         for name in costs:
             assert name in result.stdout
     assert (tmp_path / 'a.png').read_bytes().startswith(b'\x89PNG')
-    again = run_tool('benchmark.py', '--model', 'torchvision:resnet18', '--out', 'a.json', cwd=tmp_path)
-    assert again.returncode == 1
-    assert 'a.json: is there already' in again.stderr
 
 
 @pytest.mark.parametrize('part', ['whole', 'backbone'])
@@ -179,33 +220,30 @@ def test_the_tool_measures_training_in_two_processes(tmp_path):
     assert 'processes 2' in result.stdout
 
 
-def test_the_tool_needs_torch_and_torchvision_alone(tmp_path):
-    code = """
+# The tool in an interpreter that has torch and torchvision alone.
+ALONE = """
 import runpy, sys
 for name in ('mmengine', 'mmcv', 'mmdet', 'mmpretrain', 'rich', 'matplotlib', 'timm', 'pycocotools', 'tqdm'):
     sys.modules[name] = None
 sys.argv[:] = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name='__main__')
 """
-    tool = [
-        str(ROOT / 'tools/benchmark.py'),
-        '--model',
-        'torchvision:resnet18',
-        '--size',
-        '32',
-        '--batch',
-        '2',
-        '--rounds',
-        '1',
-    ]
-    for options, status, text in (
-        ([], 0, 'ASR(SE), deployed'),
-        (['--picture', 'a.png'], 1, 'needs matplotlib'),
-    ):
-        command = [sys.executable, '-c', code, *tool, *options]
-        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert result.returncode == status, result.stderr
-        assert text in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ('options', 'status', 'text'),
+    [
+        (['--model', 'torchvision:resnet18'], 0, 'ASR(SE), deployed'),
+        (['--model', 'torchvision:resnet18', '--picture', 'a.png'], 1, '--picture needs matplotlib'),
+        ([SHAPES_CONFIG], 1, 'a config needs OpenMMLab'),
+    ],
+)
+def test_the_tool_needs_torch_and_torchvision_alone(options, status, text, tmp_path):
+    size = ['--size', 32, '--batch', 2, '--rounds', 1]
+    command = [sys.executable, '-c', ALONE, ROOT / 'tools/benchmark.py', *options, *size]
+    result = subprocess.run([*map(str, command)], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == status, result.stderr
+    assert text in result.stdout + result.stderr
 
 
 @pytest.mark.parametrize(
@@ -217,11 +255,13 @@ runpy.run_path(sys.argv[0], run_name='__main__')
         (['--model', 'timm:resnet18'], 'only torchvision:NAME is known'),
         (['--model', 'torchvision:resnet18', '--device', 'cuda'], 'torch finds no GPU here'),
         (['--model', 'torchvision:resnet18', '--out', 'no/a.json'], "can't write into no"),
+        (['--model', 'torchvision:resnet18', '--out', 'empty.py'], 'empty.py: is there already'),
+        (['--model', 'torchvision:resnet18', '--size', '1', '2', '3'], '--size takes a side, or height and width, not 3'),
         (['none.py'], 'none.py: no such config'),
         (['unknown.py'], 'unknown.py does not build: KeyError'),
         (['empty.py'], 'empty.py: has no model'),
         (['--model', 'torchvision:resnet18', '--batch', '1', '--size', '32'], 'Expected more than 1 value per channel'),
-        (['small.py'], 'does not run on images of (8, 3, 224, 224)'),
+        (['small.py'], 'small.py, whole: ResNet does not run on images of (8, 3, 224, 224)'),
     ],
 )
 def test_the_tool_says_what_is_wrong(args, message, tmp_path, monkeypatch):

@@ -10,72 +10,95 @@ from mmasr.experiments.digits import write_digits
 from mmasr.experiments.sweep import Run, by_config, draw_sweep, spread, sweep
 
 DIGITS = ROOT / 'configs/digits'
+NAMES = ['resnet20', 'resnet20_asr_ie']
 
 
 def runs(name, *values):
     return [Run(name, seed, {'accuracy/top1': value, 'other': 0.0}, 'accuracy/top1', 10) for seed, value in enumerate(values)]
 
 
-def test_means_deviations_and_the_picture():
-    swept = [*runs('a', 90.0, 92.0, 94.0), *runs('b', 95.0)]
-    groups = by_config(swept)
-    assert {name: [run.seed for run in group] for name, group in groups.items()} == {'a': [0, 1, 2], 'b': [0]}
-    assert spread(groups['a']) == (92, 2)  # divided by n - 1
-    assert spread(groups['b']) == (95, 0)
-    (ax,) = draw_sweep(swept).axes
+def test_runs_are_grouped_by_config():
+    groups = by_config([*runs('b', 95.0), *runs('a', 90.0, 92.0), *runs('b', 96.0)])
+    assert {name: [run.value for run in group] for name, group in groups.items()} == {'b': [95, 96], 'a': [90, 92]}
+
+
+@pytest.mark.parametrize(('values', 'expected'), [([90.0, 92.0, 94.0], (92, 2)), ([95.0], (95, 0))])
+def test_deviations_are_divided_by_one_less(values, expected):
+    assert spread(runs('a', *values)) == expected
+
+
+def test_the_picture_has_a_dot_for_every_run():
+    (ax,) = draw_sweep([*runs('a', 90.0, 92.0, 94.0), *runs('b', 95.0)]).axes
     assert [text.get_text() for text in ax.get_xticklabels()] == ['a', 'b']
     assert ax.get_ylabel() == 'accuracy/top1'
     dots = [list(line.get_ydata()) for line in ax.lines if line.get_marker() == 'o']
     assert dots == [[90, 92, 94], [95]]
 
 
-@pytest.fixture
-def short(tmp_path):
-    """Two configs that train for an epoch, and their data."""
-    write_digits(tmp_path / 'data/digits')
-    for name in ('resnet20', 'resnet20_asr_ie'):
+@pytest.fixture(scope='module')
+def short(tmp_path_factory):
+    """A folder with two configs that train for an epoch, and their data."""
+    folder = tmp_path_factory.mktemp('short')
+    write_digits(folder / 'data/digits')
+    for name in NAMES:
         base = str(DIGITS / f'{name}.py')
-        (tmp_path / f'{name}.py').write_text(f'_base_ = {base!r}\ntrain_cfg = dict(max_epochs=1, val_interval=1)\n')
-    return tmp_path
+        (folder / f'{name}.py').write_text(f'_base_ = {base!r}\ntrain_cfg = dict(max_epochs=1, val_interval=1)\n')
+    return folder
 
 
-def test_the_tool_trains_all_and_does_not_train_twice(short, monkeypatch):
-    configs = ['resnet20.py', 'resnet20_asr_ie.py']
-    result = run_tool('sweep.py', *configs, '--seeds', 2, '--out', 'sweep', cwd=short)
+@pytest.fixture(scope='module')
+def swept(short):
+    """What the tool prints when it trains both with two seeds."""
+    result = run_tool('sweep.py', *(f'{name}.py' for name in NAMES), '--seeds', 2, '--out', 'sweep', cwd=short)
     assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.xdist_group('sweep')
+def test_the_tool_trains_all(short, swept):
     found = json.loads((short / 'sweep/sweep.json').read_text())
-    assert [(run['config'], run['seed']) for run in found] == [
-        (name, seed) for seed in (0, 1) for name in ('resnet20', 'resnet20_asr_ie')
-    ]
+    assert [(run['config'], run['seed']) for run in found] == [(name, seed) for seed in (0, 1) for name in NAMES]
     assert all(0 < run['metrics']['accuracy/top1'] < 100 for run in found)
     assert found[0]['metrics'] != found[2]['metrics']  # another seed
     assert [run['parameters'] for run in found[:2]] == [272474, 272474 + 3 * 3 * (16 + 32 + 64)]  # ψ, a and b of IE
-    rows = [line for line in result.stdout.splitlines() if line.startswith('| resnet20')]
-    for row, name in zip(rows, ('resnet20', 'resnet20_asr_ie'), strict=True):
+    rows = [line for line in swept.splitlines() if line.startswith('| resnet20')]
+    for row, name in zip(rows, NAMES, strict=True):
         values = [run['metrics']['accuracy/top1'] for run in found if run['config'] == name]
         mean = sum(values) / 2
         deviation = math.sqrt(sum((value - mean) ** 2 for value in values))
         assert f'{mean:.4g} ± {deviation:.2g}' in row
     assert (short / 'sweep/sweep.png').read_bytes().startswith(b'\x89PNG')
 
-    trained = (short / 'sweep/resnet20/0/epoch_1.pth').stat().st_mtime_ns
-    with open(short / 'resnet20_asr_ie.py', 'a') as file:
-        file.write('optim_wrapper = dict(optimizer=dict(lr=0.2))\n')
-    others = (short / 'sweep/resnet20_asr_ie/0/epoch_1.pth').stat().st_mtime_ns
+
+@pytest.mark.xdist_group('sweep')
+@pytest.mark.parametrize(('name', 'changed'), [('resnet20', False), ('resnet20_asr_ie', True)])
+def test_a_training_is_run_again_only_if_its_config_has_changed(name, changed, short, swept, monkeypatch):
+    checkpoint = short / f'sweep/{name}/0/epoch_1.pth'
+    before = checkpoint.stat().st_mtime_ns
+    if changed:
+        with open(short / f'{name}.py', 'a') as file:
+            file.write('optim_wrapper = dict(optimizer=dict(lr=0.2))\n')
     monkeypatch.chdir(short)
-    assert [(run.config, run.seed) for run in sweep(configs, 1, 'sweep')] == [('resnet20', 0), ('resnet20_asr_ie', 0)]
-    assert (short / 'sweep/resnet20/0/epoch_1.pth').stat().st_mtime_ns == trained
-    assert (short / 'sweep/resnet20_asr_ie/0/epoch_1.pth').stat().st_mtime_ns > others  # its config has changed
+    (run,) = sweep([f'{name}.py'], 1, 'sweep')
+    assert (run.config, run.seed) == (name, 0)
+    assert (checkpoint.stat().st_mtime_ns > before) == changed
 
 
-def test_bad_input_is_one_line(tmp_path, short, refusal):
-    config = short / 'resnet20.py'
-    assert '--seeds 0: a sweep needs one seed' in refusal('sweep.py', config, '--seeds', 0, cwd=short)
-    assert 'two configs are named resnet20.py' in refusal('sweep.py', config, config, cwd=short)
-    assert 'none.py: no such config' in refusal('sweep.py', 'none.py', cwd=short)
-    (tmp_path / 'empty').mkdir()
-    assert 'data/digits/train is not there' in refusal('sweep.py', config, cwd=tmp_path / 'empty')
-    with open(config, 'a') as file:
-        file.write('val_dataloader = val_cfg = val_evaluator = None\n')
-    assert 'resnet20.py measures nothing' in refusal('sweep.py', config, cwd=short)
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        (['resnet20.py', '--seeds', 0], 'seeds = 0: a sweep needs one at least'),
+        (['resnet20.py', 'resnet20.py'], 'two configs are named resnet20.py'),
+        (['none.py'], 'none.py: no such config'),
+        (['nothing.py'], 'nothing.py measures nothing'),
+    ],
+)
+def test_bad_input_is_one_line(args, message, short, refusal):
+    (short / 'nothing.py').write_text("_base_ = 'resnet20.py'\nval_dataloader = val_cfg = val_evaluator = None\n")
+    assert message in refusal('sweep.py', *args, cwd=short)
     assert not (short / 'work_dirs').exists()  # said before anything is trained
+
+
+def test_missing_data_is_one_line(short, tmp_path, refusal):
+    assert 'data/digits/train is not there' in refusal('sweep.py', short / 'resnet20.py', cwd=tmp_path)
+    assert not (tmp_path / 'work_dirs').exists()

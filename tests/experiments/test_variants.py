@@ -7,6 +7,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmpretrain.models import RepVGG
 
+from mmasr.attention import ATTENTIONS
 from mmasr.deploy.compare import tensors
 from mmasr.deploy.deployed_config import deployed_config
 from mmasr.experiments.benchmark.variants import variants
@@ -18,7 +19,7 @@ def test_every_variant_computes_the_same_at_the_start():
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         expected = plain(x)
-        for name, model in variants(plain, ['SE', 'ECA', 'SRM', 'IE', 'SPA', 'CBAM'], [1, 3]).items():
+        for name, model in variants(plain, list(ATTENTIONS), [1, 3]).items():
             torch.testing.assert_close(model.eval()(x), expected, msg=name, rtol=1e-4, atol=1e-5)
 
 
@@ -52,6 +53,10 @@ def test_a_network_without_sites_is_refused():
 def test_a_transformer_has_the_forms_without_a_feature_map():
     plain = torchvision.models.VisionTransformer(32, 16, 1, 2, 8, 16)
     assert list(variants(plain, ['SE', 'CBAM'])) == ['plain', 'ASR(SE)', 'ASR(SE), deployed']
+
+
+def test_a_spatial_map_alone_is_refused_for_a_transformer():
+    plain = torchvision.models.VisionTransformer(32, 16, 1, 2, 8, 16)
     with pytest.raises(ValueError, match='VisionTransformer is a transformer, without feature maps, and CBAM needs one'):
         variants(plain, ['CBAM'])
 

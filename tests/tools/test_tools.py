@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ from pycocotools.coco import COCO
 from mmasr.experiments.shapes import write_shapes
 
 
-def test_shapes_are_deterministic_and_valid_coco(tmp_path):
+def test_shapes_are_deterministic(tmp_path):
     for folder in ('a', 'b'):
         write_shapes(tmp_path / folder, train=6, val=3)
     write_shapes(tmp_path / 'c', train=6, val=3, seed=1)
@@ -22,7 +23,11 @@ def test_shapes_are_deterministic_and_valid_coco(tmp_path):
     assert len(names) == 2 + 6 + 3
     assert all((tmp_path / 'a' / n).read_bytes() == (tmp_path / 'b' / n).read_bytes() for n in names)
     assert (tmp_path / 'a/train.json').read_bytes() != (tmp_path / 'c/train.json').read_bytes()
-    coco = COCO(tmp_path / 'a/train.json')
+
+
+def test_shapes_are_valid_coco(tmp_path):
+    write_shapes(tmp_path, train=6, val=3)
+    coco = COCO(tmp_path / 'train.json')
     assert [c['name'] for c in coco.loadCats(coco.getCatIds())] == ['circle', 'square', 'triangle']
     for annotation in coco.anns.values():
         mask = coco.annToMask(annotation)
@@ -35,16 +40,13 @@ def test_shapes_are_deterministic_and_valid_coco(tmp_path):
         )
 
 
-def test_missing_data_is_named_with_the_ways_on(tmp_path, refusal):
+@pytest.mark.parametrize(('tool', 'args', 'split'), [('train.py', [], 'train'), ('test.py', ['x.pth'], 'val')])
+def test_missing_data_is_named_with_the_ways_on(tool, args, split, tmp_path, refusal):
     torch.save({'state_dict': {'x': torch.zeros(1)}}, tmp_path / 'x.pth')
-    for tool, args, split in (('train.py', (), 'train'), ('test.py', ('x.pth',), 'val')):
-        message = refusal(tool, ROOT / 'configs/mask_rcnn_r50_asr_se.py', *args, cwd=tmp_path)
-        for text in (
-            f'data/coco/annotations/instances_{split}2017.json is not there',
-            'cocodataset.org',
-            'tools/shapes.py data/shapes',
-        ):
-            assert text in message
+    message = refusal(tool, ROOT / 'configs/mask_rcnn_r50_asr_se.py', *args, cwd=tmp_path)
+    assert f'data/coco/annotations/instances_{split}2017.json is not there' in message
+    assert 'cocodataset.org' in message
+    assert 'tools/shapes.py data/shapes' in message
 
 
 def test_a_tool_exits_with_one_and_without_a_traceback(tmp_path):
@@ -95,7 +97,7 @@ assert model.eval()(torch.zeros(1, 3, 64, 64)).isfinite().all()
 """
 
 
-def test_a_classifier_trains_and_deploys(shapes, tmp_path, refusal):
+def test_a_classifier_trains_and_deploys(shapes, tmp_path):
     config = tmp_path / 'classifier.py'
     config.write_text(CLASSIFIER)
     result = run_tool('train.py', config, '--work-dir', 'classifier', cwd=shapes)
@@ -112,17 +114,41 @@ def test_a_classifier_trains_and_deploys(shapes, tmp_path, refusal):
         (metrics,) = (shapes / f'tested/{len(accuracy)}').glob('*/*.json')
         accuracy.append(json.loads(metrics.read_text())['accuracy/top1'])
     assert accuracy[0] == accuracy[1]
-    nowhere = 'train_dataloader.dataset.data_root=nowhere'
-    assert 'nowhere is not there' in refusal('train.py', config, '--cfg-options', nowhere, cwd=shapes)
+
+
+def test_missing_data_of_a_classifier_is_named(tmp_path, refusal):
+    (tmp_path / 'classifier.py').write_text(CLASSIFIER)
+    options = ['--cfg-options', 'train_dataloader.dataset.data_root=nowhere']
+    assert 'nowhere is not there' in refusal('train.py', 'classifier.py', *options, cwd=tmp_path)
+
+
+DIST_TRAIN = ROOT / 'tools/dist_train.sh'
 
 
 def test_dist_train_starts_train_under_torchrun(tmp_path):
     """mmengine's launchers ask for a GPU each, so here train.py gets as far as its arguments."""
     environment = {**os.environ, 'PYTHON': sys.executable, 'PORT': '29517'}
-    command = [ROOT / 'tools/dist_train.sh', SHAPES_CONFIG, '2', '--resume', '--no-such-option']
+    command = [DIST_TRAIN, SHAPES_CONFIG, '2', '--resume', '--no-such-option']
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode != 0
     assert result.stderr.count('train.py: error: unrecognized arguments: --no-such-option') == 2
-    result = subprocess.run(command[:2], capture_output=True, text=True, check=False)
+
+
+def test_dist_train_without_a_number_of_gpus_says_how_it_is_used():
+    result = subprocess.run([DIST_TRAIN, SHAPES_CONFIG], capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert result.stderr.startswith('usage: ')
+
+
+PAGE = (ROOT / 'tools/README.md').read_text()
+
+
+@pytest.mark.parametrize('tool', sorted(path.name for path in (ROOT / 'tools').iterdir() if path.suffix in ('.py', '.sh')))
+def test_every_tool_has_an_example(tool):
+    assert re.search(rf'^(python )?tools/{re.escape(tool)}\b', PAGE, re.M)
+
+
+def test_the_examples_name_files_that_are_there():
+    names = re.findall(r'configs/[\w/]+\.py', PAGE)
+    assert names
+    assert all((ROOT / name).is_file() for name in names)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from ...attention import build_attention
+from ...attention import ATTENTIONS, build_attention
 from ...core.asr import ASR
 from ...core.attach import attach
 from ...core.fold import fold
@@ -43,14 +43,14 @@ def variants(plain: nn.Module, attentions: Sequence[str], deltas: Sequence[int] 
 
     Args:
         plain (nn.Module): A network whose sites are known.
-        attentions (Sequence[str]): Names of attention modules κ. There is no ASR of CBAM.
+        attentions (Sequence[str]): Names of attention modules κ. There is no ASR of one with a spatial map.
         deltas (Sequence[int]): Numbers of attention modules in an ASR, for the two forms in training. Default: 1.
 
     Returns:
         dict[str, nn.Module]: The networks by name, ``plain`` first.
 
     Raises:
-        ValueError: If no site is found, an attention is unknown, or CBAM is all there is for a transformer.
+        ValueError: If no site is found, an attention is unknown, or a transformer gets none without a spatial map.
     """
     sites = find_sites(plain)
     if not sites:
@@ -61,7 +61,7 @@ def variants(plain: nn.Module, attentions: Sequence[str], deltas: Sequence[int] 
         attention = functools.partial(build_attention, {'type': name, 'init_identity': True})
         if maps:
             result[name] = follow(copy.deepcopy(plain), sites, attention)
-        if name == 'CBAM':
+        if getattr(ATTENTIONS.get(name), 'spatial', False):
             continue
         for delta in deltas:
             suffix = f', δ = {delta}' if len(deltas) > 1 or delta > 1 else ''
@@ -73,7 +73,8 @@ def variants(plain: nn.Module, attentions: Sequence[str], deltas: Sequence[int] 
         if maps:
             result[f'ASR({name}) + {name}'] = follow(_with_asr(plain, name, deltas[0]), sites, attention)
     if len(result) == 1:
-        raise ValueError(f'{type(plain).__name__} is a transformer, without feature maps, and CBAM needs one')
+        name = type(plain).__name__
+        raise ValueError(f'{name} is a transformer, without feature maps, and {", ".join(attentions)} needs one')
     return result
 
 

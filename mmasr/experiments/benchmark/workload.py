@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ...deploy.compare import tensors
+from ...errors import one_line
 
 
 @dataclasses.dataclass
@@ -66,3 +67,25 @@ def annotated_images(model: nn.Module, inputs: torch.Tensor) -> Workload:
         return sum(value.mean() for name, value in tensors('', losses) if 'loss' in name)
 
     return Workload(inputs, lambda model: model(inputs, samples, mode='predict'), loss)
+
+
+def try_out(model: nn.Module, workload: Workload) -> None:
+    """Run a network once in training and once in eval mode.
+
+    Args:
+        model (nn.Module): A network.
+        workload (Workload): What it does.
+
+    Raises:
+        ValueError: If it does not run.
+    """
+    try:
+        model.train()
+        workload.loss(model).backward()
+        model.eval()
+        with torch.no_grad():
+            workload.predict(model)
+    except Exception as error:  # of whatever the network does
+        problem = f'{type(model).__name__} does not run on images of {tuple(workload.inputs.shape)}'
+        raise ValueError(one_line(problem, error)) from error
+    model.zero_grad()

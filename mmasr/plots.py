@@ -1,0 +1,37 @@
+"""The style that all pictures have. Needs matplotlib, but not before something is drawn."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+
+COLUMN = 3.5  # inches, one column of a paper
+TEXT, SMALL, TICK = 6.5, 5.5, 2  # points
+GREY, RED = '#7a869a', '#c2410c'  # what there is to compare with, and what a picture is about
+
+
+def panels(width: float, height: float, rows: int = 1, columns: int = 1, **sharing) -> tuple['Figure', 'np.ndarray']:
+    """A figure of empty panels. It is none of pyplot, so it needs no display and nobody has to close it.
+
+    Args:
+        width (float): Inches.
+        height (float): Inches.
+        rows (int): Rows of panels. Default: 1.
+        columns (int): Panels in a row. Default: 1.
+        **sharing: ``sharex`` and ``sharey`` of matplotlib's ``Figure.subplots``.
+
+    Returns:
+        tuple[Figure, ndarray]: The figure, and its axes in an array of shape (rows, columns).
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=300, layout='constrained')
+    axes = figure.subplots(rows, columns, squeeze=False, **sharing)
+    for ax in axes.flat:
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.label.set_fontsize(TEXT)
+            axis.offsetText.set_fontsize(TEXT)
+        ax.tick_params(labelsize=TEXT, length=TICK)
+        ax.spines[['top', 'right']].set_visible(False)
+    return figure, axes

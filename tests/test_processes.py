@@ -1,0 +1,37 @@
+"""Processes of torchrun; tests/experiments/test_benchmark.py has two of them."""
+
+import pytest
+import torch
+
+from mmasr.processes import join_processes
+
+
+@pytest.fixture
+def torchrun(monkeypatch):
+    """What torchrun tells the second process of a machine, and what is done with it instead of joining a group."""
+    calls = []
+    for key, value in {'RANK': 3, 'LOCAL_RANK': 1, 'WORLD_SIZE': 4}.items():
+        monkeypatch.setenv(key, str(value))
+    monkeypatch.setattr('torch.distributed.init_process_group', lambda: calls.append('join'))
+    monkeypatch.setattr('torch.distributed.get_rank', lambda: 3)
+    monkeypatch.setattr('torch.cuda.set_device', lambda device: calls.append(device))
+    return calls
+
+
+@pytest.mark.parametrize('device', ['cpu', 'cuda:1'])
+def test_a_single_process_stays_alone(device, monkeypatch):
+    monkeypatch.delenv('RANK', raising=False)
+    assert join_processes(device) == (0, torch.device(device))
+    assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize('device', ['cuda', 'cuda:0'])
+def test_a_process_of_torchrun_takes_its_own_gpu_before_it_joins(device, torchrun):
+    own = torch.device('cuda:1')
+    assert join_processes(device) == (3, own)
+    assert torchrun == [own, 'join']
+
+
+def test_a_process_of_torchrun_on_the_processor_touches_no_gpu(torchrun):
+    assert join_processes('cpu') == (3, torch.device('cpu'))
+    assert torchrun == ['join']
