@@ -1,4 +1,4 @@
-"""Fold the ASR of a checkpoint into plain layers: tools/reparam.py work_dirs/mask_rcnn_r50_asr_se/epoch_12.pth"""
+"""Fold what a checkpoint trained with into plain layers: tools/reparam.py work_dirs/mask_rcnn_r50_asr_se/epoch_12.pth"""
 
 import argparse
 

@@ -63,7 +63,7 @@ def sweep(paths: Sequence[str | Path], seeds: int, out: str | Path) -> Iterator[
             measures nothing.
     """
     if seeds < 1:
-        raise InputError(f'seeds = {seeds}: a sweep needs one at least, better five')
+        raise InputError(f'`seeds` {seeds}: a sweep needs one at least, better five')
     configs = [load_config(path) for path in paths]
     names = [Path(path).stem for path in paths]
     if twice := {name for name in names if names.count(name) > 1}:

@@ -43,7 +43,7 @@ def check_folder(out: Path, force: bool) -> None:
         raise InputError(f'{out} is no folder')
     there = [name for name in FILES if (out / name).exists()]
     if there and not force:
-        raise InputError(f'{out / there[0]} is there already; pass force to replace it, or out for another place')
+        raise InputError(f'{out / there[0]} is there already; pass `force` to replace it, or `out` for another place')
 
 
 def write_report(

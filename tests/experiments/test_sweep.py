@@ -87,7 +87,7 @@ def test_a_training_is_run_again_only_if_its_config_has_changed(name, changed, s
 @pytest.mark.parametrize(
     ('args', 'message'),
     [
-        (['resnet20.py', '--seeds', 0], 'seeds = 0: a sweep needs one at least'),
+        (['resnet20.py', '--seeds', 0], '--seeds 0: a sweep needs one at least'),
         (['resnet20.py', 'resnet20.py'], 'two configs are named resnet20.py'),
         (['none.py'], 'none.py: no such config'),
         (['nothing.py'], 'nothing.py measures nothing'),

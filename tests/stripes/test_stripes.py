@@ -313,7 +313,7 @@ def test_the_tool_on_the_shapes_run(se_checkpoint, shapes, refusal):
     assert 'Fig. 4' in page
 
     for args, message in (
-        ([], r'stripes/stripes\.json is there already; pass force'),
+        ([], r'stripes/stripes\.json is there already; pass --force'),
         (['--out', 'other', '--images', '1'], 'there are no deviations in less than two images'),
         (['--out', 'other', '--modules', 'none'], '--modules none: no such attention module; there are backbone'),
         (['--out', 'other', '--cfg-options', 'test_dataloader.dataset.indices=1'], 'one image has no deviation'),
