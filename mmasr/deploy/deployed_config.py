@@ -1,7 +1,7 @@
 """From the config of a network with re-parameterization to that of the deployed network.
 
 What a type becomes is said by the class itself, in its ``deployed_config``, or for other packages' classes in
-:data:`mmasr.openmmlab.deployed.DEPLOYED`.
+:data:`mmasr.openmmlab.adapters.DEPLOYED`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,8 +11,8 @@ from mmengine.config import Config
 from torch import nn
 
 from ..attention import ATTENTIONS
+from ..openmmlab.adapters import DEPLOYED
 from ..openmmlab.config import walk, without_downloads
-from ..openmmlab.deployed import DEPLOYED
 from ..registry import MODELS
 
 
