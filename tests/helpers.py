@@ -1,15 +1,17 @@
 """What the tests of several rooms share."""
 
 import contextlib
+import copy
 import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
 
 ROOT = Path(__file__).parents[1]
 SHAPES_CONFIG = ROOT / 'configs/shapes/mask_rcnn_r18_asr_se.py'
@@ -75,6 +77,19 @@ def classifier(backbone: dict, channels: int, neck: bool = True) -> Config:
     pooling = {'type': 'GlobalAveragePooling'} if neck else None
     model = {'type': 'ImageClassifier', 'backbone': backbone, 'neck': pooling, 'head': head}
     return Config({'model': model, 'default_scope': 'mmpretrain', 'custom_imports': {'imports': ['mmasr']}})
+
+
+def plugin(name: str, position: str = 'after_conv3', **options) -> dict:
+    """The config of one of our modules as a plugin of a ResNet."""
+    return {'cfg': {'type': f'mmasr.{name}', **options}, 'position': position}
+
+
+def save_network(path: Path, config: Config, ready: Callable = lambda network: network) -> torch.nn.Module:
+    """Save a checkpoint of a config's network, made ready, with the config in it; returns the network."""
+    with DefaultScope.overwrite_default_scope(config.default_scope):
+        network = ready(MODELS.build(copy.deepcopy(config.model)))
+    torch.save({'meta': {'cfg': config.pretty_text}, 'state_dict': network.state_dict()}, path)
+    return network
 
 
 class Touch:
