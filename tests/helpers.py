@@ -92,6 +92,29 @@ def save_network(path: Path, config: Config, ready: Callable = lambda network: n
     return network
 
 
+# MMDetection's side, in an interpreter where importing mmasr fails.
+STOCK = """
+import sys
+sys.modules['mmasr'] = None
+import torch
+from mmdet.apis import inference_detector, init_detector
+config, checkpoint, images, out = sys.argv[1:]
+model = init_detector(config, checkpoint, device='cpu')
+model.load_state_dict(torch.load(checkpoint, weights_only=True)['state_dict'], strict=True)
+found = [inference_detector(model, image).pred_instances for image in torch.load(images, weights_only=False)]
+torch.save([(f.bboxes, f.scores, f.labels, f.masks) for f in found], out)
+assert not [name for name in sys.modules if name.startswith('mmasr.')]
+"""
+
+
+def stock_predictions(config: Path, checkpoint: Path, images: list, folder: Path) -> list[tuple[torch.Tensor, ...]]:
+    """Boxes, scores, labels and masks that MMDetection alone predicts for images, each a path or an array."""
+    torch.save(images, folder / 'images.pt')
+    files = map(str, (config, checkpoint, folder / 'images.pt', folder / 'predictions.pt'))
+    subprocess.run([sys.executable, '-c', STOCK, *files], check=True, capture_output=True)
+    return torch.load(folder / 'predictions.pt')
+
+
 class Touch:
     """Creates a file when it is unpickled."""
 
