@@ -1,12 +1,17 @@
 """What the tests of several rooms share."""
 
+import contextlib
+import copy
 import os
+import resource
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
 
 ROOT = Path(__file__).parents[1]
 SHAPES_CONFIG = ROOT / 'configs/shapes/mask_rcnn_r18_asr_se.py'
@@ -72,3 +77,60 @@ def classifier(backbone: dict, channels: int, neck: bool = True) -> Config:
     pooling = {'type': 'GlobalAveragePooling'} if neck else None
     model = {'type': 'ImageClassifier', 'backbone': backbone, 'neck': pooling, 'head': head}
     return Config({'model': model, 'default_scope': 'mmpretrain', 'custom_imports': {'imports': ['mmasr']}})
+
+
+def plugin(name: str, position: str = 'after_conv3', **options) -> dict:
+    """The config of one of our modules as a plugin of a ResNet."""
+    return {'cfg': {'type': f'mmasr.{name}', **options}, 'position': position}
+
+
+def save_network(path: Path, config: Config, ready: Callable = lambda network: network) -> torch.nn.Module:
+    """Save a checkpoint of a config's network, made ready, with the config in it; returns the network."""
+    with DefaultScope.overwrite_default_scope(config.default_scope):
+        network = ready(MODELS.build(copy.deepcopy(config.model)))
+    torch.save({'meta': {'cfg': config.pretty_text}, 'state_dict': network.state_dict()}, path)
+    return network
+
+
+# MMDetection's side, in an interpreter where importing mmasr fails.
+STOCK = """
+import sys
+sys.modules['mmasr'] = None
+import torch
+from mmdet.apis import inference_detector, init_detector
+config, checkpoint, images, out = sys.argv[1:]
+model = init_detector(config, checkpoint, device='cpu')
+model.load_state_dict(torch.load(checkpoint, weights_only=True)['state_dict'], strict=True)
+found = [inference_detector(model, image).pred_instances for image in torch.load(images, weights_only=False)]
+torch.save([(f.bboxes, f.scores, f.labels, f.masks) for f in found], out)
+assert not [name for name in sys.modules if name.startswith('mmasr.')]
+"""
+
+
+def stock_predictions(config: Path, checkpoint: Path, images: list, folder: Path) -> list[tuple[torch.Tensor, ...]]:
+    """Boxes, scores, labels and masks that MMDetection alone predicts for images, each a path or an array."""
+    torch.save(images, folder / 'images.pt')
+    files = map(str, (config, checkpoint, folder / 'images.pt', folder / 'predictions.pt'))
+    subprocess.run([sys.executable, '-c', STOCK, *files], check=True, capture_output=True)
+    return torch.load(folder / 'predictions.pt')
+
+
+class Touch:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mknod, (str(self.path),)
+
+
+@contextlib.contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """No file can grow over a size in bytes, as when the disk is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

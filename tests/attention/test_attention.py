@@ -101,11 +101,14 @@ def test_parameters(name, shapes):
     assert {n: tuple(p.shape) for n, p in build_attention({'type': name}, C).named_parameters()} == shapes
 
 
-def test_initial_values():
-    ie, srm = build_attention({'type': 'IE'}, C), build_attention({'type': 'SRM'}, C)
+def test_ie_begins_with_the_same_value_for_every_image():
+    ie = build_attention({'type': 'IE'}, C)
     assert ie.weight.eq(0).all()
     assert ie.bias.eq(-1).all()
-    assert srm.cfc.eq(0).all()
+
+
+def test_srm_begins_with_weights_of_zero():
+    assert build_attention({'type': 'SRM'}, C).cfc.eq(0).all()
 
 
 # log₂C / 2 + 1/2 is 2, 3.5, 4.5, 5, 6 and 9; whole parts that are even go up by one.
@@ -114,9 +117,9 @@ def test_eca_kernel(channels, taps):
     assert build_attention({'type': 'ECA'}, channels).conv.kernel_size == (taps,)
 
 
-def test_hidden_layer_is_rounded_and_never_empty():
-    assert build_attention({'type': 'SE', 'ratio': 16}, 24).fc1.out_features == 2
-    assert build_attention({'type': 'SE', 'ratio': 16}, 3).fc1.out_features == 1
+@pytest.mark.parametrize(('channels', 'hidden'), [(24, 2), (3, 1)], ids=['rounded', 'never empty'])
+def test_size_of_the_hidden_layer(channels, hidden):
+    assert build_attention({'type': 'SE', 'ratio': 16}, channels).fc1.out_features == hidden
 
 
 def test_srm_of_one_position_and_one_image_is_finite_and_leaves_the_statistics():
@@ -143,8 +146,11 @@ def test_tanh_takes_the_place_of_the_sigmoid(name):
     torch.testing.assert_close(tanh.weights(x), sigmoid.weights(x).logit().tanh(), rtol=1e-4, atol=1e-5)
 
 
-def test_gates_that_cant_be():
+def test_an_unknown_gate_names_the_known_ones():
     with pytest.raises(ValueError, match="unknown gate 'relu'; known are sigmoid and tanh"):
         ATTENTIONS['SE'](16, gate='relu')
+
+
+def test_init_identity_and_a_gate_that_is_zero_at_zero_are_refused():
     with pytest.raises(ValueError, match='init_identity divides by the gate at 0'):
         ATTENTIONS['SE'](16, gate='tanh', init_identity=True)

@@ -1,12 +1,11 @@
 """Folding attention that was trained as ordinary attention."""
 
-import copy
 import json
 
 import pytest
 import timm
 import torch
-from helpers import SE_CONFIG, randomize, run_tool
+from helpers import SE_CONFIG, classifier, plugin, randomize, run_tool, save_network
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmpretrain.models import MobileNetV3, SEResNet
@@ -161,56 +160,56 @@ def test_what_cant_be_folded_says_why(case):
         assert torch.equal(network(X), expected)
 
 
-def test_a_negative_mean_does_not_pass_a_relu():
-    network = ready(Net(se(), lambda n, x: n.se(n.relu(n.norm(n.conv(x))))))
-    for mean, folds in ((0.5, True), (-0.5, False)):
-        hosts, staying = find_hosts(network, {'se': torch.full((8,), mean)}, lambda: network(X))
-        assert bool(hosts) == folds
+@pytest.fixture
+def through_a_relu():
+    return ready(Net(se(), lambda n, x: n.se(n.relu(n.norm(n.conv(x))))))
+
+
+def test_a_positive_mean_passes_a_relu(through_a_relu):
+    hosts, _ = find_hosts(through_a_relu, {'se': torch.full((8,), 0.5)}, lambda: through_a_relu(X))
+    assert hosts
+
+
+def test_a_negative_mean_does_not_pass_a_relu(through_a_relu):
+    hosts, staying = find_hosts(through_a_relu, {'se': torch.full((8,), -0.5)}, lambda: through_a_relu(X))
+    assert not hosts
     assert 'scaling norm (BatchNorm2d) does not scale what it gets' in staying['se']
 
 
-def config(backbone, channels, scope='mmpretrain', data=None, **model):
-    """A classifier's config, with data of two classes."""
-    head = {'type': 'LinearClsHead', 'num_classes': 2, 'in_channels': channels, 'loss': {'type': 'CrossEntropyLoss'}}
-    model = {
-        'type': 'ImageClassifier',
-        'backbone': backbone,
-        'neck': {'type': 'GlobalAveragePooling'},
-        'head': {**head, 'topk': (1,)},
-        **model,
-    }
-    loader = {
-        'batch_size': 4,
-        'num_workers': 0,
-        'sampler': {'type': 'DefaultSampler', 'shuffle': False},
-        'dataset': {
-            'type': 'CustomDataset',
-            'data_root': str(data),
-            'pipeline': [{'type': 'LoadImageFromFile'}, {'type': 'PackInputs'}],
-        },
-    }
-    return Config(
-        {
-            'model': {key: value for key, value in model.items() if value is not None},
-            'data_preprocessor': {'num_classes': 2, 'mean': [128] * 3, 'std': [64] * 3},
-            'default_scope': scope,
-            'custom_imports': {'imports': ['mmasr']},
-            'train_dataloader': loader,
-            'test_dataloader': loader,
-            'test_evaluator': {'type': 'Accuracy', 'topk': (1,)},
+@pytest.fixture
+def config(shapes):
+    """Makes the config of a classifier of two classes, with data."""
+
+    def make(backbone, channels):
+        loader = {
+            'batch_size': 4,
+            'num_workers': 0,
+            'sampler': {'type': 'DefaultSampler', 'shuffle': False},
+            'dataset': {
+                'type': 'CustomDataset',
+                'data_root': str(shapes / 'data/shapes'),
+                'pipeline': [{'type': 'LoadImageFromFile'}, {'type': 'PackInputs'}],
+            },
         }
-    )
+        config = classifier(backbone, channels)
+        config.model.head.update(num_classes=2, topk=(1,))
+        config.update(
+            {
+                'data_preprocessor': {'num_classes': 2, 'mean': [128] * 3, 'std': [64] * 3},
+                'train_dataloader': loader,
+                'test_dataloader': loader,
+                'test_evaluator': {'type': 'Accuracy', 'topk': (1,)},
+            }
+        )
+        return config
+
+    return make
 
 
-def save(path, config):
-    with DefaultScope.overwrite_default_scope(config.default_scope):
-        model = ready(MODELS.build(copy.deepcopy(config.model)))
-    torch.save({'meta': {'cfg': config.pretty_text}, 'state_dict': model.state_dict()}, path)
-    return model
+def timm_backbone(name):
+    return {'type': 'TIMMBackbone', 'model_name': name}
 
 
-SE_PLUGIN = {'cfg': {'type': 'mmasr.SE'}, 'position': 'after_conv3'}
-ASR_PLUGIN = {'cfg': {'type': 'mmasr.ASR', 'attention': {'type': 'SE'}}, 'position': 'after_conv3'}
 SMALL = {'depth': 50, 'base_channels': 8}
 BACKBONES = {
     'SEResNet': ({'type': 'SEResNet', **SMALL, 'stem_channels': 8, 'se_ratio': 8}, 256, ('type', 'ResNet')),
@@ -219,29 +218,32 @@ BACKBONES = {
         2048,
         ('type', 'mmpretrain.ResNeXt'),
     ),
-    'timm': ({'type': 'TIMMBackbone', 'model_name': 'seresnet18'}, 512, ('model_name', 'resnet18')),
-    'plugins': ({'type': 'mmdet.ResNet', **SMALL, 'out_indices': (3,), 'plugins': [SE_PLUGIN]}, 256, ('type', 'mmdet.ResNet')),
+    'timm': (timm_backbone('seresnet18'), 512, ('model_name', 'resnet18')),
+    'plugins': (
+        {'type': 'mmdet.ResNet', **SMALL, 'out_indices': (3,), 'plugins': [plugin('SE')]},
+        256,
+        ('type', 'mmdet.ResNet'),
+    ),
     'ASR + SE': (
         {
             'type': 'mmasr.ASRResNet',
             **SMALL,
             'out_indices': (3,),
             'asr': {'attention': {'type': 'ECA'}},
-            'plugins': [ASR_PLUGIN, SE_PLUGIN],
+            'plugins': [plugin('ASR', attention={'type': 'SE'}), plugin('SE')],
         },
         256,
         ('type', 'mmdet.ResNet'),
     ),
     # No name without attention is known for it, so the modules are taken out.
-    'another': ({'type': 'TIMMBackbone', 'model_name': 'regnety_002'}, 368, ('type', 'mmasr.WithoutAttention')),
+    'another': (timm_backbone('regnety_002'), 368, ('type', 'mmasr.WithoutAttention')),
 }
 
 
 @pytest.mark.parametrize('name', BACKBONES)
-def test_backbones_become_stock_ones(shapes, tmp_path, name):
+def test_backbones_become_stock_ones(config, tmp_path, name):
     backbone, channels, (key, value) = BACKBONES[name]
-    trained = config(backbone, channels, data=shapes / 'data/shapes')
-    model = save(tmp_path / 'a.pth', trained)
+    model = save_network(tmp_path / 'a.pth', config(backbone, channels), ready)
     report = reparameterize(tmp_path / 'a.pth', calibration=Calibration(images=5))
     deployed = Config.fromfile(report.config)
     assert deployed.model.backbone[key] == value
@@ -258,18 +260,18 @@ def test_backbones_become_stock_ones(shapes, tmp_path, name):
     assert not any(isinstance(module, mmasr.ASR) for module in stock.modules())
 
 
-def test_attention_that_a_deployed_network_has_left(shapes, tmp_path):
-    save(tmp_path / 'a.pth', config(BACKBONES['ASR + SE'][0], 256, data=shapes / 'data/shapes'))
+def test_attention_that_a_deployed_network_has_left(config, tmp_path):
+    save_network(tmp_path / 'a.pth', config(BACKBONES['ASR + SE'][0], 256), ready)
     deployed = reparameterize(tmp_path / 'a.pth').checkpoint
     report = reparameterize(deployed, calibration=Calibration(images=5))
     assert len(report.means) == len(report.attention.hosts) == 16
     assert Config.fromfile(report.config).model.backbone.type == 'mmdet.ResNet'
 
 
-def test_a_whole_timm_classifier(shapes, tmp_path):
-    trained = config({}, 0, data=shapes / 'data/shapes')
+def test_a_whole_timm_classifier(config, tmp_path):
+    trained = config({}, 0)
     trained.model = {'type': 'TimmClassifier', 'model_name': 'seresnet18', 'num_classes': 2}
-    save(tmp_path / 'a.pth', trained)
+    save_network(tmp_path / 'a.pth', trained, ready)
     report = reparameterize(tmp_path / 'a.pth', calibration=Calibration(images=5))
     assert Config.fromfile(report.config).model.to_dict() == {**trained.model.to_dict(), 'model_name': 'resnet18'}
 
@@ -285,96 +287,144 @@ def made_up(metric):
     return evaluation
 
 
-@pytest.mark.parametrize(('max_drop', 'folded'), [(None, 8), (8, 8), (3.5, 3), (1, 1)])
-def test_max_drop_folds_the_steadiest(shapes, tmp_path, monkeypatch, max_drop, folded):
-    trained = config({'type': 'TIMMBackbone', 'model_name': 'seresnet18'}, 512, data=shapes / 'data/shapes')
-    save(tmp_path / 'a.pth', trained)
+@pytest.fixture
+def seresnet(config, tmp_path, monkeypatch):
+    """The checkpoint of a network that is made to lose one point a module that is folded, of its eight."""
     monkeypatch.setattr(calibrate, 'evaluate', made_up(lambda left: 80 + left))
-    report = reparameterize(tmp_path / 'a.pth', calibration=Calibration(5, max_drop))
+    save_network(tmp_path / 'a.pth', config(timm_backbone('seresnet18'), 512), ready)
+    return tmp_path / 'a.pth'
+
+
+@pytest.mark.parametrize('max_drop', [None, 8])
+def test_all_is_folded_where_max_drop_allows_it(seresnet, max_drop):
+    attention = reparameterize(seresnet, calibration=Calibration(5, max_drop)).attention
+    assert len(attention.hosts) == 8
+    assert not attention.staying
+
+
+@pytest.mark.parametrize(('max_drop', 'folded'), [(3.5, 3), (1, 1)])
+def test_max_drop_folds_the_steadiest(seresnet, max_drop, folded):
+    report = reparameterize(seresnet, calibration=Calibration(5, max_drop))
     attention = report.attention
     assert len(attention.hosts) == folded
+    assert len(attention.staying) == 8 - folded
     steadiness = {name: stripes.summary()['median_std'] for name, stripes in attention.stripes.items()}
-    if attention.staying:
-        assert max(steadiness[name] for name in attention.hosts) <= min(steadiness[name] for name in attention.staying)
-        assert set(attention.staying.values()) == {f'folding more would lose more than {max_drop} points of accuracy/top1'}
-        deployed = Config.fromfile(report.config)
-        assert deployed.model.backbone.type == 'mmasr.WithoutAttention'
-        assert deployed.custom_imports.imports == ['mmasr']
-        with DefaultScope.overwrite_default_scope('mmpretrain'):
-            left = attention_modules(MODELS.build(deployed.model))
-        assert set(left) == set(attention.staying)
+    assert max(steadiness[name] for name in attention.hosts) <= min(steadiness[name] for name in attention.staying)
+    assert set(attention.staying.values()) == {f'folding more would lose more than {max_drop} points of accuracy/top1'}
+    deployed = Config.fromfile(report.config)
+    assert deployed.model.backbone.type == 'mmasr.WithoutAttention'
+    assert deployed.custom_imports.imports == ['mmasr']
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        left = attention_modules(MODELS.build(deployed.model))
+    assert set(left) == set(attention.staying)
 
 
-def test_nothing_can_be_folded(shapes, tmp_path, monkeypatch):
-    trained = config({'type': 'TIMMBackbone', 'model_name': 'seresnet18'}, 512, data=shapes / 'data/shapes')
-    save(tmp_path / 'a.pth', trained)
-    efficient = config({'type': 'TIMMBackbone', 'model_name': 'efficientnet_b0'}, 1280, data=shapes / 'data/shapes')
-    save(tmp_path / 'b.pth', efficient)
-    plain = config({'type': 'TIMMBackbone', 'model_name': 'resnet18'}, 512, data=shapes / 'data/shapes')
-    save(tmp_path / 'c.pth', plain)
-    before = sorted(tmp_path.iterdir())
-    monkeypatch.setattr(calibrate, 'evaluate', made_up(lambda left: 80 + left))
+def test_a_max_drop_that_even_the_steadiest_exceeds_writes_nothing(seresnet, tmp_path):
     with pytest.raises(InputError, match=r'folding even backbone\.timm_model\.\S+ alone, the steadiest, loses more than 0\.5'):
-        reparameterize(tmp_path / 'a.pth', calibration=Calibration(5, 0.5))
-    with pytest.raises(InputError, match=r'no attention module can be folded: .* and 11 more; .* does not scale what it gets'):
-        reparameterize(tmp_path / 'b.pth', calibration=Calibration(5))
-    with pytest.raises(InputError, match='has no attention that depends on its input'):
-        reparameterize(tmp_path / 'c.pth', calibration=Calibration(5))
-    assert sorted(tmp_path.iterdir()) == before
+        reparameterize(seresnet, calibration=Calibration(5, 0.5))
+    assert list(tmp_path.iterdir()) == [seresnet]
 
 
-def test_points():
+@pytest.mark.parametrize(
+    ('backbone', 'channels', 'message'),
+    [
+        ('efficientnet_b0', 1280, r'no attention module can be folded: .* and 11 more; .* does not scale what it gets'),
+        ('resnet18', 512, 'has no attention that depends on its input'),
+    ],
+    ids=['attention that must stay', 'no attention'],
+)
+def test_nothing_to_fold_writes_nothing(config, tmp_path, backbone, channels, message):
+    save_network(tmp_path / 'a.pth', config(timm_backbone(backbone), channels), ready)
+    with pytest.raises(InputError, match=message):
+        reparameterize(tmp_path / 'a.pth', calibration=Calibration(5))
+    assert list(tmp_path.iterdir()) == [tmp_path / 'a.pth']
+
+
+def test_an_accuracy_is_in_points_already():
     assert points('accuracy/top1', 75.5) == 75.5
+
+
+def test_a_mean_average_precision_is_a_share():
     assert points('coco/bbox_mAP', 0.375) == pytest.approx(37.5)
 
 
-def test_a_config_from_a_stranger_reads_local_images_only():
-    shapes = Config.fromfile(SE_CONFIG)
-    check_data_config(shapes.test_dataloader.to_dict(), shapes.test_evaluator.to_dict())
-    for change, message in (
-        ({'dataset.type': 'LVISDataset'}, "uses 'LVISDataset'"),
-        ({'dataset.type': 'mmpretrain.CIFAR10'}, r"uses 'mmpretrain\.CIFAR10'"),
-        ({'dataset.pipeline.0.type': 'LoadProposals'}, "uses 'LoadProposals'"),
-        ({'dataset.pipeline.0.backend_args': {'backend': 'http'}}, 'has backend_args'),
-        ({'dataset.ann_file': 'http://example.org/a.json'}, 'has ann_file'),
-        ({'dataset.proposal_file': 'a.pkl'}, 'has proposal_file'),
-        ({'collate_fn': {'type': 'os.system'}}, "uses 'os.system'"),
-    ):
-        loader = Config({'test_dataloader': copy.deepcopy(shapes.test_dataloader)})
-        loader.merge_from_dict({f'test_dataloader.{key}': value for key, value in change.items()})
-        with pytest.raises(InputError, match=message):
-            check_data_config(loader.test_dataloader.to_dict())
+def test_the_data_of_the_shapes_is_accepted_from_a_stranger():
+    config = Config.fromfile(SE_CONFIG)
+    check_data_config(config.test_dataloader.to_dict(), config.test_evaluator.to_dict())
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'message'),
+    [
+        ('dataset.type', 'LVISDataset', "uses 'LVISDataset'"),
+        ('dataset.type', 'mmpretrain.CIFAR10', r"uses 'mmpretrain\.CIFAR10'"),
+        ('dataset.pipeline.0.type', 'LoadProposals', "uses 'LoadProposals'"),
+        ('dataset.pipeline.0.backend_args', {'backend': 'http'}, 'has backend_args'),
+        ('dataset.ann_file', 'http://example.org/a.json', 'has ann_file'),
+        ('dataset.proposal_file', 'a.pkl', 'has proposal_file'),
+        ('collate_fn', {'type': 'os.system'}, "uses 'os.system'"),
+    ],
+    ids=['LVIS', 'CIFAR10', 'proposals', 'a server', 'a download', 'a pickle', 'a function'],
+)
+def test_a_strangers_data_is_local_images_only(key, value, message):
+    config = Config.fromfile(SE_CONFIG)
+    config.merge_from_dict({f'test_dataloader.{key}': value})
+    with pytest.raises(InputError, match=message):
+        check_data_config(config.test_dataloader.to_dict())
+
+
+def test_a_strangers_evaluator_writes_no_file():
+    config = Config.fromfile(SE_CONFIG)
     with pytest.raises(InputError, match='has outfile_prefix'):
-        check_data_config({**shapes.test_evaluator.to_dict(), 'outfile_prefix': 'somewhere'})
+        check_data_config({**config.test_evaluator.to_dict(), 'outfile_prefix': 'somewhere'})
 
 
-def test_the_tool_on_the_shapes_run(se_checkpoint, shapes, refusal):
-    _, checkpoint = se_checkpoint
-    result = run_tool('reparam.py', checkpoint, '--fold-attention', '--calibrate', 6, cwd=shapes)
+@pytest.fixture(scope='module')
+def shapes_run(se_checkpoint, shapes):
+    """What the tool prints when it folds the attention of the shapes run; its files are in the folder se."""
+    result = run_tool('reparam.py', se_checkpoint[1], '--fold-attention', '--calibrate', 6, cwd=shapes)
     assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_the_tool_prints_what_it_folds_and_what_that_costs(shapes_run):
     for text in ('mean of SE, into', 'modules with attention', 'median std', 'coco/bbox_mAP', 'before', 'after'):
-        assert text in result.stdout
+        assert text in shapes_run
+
+
+@pytest.mark.usefixtures('shapes_run')
+def test_the_tool_leaves_a_stock_detector(shapes):
     deployed = Config.fromfile(shapes / 'se/epoch_2_deploy.py')
     assert deployed.model.backbone.type == 'mmdet.ResNet'
     assert 'plugins' not in deployed.model.backbone
     assert 'custom_imports' not in deployed
-    # What was printed as "after" is what the deployed files give.
+
+
+def test_the_metrics_after_are_those_of_the_deployed_files(shapes_run, shapes):
     metrics = run_tool('test.py', 'se/epoch_2_deploy.py', 'se/epoch_2_deploy.pth', '--work-dir', 'se_test', cwd=shapes)
     assert metrics.returncode == 0, metrics.stderr
     (file,) = (shapes / 'se_test').glob('*/*.json')
-    assert f'{json.loads(file.read_text())["coco/segm_mAP"]:.4f}' in result.stdout
+    assert f'{json.loads(file.read_text())["coco/segm_mAP"]:.4f}' in shapes_run
 
-    assert refusal('reparam.py', checkpoint, '--out', 'se/other.pth', '--calibrate', 5, cwd=shapes) == (
+
+def test_calibrate_without_fold_attention_is_refused(se_checkpoint, shapes, refusal):
+    assert refusal('reparam.py', se_checkpoint[1], '--out', 'se/other.pth', '--calibrate', 5, cwd=shapes) == (
         'error: --calibrate and --max-drop go with --fold-attention'
     )
 
 
-def test_bad_arguments_and_missing_data(se_checkpoint, tmp_path, monkeypatch):
+def test_one_image_for_the_mean_is_refused():
     with pytest.raises(InputError, match='--calibrate 1: the mean needs two images at least'):
         Calibration(images=1)
-    for drop in (-1, float('nan')):
-        with pytest.raises(InputError, match='give the points that may be lost, 0 or more'):
-            Calibration(max_drop=drop)
+
+
+@pytest.mark.parametrize('drop', [-1, float('nan')])
+def test_a_max_drop_that_is_no_loss_is_refused(drop):
+    with pytest.raises(InputError, match='give the points that may be lost, 0 or more'):
+        Calibration(max_drop=drop)
+
+
+def test_missing_data_is_said_and_nothing_is_written(se_checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r'train\.json is not there, and the embedded config takes its train_data'):
         reparameterize(se_checkpoint[1], out='other.pth', calibration=Calibration())

@@ -122,25 +122,37 @@ def agrees(model, theirs, x, bound=1e-5):
 VARIANTS = {'': {}, '_se': {'attention': True}, '_asr_se': {'asr': True}, '_asr_se_se': {'asr': True, 'attention': True}}
 
 
-@pytest.mark.parametrize('variant', VARIANTS)
-def test_the_authors_networks(tmp_path, variant):
+def convert_theirs(folder, variant):
+    """One of the authors' networks, and what converting its checkpoint says."""
     theirs = trained(Theirs(**VARIANTS[variant]))
-    converted = convert(save(theirs, tmp_path / 'model_best.pth.tar'))
+    return theirs, convert(save(theirs, folder / 'model_best.pth.tar'))
+
+
+def built(config, checkpoint):
+    """The network of a config, with all the weights of a checkpoint."""
+    model = build_model(config)
+    model.load_state_dict(torch.load(checkpoint, weights_only=True)['state_dict'], strict=True)
+    return model
+
+
+@pytest.mark.parametrize('variant', VARIANTS, ids=lambda variant: variant or 'plain')
+def test_the_authors_networks(tmp_path, variant):
+    theirs, converted = convert_theirs(tmp_path, variant)
     assert converted.checkpoint == tmp_path / 'model_best_asr.pth'
     assert converted.hosts == 27 * ('asr' in variant)
-    checkpoint = torch.load(converted.checkpoint, weights_only=True)
     config = Config.fromfile(ROOT / f'configs/cifar100/resnet83{variant}.py')
     assert Config.fromfile(converted.config).model.data_preprocessor == config.data_preprocessor
-    for model in (build_model(config), build_model(Config.fromfile(converted.config))):
-        model.load_state_dict(checkpoint['state_dict'], strict=True)
-        assert agrees(model, theirs, torch.randn(2, 3, 32, 32))
+    for way in (config, Config.fromfile(converted.config)):
+        assert agrees(built(way, converted.checkpoint), theirs, torch.randn(2, 3, 32, 32))
 
-    if 'asr' in variant:  # what was written deploys by itself
-        report = reparameterize(converted.checkpoint)
-        deployed = build_model(Config.fromfile(report.config))
-        deployed.load_state_dict(torch.load(report.checkpoint, weights_only=True)['state_dict'], strict=True)
-        assert not any(isinstance(module, Host) for module in deployed.modules())
-        assert agrees(deployed, theirs, torch.randn(2, 3, 32, 32))
+
+@pytest.mark.parametrize('variant', [variant for variant in VARIANTS if 'asr' in variant])
+def test_the_authors_networks_deploy_by_themselves(tmp_path, variant):
+    theirs, converted = convert_theirs(tmp_path, variant)
+    report = reparameterize(converted.checkpoint)
+    deployed = built(Config.fromfile(report.config), report.checkpoint)
+    assert not any(isinstance(module, Host) for module in deployed.modules())
+    assert agrees(deployed, theirs, torch.randn(2, 3, 32, 32))
 
 
 def test_deployed_for_good_is_a_plain_network(tmp_path):
@@ -151,8 +163,7 @@ def test_deployed_for_good_is_a_plain_network(tmp_path):
     torch.save({name: tensor for name, tensor in weights.items() if not any(part in name for part in gone)}, path)
     converted = convert(path)
     assert converted.backbone == {'type': 'mmasr.ASRResNetCIFAR', 'depth': 83}
-    model = build_model(Config.fromfile(converted.config))
-    model.load_state_dict(torch.load(converted.checkpoint, weights_only=True)['state_dict'])
+    model = built(Config.fromfile(converted.config), converted.checkpoint)
     assert agrees(model, theirs, torch.randn(2, 3, 32, 32))
 
 
@@ -185,45 +196,85 @@ def imagenet(library, depth):
         )
 
 
-@pytest.mark.parametrize(
-    ('library', 'depth', 'kappa'),
-    [('torchvision', 18, 'SE'), ('torchvision', 50, 'ECA'), ('timm', 34, 'SPA'), ('mmpretrain', 50, 'SE')],
-)
-def test_resnets_of_the_libraries(tmp_path, library, depth, kappa):
+LIBRARIES = [('torchvision', 18, 'SE'), ('torchvision', 50, 'ECA'), ('timm', 34, 'SPA'), ('mmpretrain', 50, 'SE')]
+
+
+@pytest.fixture(scope='module', params=LIBRARIES, ids=lambda param: '-'.join(map(str, param)))
+def case(request, tmp_path_factory):
+    """A ResNet of a library, its depth and the κ that it gets, and what converting it says."""
+    library, depth, kappa = request.param
+    folder = tmp_path_factory.mktemp('convert')
+    torch.manual_seed(0)
     theirs = trained(imagenet(library, depth))
-    torch.save(theirs.state_dict(), tmp_path / 'x.pth')
-    converted = convert(tmp_path / 'x.pth', kappa, tmp_path / 'y.pth')
+    torch.save(theirs.state_dict(), folder / 'x.pth')
+    return theirs, depth, kappa, convert(folder / 'x.pth', kappa, folder / 'y.pth')
+
+
+def test_resnets_of_the_libraries(case):
+    theirs, depth, kappa, converted = case
     assert converted.hosts == {18: 8, 34: 16, 50: 16}[depth]
     config = Config.fromfile(converted.config)
     assert config.model.backbone.asr.attention == {'type': kappa}
-    model = build_model(config)
-    model.load_state_dict(torch.load(tmp_path / 'y.pth', weights_only=True)['state_dict'], strict=True)
+    model = built(config, converted.checkpoint)
     assert agrees(model, theirs, torch.randn(2, 3, 64, 64))
     assert all(host.asr.scale().eq(1).all() for host in model.modules() if isinstance(host, Host))
 
-    # A detector starts from it as the configs for COCO say.
-    pretrained = {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'y.pth'), 'prefix': 'backbone.'}
-    backbone = MODELS.build({**config.model.backbone, 'init_cfg': pretrained})
+
+def test_a_detector_starts_from_them_as_the_configs_for_coco_say(case):
+    converted = case[-1]
+    config = Config.fromfile(converted.config).model.backbone
+    pretrained = {'type': 'Pretrained', 'checkpoint': str(converted.checkpoint), 'prefix': 'backbone.'}
+    backbone = MODELS.build({**config, 'init_cfg': pretrained})
     backbone.init_weights()
-    for name, tensor in model.backbone.state_dict().items():
-        assert torch.equal(backbone.state_dict()[name], tensor)
+    weights = torch.load(converted.checkpoint, weights_only=True)['state_dict']
+    expected = {name.removeprefix('backbone.'): tensor for name, tensor in weights.items() if name.startswith('backbone.')}
+    found = backbone.state_dict()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor)
 
 
-def test_what_is_no_such_resnet_is_refused(tmp_path, refusal):
-    torch.save(torchvision.models.vgg11().state_dict(), tmp_path / 'vgg.pth')
-    torch.save(torchvision.models.resnext50_32x4d().state_dict(), tmp_path / 'resnext.pth')
-    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / 'x.pth')
+def test_a_network_that_is_no_resnet_is_refused(tmp_path, refusal):
+    torch.save(torchvision.models.vgg11(num_classes=2).state_dict(), tmp_path / 'vgg.pth')
     assert 'not the weights of a ResNet that is known here: stages of [] blocks' in refusal(
         'convert.py', 'vgg.pth', cwd=tmp_path
     )
+
+
+def test_a_resnext_is_refused(tmp_path, refusal):
+    torch.save(torchvision.models.resnext50_32x4d().state_dict(), tmp_path / 'resnext.pth')
     assert "resnext.pth: config and weights don't fit: of another shape: backbone.layer1.0.conv1.weight" in refusal(
         'convert.py', 'resnext.pth', cwd=tmp_path
     )
-    assert '20, 56, 83, 110, 164' in refusal('convert.py', 'x.pth', cwd=tmp_path)
+
+
+@pytest.fixture
+def linear(tmp_path):
+    """The checkpoint of a network without any convolution."""
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / 'x.pth')
+    return tmp_path / 'x.pth'
+
+
+def test_a_refusal_names_the_known_depths(linear, tmp_path, refusal):
+    assert '20, 56, 83, 110, 164' in refusal('convert.py', linear, cwd=tmp_path)
+
+
+def test_a_missing_file_is_said(tmp_path, refusal):
     assert 'none.pth: No such file' in refusal('convert.py', 'none.pth', cwd=tmp_path)
+
+
+def test_what_is_there_stays_without_force(linear, tmp_path, refusal):
     (tmp_path / 'x_asr.py').write_text('mine')
-    assert 'x_asr.py is there already; pass --force' in refusal('convert.py', 'x.pth', cwd=tmp_path)
-    with pytest.raises(InputError, match=r'must be named \*\.pth'):
-        convert(tmp_path / 'x.pth', out=tmp_path / 'y.pt')
-    assert 'none.pth: No such file' in refusal('convert.py', 'none.pth', '--force', '--out', 'x.pth', cwd=tmp_path)
+    assert 'x_asr.py is there already; pass --force' in refusal('convert.py', linear, cwd=tmp_path)
     assert (tmp_path / 'x_asr.py').read_text() == 'mine'
+
+
+def test_another_suffix_is_refused(linear, tmp_path):
+    with pytest.raises(InputError, match=r'must be named \*\.pth'):
+        convert(linear, out=tmp_path / 'y.pt')
+
+
+def test_a_refusal_overwrites_nothing_with_force_either(linear, tmp_path, refusal):
+    before = linear.read_bytes()
+    assert 'none.pth: No such file' in refusal('convert.py', 'none.pth', '--force', '--out', linear, cwd=tmp_path)
+    assert linear.read_bytes() == before

@@ -1,14 +1,18 @@
 """From a trained checkpoint to deployed files that stock MMDetection loads."""
 
 import copy
-import resource
-import subprocess
+import importlib
+import os
+import re
+import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from helpers import SHAPES_CONFIG, run_tool
+from helpers import SHAPES_CONFIG, Touch, classifier, full_disk, plugin, run_tool, stock_predictions
+from mmdet.apis import inference_detector, init_detector
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
@@ -54,70 +58,67 @@ def save(path, config, embed=True, **options):
     return path, model
 
 
-STOCK = """
-import sys
-sys.modules['mmasr'] = None
-import numpy, torch
-from mmdet.apis import inference_detector, init_detector
-from mmengine.config import Config
-config = Config.fromfile(sys.argv[1])
-model = init_detector(config, None, device='cpu')
-model.load_state_dict(torch.load(sys.argv[2], weights_only=True)['state_dict'], strict=True)
-image = numpy.random.default_rng(0).integers(0, 255, (128, 128, 3), dtype=numpy.uint8)
-found = inference_detector(model, image).pred_instances
-torch.save([found.bboxes, found.scores, found.masks], sys.argv[3])
-assert not [name for name in sys.modules if name.startswith('mmasr.')]
-"""
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp('deployed')
 
 
-def test_stock_mmdetection_predicts_what_the_trained_network_does(checkpoint, tmp_path):
-    report = reparameterize(checkpoint, out=tmp_path / 'deployed.pth')
-    command = [sys.executable, '-c', STOCK, report.config, report.checkpoint, tmp_path / 'stock.pt']
-    subprocess.run(list(map(str, command)), check=True, capture_output=True)
-    bboxes, scores, masks = torch.load(tmp_path / 'stock.pt')
+@pytest.fixture(scope='module')
+def deployed(checkpoint, folder):
+    """The report of deploying the checkpoint that a runner left."""
+    return reparameterize(checkpoint, out=folder / 'x.pth')
 
-    import numpy as np
-    from mmdet.apis import inference_detector, init_detector
+
+def test_stock_mmdetection_predicts_what_the_trained_network_does(checkpoint, deployed, tmp_path):
+    image = np.random.default_rng(0).integers(0, 255, (128, 128, 3), dtype=np.uint8)
+    ((bboxes, scores, labels, masks),) = stock_predictions(deployed.config, deployed.checkpoint, [image], tmp_path)
 
     trained = init_detector(str(SHAPES_CONFIG), None, device='cpu')
     trained.load_state_dict(load(checkpoint)['state_dict'])
-    image = np.random.default_rng(0).integers(0, 255, (128, 128, 3), dtype=np.uint8)
     expected = inference_detector(trained, image).pred_instances
     assert len(expected) > 0
     # The product that is folded is the product that ran: 1e-4 of a pixel is what the convolutions may differ by.
     torch.testing.assert_close(bboxes, expected.bboxes, rtol=0, atol=1e-4 * 128)
     torch.testing.assert_close(scores, expected.scores, rtol=0, atol=1e-4)
+    assert torch.equal(labels, expected.labels)
     assert (masks == expected.masks).float().mean() > 0.9999
 
 
-def test_a_runners_checkpoint_becomes_a_pair_of_files(checkpoint, tmp_path):
-    source = load(checkpoint)
-    report = reparameterize(checkpoint, out=tmp_path / 'x.pth')
-    assert (report.checkpoint, report.config) == (tmp_path / 'x.pth', tmp_path / 'x.py')
-    assert len(report.folded) == 8
-    assert max(d.relative for d in report.differences) <= 1e-4
-    assert {d.output.split('.')[0] for d in report.differences} == {'features', 'rpn_head', 'roi_head'}
-    assert report.parameters[0] - report.parameters[1] == sum(
-        t.numel() for n, t in source['state_dict'].items() if '.asr.' in n and not n.endswith('initial')
+def test_the_report_of_a_runners_checkpoint(checkpoint, deployed):
+    assert len(deployed.folded) == 8
+    assert max(d.relative for d in deployed.differences) <= 1e-4
+    assert {d.output.split('.')[0] for d in deployed.differences} == {'features', 'rpn_head', 'roi_head'}
+    assert deployed.parameters[0] - deployed.parameters[1] == sum(
+        t.numel() for n, t in load(checkpoint)['state_dict'].items() if '.asr.' in n and not n.endswith('initial')
     )
 
-    deployed = torch.load(tmp_path / 'x.pth', weights_only=True)
-    assert set(deployed) == {'meta', 'state_dict'}  # no optimizer, no message hub, no second set of weights
+
+def test_a_runners_checkpoint_becomes_a_pair_of_files(deployed, folder):
+    assert (deployed.checkpoint, deployed.config) == (folder / 'x.pth', folder / 'x.py')
+    assert sorted(folder.iterdir()) == [folder / 'x.pth', folder / 'x.py']
+
+
+def test_a_deployed_checkpoint_has_weights_and_where_they_come_from(checkpoint, deployed):
+    found, source = torch.load(deployed.checkpoint, weights_only=True), load(checkpoint)
+    assert set(found) == {'meta', 'state_dict'}  # no optimizer, no message hub, no second set of weights
     kept = ('epoch', 'dataset_meta', 'mmengine_version', 'seed', 'time', 'experiment_name', 'iter')
-    assert {key: deployed['meta'][key] for key in kept} == {key: source['meta'][key] for key in kept}
-    assert deployed['meta']['mmasr']['folded'] == {f'backbone.layer{i}.{j}.bn2': 'SE' for i in (1, 2, 3, 4) for j in (0, 1)}
-    text = (tmp_path / 'x.py').read_text()
-    assert text == deployed['meta']['cfg']
-    config = Config.fromfile(tmp_path / 'x.py')
+    assert {key: found['meta'][key] for key in kept} == {key: source['meta'][key] for key in kept}
+    assert found['meta']['mmasr']['folded'] == {f'backbone.layer{i}.{j}.bn2': 'SE' for i in (1, 2, 3, 4) for j in (0, 1)}
+    assert found['meta']['cfg'] == deployed.config.read_text()
+
+
+def test_a_deployed_config_is_stock_mmdetections(deployed):
+    config = Config.fromfile(deployed.config)
     assert 'custom_imports' not in config
     assert not [value for _, value in walk(config.to_dict()) if str(value).startswith('mmasr')]
     assert config.model.backbone.type == 'mmdet.ResNet'
-    assert not list(tmp_path.glob('.*'))
-    # With EMA the runner saves the averaged weights as state_dict, and those are the ones to deploy.
-    assert torch.equal(deployed['state_dict']['backbone.conv1.weight'], source['state_dict']['backbone.conv1.weight'])
-    assert not torch.equal(
-        source['state_dict']['backbone.conv1.weight'], source['ema_state_dict']['module.backbone.conv1.weight']
-    )
+
+
+def test_the_averaged_weights_are_deployed(checkpoint, deployed):
+    """With EMA the runner saves them as state_dict."""
+    name, source = 'backbone.conv1.weight', load(checkpoint)
+    assert torch.equal(load(deployed.checkpoint)['state_dict'][name], source['state_dict'][name])
+    assert not torch.equal(source['state_dict'][name], source['ema_state_dict'][f'module.{name}'])
 
 
 @pytest.mark.parametrize(
@@ -161,6 +162,7 @@ def test_kinds_of_weights(tmp_path, options, bound, embed):
             'mmdet.ResNeXt',
         ),
     ],
+    ids=['ResNet', 'ResNetV1d', 'ResNeXt'],
 )
 def test_backbones(tmp_path, backbone, expected):
     path, model = save(tmp_path / 'a.pth', small(**backbone))
@@ -172,35 +174,40 @@ def test_backbones(tmp_path, backbone, expected):
     assert set(report.folded.values()) == {' x '.join(['SE'] * delta)}
 
 
-def test_plugins_go_and_attention_stays(tmp_path):
-    asr = {'cfg': {'type': 'mmasr.ASR', 'attention': SE}, 'position': 'after_conv3'}
-    kappa = {'cfg': {'type': 'mmasr.SE'}, 'position': 'after_conv3'}
-    stock = {'type': 'mmdet.ResNet', 'depth': 50}
-
-    config = small(**stock, plugins=[asr])
+def without_asr(**backbone):
+    """As the function small, but without the ASR of the backbone itself."""
+    config = small(**backbone)
     del config.model.backbone['asr']
+    return config
+
+
+def test_plugins_deploy_to_the_stock_backbone(tmp_path):
+    config = without_asr(type='mmdet.ResNet', depth=50, plugins=[plugin('ASR', attention=SE)])
     report = reparameterize(save(tmp_path / 'a.pth', config)[0])
     assert len(report.folded) == 16
     deployed = Config.fromfile(report.config)
     assert 'plugins' not in deployed.model.backbone
     assert 'custom_imports' not in deployed
 
-    report = reparameterize(save(tmp_path / 'b.pth', small(depth=50, plugins=[asr, kappa]))[0])
+
+def test_plugins_go_and_attention_stays(tmp_path):
+    config = small(depth=50, plugins=[plugin('ASR', attention=SE), plugin('SE')])
+    report = reparameterize(save(tmp_path / 'a.pth', config)[0])
     assert len(report.folded) == 32
     deployed = Config.fromfile(report.config)
     assert deployed.model.backbone.type == 'mmdet.ResNet'
     assert [p.cfg.type for p in deployed.model.backbone.plugins] == ['mmasr.SE']
     assert deployed.custom_imports.imports == ['mmasr']
 
-    # mmdet's BasicBlock takes no plugins.
-    report = reparameterize(save(tmp_path / 'c.pth', small(plugins=[{**kappa, 'position': 'after_conv2'}]))[0])
+
+def test_attention_in_basic_blocks_keeps_our_backbone(tmp_path):
+    """mmdet's BasicBlock takes no plugins."""
+    report = reparameterize(save(tmp_path / 'a.pth', small(plugins=[plugin('SE', 'after_conv2')]))[0])
     assert Config.fromfile(report.config).model.backbone.type == 'mmasr.ASRResNet'
 
 
 def test_plugins_alone_and_a_scope_of_its_own_deploy_to_the_stock_backbone(tmp_path):
-    asr = {'cfg': {'type': 'mmasr.ASR', 'attention': SE}, 'position': 'after_conv2'}
-    config = small(plugins=[asr])
-    del config.model.backbone['asr']
+    config = without_asr(plugins=[plugin('ASR', 'after_conv2', attention=SE)])
     config.model.backbone.update(type='ASRResNet', _scope_='mmasr')
     report = reparameterize(save(tmp_path / 'a.pth', config)[0])
     deployed = Config.fromfile(report.config)
@@ -210,11 +217,8 @@ def test_plugins_alone_and_a_scope_of_its_own_deploy_to_the_stock_backbone(tmp_p
 
 
 def test_a_classifier(tmp_path):
-    head = {'type': 'LinearClsHead', 'num_classes': 10, 'in_channels': 64, 'loss': {'type': 'CrossEntropyLoss'}}
     backbone = {'type': 'mmasr.ASRResNet', 'depth': 18, 'base_channels': 8, 'out_indices': (3,), 'asr': {'attention': SE}}
-    model = {'type': 'ImageClassifier', 'backbone': backbone, 'neck': {'type': 'GlobalAveragePooling'}, 'head': head}
-    config = Config({'model': model, 'default_scope': 'mmpretrain', 'custom_imports': {'imports': ['mmasr']}})
-    report = reparameterize(save(tmp_path / 'a.pth', config)[0])
+    report = reparameterize(save(tmp_path / 'a.pth', classifier(backbone, 64))[0])
     assert [d.output for d in report.differences] == ['output']
     deployed = Config.fromfile(report.config)
     assert deployed.model.backbone.type == 'mmdet.ResNet'
@@ -271,33 +275,70 @@ class WithUnused(ResNet):
 """
 
 
-def test_an_asr_that_nothing_uses_and_a_negative_scale_before_a_relu(tmp_path, monkeypatch):
-    (tmp_path / 'own_modules.py').write_text(OWN)
-    monkeypatch.syspath_prepend(tmp_path)
-    import own_modules  # noqa: F401
-
-    unused = small(type='WithUnused')
-    unused.custom_imports.imports = ['mmasr', 'own_modules']
-    del unused.model.backbone['asr']
-    save(tmp_path / 'unused.pth', unused)
-    plugin = {'cfg': {'type': 'mmasr.ASR', 'attention': {'type': 'Tanh'}, 'psi': -1.0}, 'position': 'after_conv1'}
-    negative = small(type='mmdet.ResNet', depth=50, plugins=[plugin])
-    negative.custom_imports.imports = ['mmasr', 'own_modules']
-    del negative.model.backbone['asr']
-    save(tmp_path / 'negative.pth', negative)
-    before = sorted(tmp_path.iterdir())
-    with pytest.raises(InputError, match='imports own_modules, which was not run'):
-        reparameterize(tmp_path / 'unused.pth')
-    with pytest.raises(InputError, match=r'no layer uses the ASR of backbone\.extra'):
-        reparameterize(tmp_path / 'unused.pth', trust_imports=True)
-    with pytest.raises(InputError, match=r"backbone\.layer1\.0\.asr can't be folded: it has a negative scale"):
-        reparameterize(tmp_path / 'negative.pth', trust_imports=True)
-    assert [p for p in sorted(tmp_path.iterdir()) if p.name != '__pycache__'] == [p for p in before if p.name != '__pycache__']
+def files(folder):
+    """What is in a folder, but for what Python compiled."""
+    return {path: path.read_bytes() for path in folder.iterdir() if path.name != '__pycache__'}
 
 
 @pytest.fixture
-def good(tmp_path):
-    return save(tmp_path / 'good.pth', small())[0]
+def own(tmp_path, monkeypatch):
+    """Makes the checkpoint of a config that imports a module of its own."""
+    (tmp_path / 'own_modules.py').write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def make(**backbone):
+        config = without_asr(**backbone)
+        config.custom_imports.imports = ['mmasr', 'own_modules']
+        importlib.import_module('own_modules')
+        return save(tmp_path / 'own.pth', config)[0]
+
+    yield make
+    sys.modules.pop('own_modules', None)
+    mmasr.attention.ATTENTIONS.pop('Tanh', None)
+
+
+@pytest.mark.parametrize(
+    ('backbone', 'trust', 'message'),
+    [
+        ({'type': 'WithUnused'}, False, 'imports own_modules, which was not run'),
+        ({'type': 'WithUnused'}, True, r'no layer uses the ASR of backbone\.extra'),
+        (
+            {
+                'type': 'mmdet.ResNet',
+                'depth': 50,
+                'plugins': [plugin('ASR', 'after_conv1', attention={'type': 'Tanh'}, psi=-1.0)],
+            },
+            True,
+            r"backbone\.layer1\.0\.asr can't be folded: it has a negative scale",
+        ),
+    ],
+    ids=['an import without trust', 'an ASR that nothing uses', 'a negative scale before a ReLU'],
+)
+def test_modules_of_ones_own_that_cannot_be_deployed(own, tmp_path, backbone, trust, message):
+    path = own(**backbone)
+    before = files(tmp_path)
+    with pytest.raises(InputError, match=message):
+        reparameterize(path, trust_imports=trust)
+    assert files(tmp_path) == before
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A checkpoint with ASR, not to be changed."""
+    return save(tmp_path_factory.mktemp('trained') / 'good.pth', small())[0]
+
+
+@pytest.fixture
+def good(trained, tmp_path):
+    """A copy of it to work with."""
+    return Path(shutil.copy(trained, tmp_path))
+
+
+@pytest.fixture
+def weights(good, tmp_path):
+    """Its weights alone."""
+    torch.save(load(good)['state_dict'], tmp_path / 'weights.pth')
+    return tmp_path / 'weights.pth'
 
 
 def edit(path, change):
@@ -307,81 +348,108 @@ def edit(path, change):
     return path
 
 
-ODD_CONFIGS = {
-    '\nmodel = 3': 'has no model',
-    '\nmodel = dict(type=3)': "builds '?3",
-    "\nmodel = dict(type='MaskRCNN', backbone=3)": 'does not build',
-    "\nmodel = dict(type='ToyModel')": 'builds|does not build|no ASR',
-    '\ncustom_imports = 5': "can't be used",
-    '\ncustom_imports = dict(imports=5)': "can't be used",
-    '\ndefault_scope = [1]': "can't be used",
-}
+def refused(folder, message, *args, **options):
+    """Check that there is no deploying this: that is said in one line, and no file of the folder changes."""
+    before = files(folder)
+    with pytest.raises(InputError, match=message) as caught:
+        reparameterize(*args, **options)
+    assert '\n' not in str(caught.value)
+    assert files(folder) == before
 
 
-def test_refusals_write_nothing(good, tmp_path):
-    plain = small(type='mmdet.ResNet')
-    del plain.model.backbone['asr']
-    plain.dump(tmp_path / 'plain.py')
-    save(tmp_path / 'plain.pth', plain)
+def test_a_missing_checkpoint_is_refused(tmp_path):
+    refused(tmp_path, 'none.pth: No such file', tmp_path / 'none.pth')
+
+
+def test_weights_without_a_config_are_refused(weights, tmp_path):
+    refused(tmp_path, 'has no config in it; give the one it was trained with with --config', weights)
+
+
+def test_a_missing_config_is_refused(weights, tmp_path):
+    refused(tmp_path, 'none.py: no such config', weights, tmp_path / 'none.py')
+
+
+def test_a_config_with_a_syntax_error_is_refused(weights, tmp_path):
     (tmp_path / 'broken.py').write_text('a = = 1')
-    (tmp_path / 'other.py').write_text(small(depth=34).pretty_text)
-    weights = tmp_path / 'weights.pth'
-    torch.save(load(good)['state_dict'], weights)
+    refused(tmp_path, 'broken.py: .*Syntax', weights, tmp_path / 'broken.py')
 
-    def nan(checkpoint):
+
+@pytest.mark.parametrize(
+    ('config', 'message'),
+    [
+        (lambda: small(depth=34), r"config and weights don't fit: missing: backbone\.layer1\.2\.conv1\.weight"),
+        (lambda: without_asr(type='mmdet.ResNet'), r"don't fit: not in the model: backbone\.layer1\.0\.bn2\.asr"),
+    ],
+    ids=['a deeper network', 'no ASR'],
+)
+def test_a_config_of_another_network_is_refused(weights, tmp_path, config, message):
+    config().dump(tmp_path / 'other.py')
+    refused(tmp_path, message, weights, tmp_path / 'other.py')
+
+
+def test_a_network_without_asr_is_refused(tmp_path):
+    path, _ = save(tmp_path / 'plain.pth', without_asr(type='mmdet.ResNet'))
+    refused(tmp_path, 'has no ASR in it', path)
+
+
+def test_nan_and_inf_in_the_weights_are_refused(good, tmp_path):
+    def change(checkpoint):
         checkpoint['state_dict']['backbone.layer1.0.bn2.asr.psi'][0, 3] = torch.nan
         checkpoint['state_dict']['neck.fpn_convs.0.conv.bias'][0] = torch.inf
 
-    def changed(name, change):
-        (tmp_path / name).write_bytes(good.read_bytes())
-        return edit(tmp_path / name, change)
+    message = r'NaN or Inf in backbone\.layer1\.0\.bn2\.asr\.psi, neck\.fpn_convs\.0\.conv\.bias'
+    refused(tmp_path, message, edit(good, change))
 
-    cases = [
-        ((tmp_path / 'none.pth',), 'none.pth: No such file'),
-        ((weights,), 'has no config in it; give the one it was trained with with --config'),
-        ((weights, tmp_path / 'none.py'), 'none.py: no such config'),
-        ((weights, tmp_path / 'broken.py'), 'broken.py: .*Syntax'),
-        ((weights, tmp_path / 'other.py'), r"config and weights don't fit: missing: backbone\.layer1\.2\.conv1\.weight"),
-        ((weights, tmp_path / 'plain.py'), r"don't fit: not in the model: backbone\.layer1\.0\.bn2\.asr"),
-        ((tmp_path / 'plain.pth',), 'has no ASR in it'),
-        ((changed('nan.pth', nan),), r'NaN or Inf in backbone\.layer1\.0\.bn2\.asr\.psi, neck\.fpn_convs\.0\.conv\.bias'),
-        (
-            (changed('shape.pth', lambda c: c['state_dict'].update({'backbone.conv1.weight': torch.zeros(3)})),),
-            r'of another shape: backbone\.conv1\.weight',
-        ),
-        ((changed('cfg.pth', lambda c: c['meta'].update(cfg='a = 1')),), 'the embedded config has no model'),
-        ((changed('type.pth', lambda c: c['meta'].update(cfg=c['meta']['cfg'].replace('FPN', 'FQN'))),), "builds 'FQN'"),
-        (
-            (changed('args.pth', lambda c: c['meta'].update(cfg=c['meta']['cfg'].replace('num_outs', 'num_ins'))),),
-            'does not build',
-        ),
-        *(
-            ((changed(f'odd{i}.pth', lambda c, cfg=cfg: c['meta'].update(cfg=c['meta']['cfg'] + cfg)),), message)
-            for i, (cfg, message) in enumerate(ODD_CONFIGS.items())
-        ),
-        ((good, None, tmp_path / 'x.pt'), r'must be named \*\.pth'),
-        ((good, None, good), 'is there already'),
-        ((good, None, good, True), 'is there already'),
-        ((good, None, tmp_path / 'no' / 'x.pth'), "can't write here: No such file or directory"),
-        ((good, None, Path('/sys/x.pth')), "can't write here: (Permission denied|Operation not permitted)"),
-    ]
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    for args, message in cases:
-        with pytest.raises(InputError, match=message) as caught:
-            reparameterize(*args)
-        assert '\n' not in str(caught.value), args
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+def test_a_weight_of_another_shape_is_refused(good, tmp_path):
+    edit(good, lambda c: c['state_dict'].update({'backbone.conv1.weight': torch.zeros(3)}))
+    refused(tmp_path, r'of another shape: backbone\.conv1\.weight', good)
+
+
+# How the embedded config is changed, and what is said about that.
+ODD_CONFIGS = {
+    'another config': (lambda cfg: 'a = 1', 'the embedded config has no model'),
+    'an unknown type': (lambda cfg: cfg.replace('FPN', 'FQN'), "builds 'FQN'"),
+    'an unknown argument': (lambda cfg: cfg.replace('num_outs', 'num_ins'), 'does not build'),
+    'a number as the model': (lambda cfg: cfg + '\nmodel = 3', 'has no model'),
+    'a number as the type': (lambda cfg: cfg + '\nmodel = dict(type=3)', "builds '?3"),
+    'a number as the backbone': (lambda cfg: cfg + "\nmodel = dict(type='MaskRCNN', backbone=3)", 'does not build'),
+    'a toy': (lambda cfg: cfg + "\nmodel = dict(type='ToyModel')", 'builds|does not build|no ASR'),
+    'a number as the imports': (lambda cfg: cfg + '\ncustom_imports = 5', "can't be used"),
+    'a number as an import': (lambda cfg: cfg + '\ncustom_imports = dict(imports=5)', "can't be used"),
+    'a list as the scope': (lambda cfg: cfg + '\ndefault_scope = [1]', "can't be used"),
+}
+
+
+@pytest.mark.parametrize('name', ODD_CONFIGS)
+def test_an_odd_config_is_refused(good, tmp_path, name):
+    change, message = ODD_CONFIGS[name]
+    edit(good, lambda c: c['meta'].update(cfg=change(c['meta']['cfg'])))
+    refused(tmp_path, message, good)
+
+
+@pytest.mark.parametrize(
+    ('out', 'message'),
+    [
+        ('x.pt', r'must be named \*\.pth'),
+        ('no/x.pth', "can't write here: No such file or directory"),
+        ('/sys/x.pth', "can't write here: (Permission denied|Operation not permitted)"),
+    ],
+    ids=['another suffix', 'a missing folder', 'a read-only folder'],
+)
+def test_files_that_cannot_be_written_are_refused(good, tmp_path, out, message):
+    refused(tmp_path, message, good, None, tmp_path / out)
+
+
+@pytest.mark.parametrize('force', [False, True], ids=['without --force', '--force'])
+def test_the_checkpoint_itself_is_not_overwritten(good, tmp_path, force):
+    refused(tmp_path, 'is there already', good, None, good, force)
 
 
 def test_a_full_disk(good, tmp_path):
     before = sorted(tmp_path.iterdir())
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
-    try:
-        with pytest.raises(InputError, match="can't write here: File too large; nothing was changed"):
-            reparameterize(good)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with full_disk(1_000_000), pytest.raises(InputError, match="can't write here: File too large; nothing was changed"):
+        reparameterize(good)
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -395,20 +463,26 @@ def test_a_key_that_breaks_out_of_the_written_config(good, tmp_path):
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_what_is_there_stays_without_force(good, tmp_path):
-    report = reparameterize(good)
-    with pytest.raises(InputError, match=r'good_deploy\.pth is there already; pass --force'):
-        reparameterize(good)
-    report.checkpoint.unlink()
-    with pytest.raises(InputError, match=r'good_deploy\.py is there already'):
-        reparameterize(good)
-    assert not report.checkpoint.exists()
+@pytest.mark.parametrize('name', ['good_deploy.pth', 'good_deploy.py'])
+def test_what_is_there_stays_without_force(good, tmp_path, name):
+    (tmp_path / name).write_text('mine')
+    refused(tmp_path, rf'{re.escape(name)} is there already; pass --force', good)
+
+
+def test_force_overwrites(good, tmp_path):
+    for name in ('good_deploy.pth', 'good_deploy.py'):
+        (tmp_path / name).write_text('mine')
+    report = reparameterize(good, force=True)
+    assert (report.checkpoint, report.config) == (tmp_path / 'good_deploy.pth', tmp_path / 'good_deploy.py')
     assert torch.equal(
-        load(reparameterize(good, force=True).checkpoint)['state_dict']['backbone.conv1.weight'],
-        load(good)['state_dict']['backbone.conv1.weight'],
+        load(report.checkpoint)['state_dict']['backbone.conv1.weight'], load(good)['state_dict']['backbone.conv1.weight']
     )
+
+
+def test_what_is_deployed_is_not_deployed_again(good):
+    deployed = reparameterize(good).checkpoint
     with pytest.raises(InputError, match=r'good_deploy\.pth is deployed already'):
-        reparameterize(report.checkpoint)
+        reparameterize(deployed)
 
 
 def lose_a_scale(model):
@@ -418,7 +492,7 @@ def lose_a_scale(model):
     return mmasr.fold(model)
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16], ids=['fp32', 'fp16', 'bf16'])
 def test_a_wrong_fold_is_found_and_nothing_is_written(tmp_path, monkeypatch, dtype):
     path, _ = save(tmp_path / 'a.pth', small(), dtype=dtype)
     monkeypatch.setattr(reparam, 'fold', lose_a_scale)
@@ -427,44 +501,53 @@ def test_a_wrong_fold_is_found_and_nothing_is_written(tmp_path, monkeypatch, dty
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_tool_prints_and_exits(good, tmp_path, refusal):
+def test_the_tool_prints_what_it_did(good, tmp_path):
     result = run_tool('reparam.py', good, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     for text in ('backbone.layer1.0.bn2', 'hosts with ASR', 'parameters', 'MiB', 'relative (bound 1e-04)', 'good_deploy.py'):
         assert text in result.stdout
+
+
+def test_the_tool_refuses_to_overwrite(good, tmp_path, refusal):
+    (tmp_path / 'good_deploy.pth').write_text('mine')
     assert 'is there already' in refusal('reparam.py', good, cwd=tmp_path)
 
 
-class Touch:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), 'w')
-
-
-def test_a_hostile_checkpoint_runs_nothing(good, tmp_path, refusal, monkeypatch):
-    """Unpickling, config, custom import and registry of these would each create a file."""
+@pytest.fixture
+def proof(tmp_path, monkeypatch):
+    """The file that importing the module evil_module creates."""
     proof = tmp_path / 'proof'
+    (tmp_path / 'evil_module.py').write_text(f'open({str(proof)!r}, "w")')
     monkeypatch.syspath_prepend(tmp_path)
-    evil = tmp_path / 'evil_module.py'
-    evil.write_text(f'open({str(proof)!r}, "w")')
-    config = load(good)['meta']['cfg']
-    changes = {
-        'pickle': lambda c: c['meta'].update(x=Touch(proof)),
-        'config': lambda c: c['meta'].update(cfg=config + f"\nx = open({str(proof)!r}, 'w')"),
-        'import': lambda c: c['meta'].update(cfg=config.replace("'mmasr',", "'mmasr', 'evil_module',")),
-        'type': lambda c: c['meta'].update(
-            cfg=config.replace("type='FPN'", f"type='mmengine.dump', obj=1, file={str(proof.with_suffix('.json'))!r}")
-        ),
-    }
-    for name, change in changes.items():
-        bad = tmp_path / f'{name}.pth'
-        bad.write_bytes(good.read_bytes())
-        edit(bad, change)
-        files = sorted(p.name for p in tmp_path.iterdir())
-        assert refusal('reparam.py', bad, cwd=tmp_path).startswith(f'error: {bad}'), name
-        assert sorted(p.name for p in tmp_path.iterdir() if p.name != '__pycache__') == files, name
-    result = run_tool('reparam.py', tmp_path / 'import.pth', '--trust-imports', cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    return proof
+
+
+def change_config(change):
+    return lambda checkpoint, proof: checkpoint['meta'].update(cfg=change(checkpoint['meta']['cfg'], proof))
+
+
+#: What would create the file while a checkpoint is unpickled, its config run, its module imported, its network built.
+HOSTILE = {
+    'pickle': lambda checkpoint, proof: checkpoint['meta'].update(x=Touch(proof)),
+    'config': change_config(lambda cfg, proof: cfg + f"\nx = open({str(proof)!r}, 'w')"),
+    'import': change_config(lambda cfg, proof: cfg.replace("'mmasr',", "'mmasr', 'evil_module',")),
+    'type': change_config(
+        lambda cfg, proof: cfg.replace("type='FPN'", f"type='mmengine.dump', obj=1, file={str(proof.with_suffix('.json'))!r}")
+    ),
+}
+
+
+@pytest.mark.parametrize('name', HOSTILE)
+def test_a_hostile_checkpoint_runs_nothing(good, proof, tmp_path, refusal, name):
+    edit(good, lambda c: HOSTILE[name](c, proof))
+    before = files(tmp_path)
+    assert refusal('reparam.py', good, cwd=tmp_path).startswith(f'error: {good}')
+    assert files(tmp_path) == before
+
+
+def test_trust_imports_runs_what_a_checkpoint_imports(good, proof, tmp_path):
+    edit(good, lambda c: HOSTILE['import'](c, proof))
+    paths = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get('PYTHONPATH'))))
+    result = run_tool('reparam.py', good, '--trust-imports', cwd=tmp_path, PYTHONPATH=paths)
     assert result.returncode == 0, result.stderr
-    assert proof.exists()  # so the import was there, and only trust ran it
+    assert proof.exists()

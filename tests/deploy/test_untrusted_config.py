@@ -1,5 +1,7 @@
 """The config of a checkpoint is data: it is read like mmengine reads it, and nothing in it runs."""
 
+import sys
+
 import pytest
 from mmengine.config import Config
 
@@ -39,27 +41,27 @@ def test_literals():
     }
 
 
-@pytest.mark.parametrize(
-    'text',
-    [
-        "import os\nos.mknod('{proof}')",
-        "a = __import__('os').mknod('{proof}')",
-        "a = [open('{proof}', 'w') for _ in (1,)]",
-        'a = f\'{{open("{proof}", "w")}}\'',
-        "a = dict(**{{'b': open('{proof}', 'w')}})",
-        "a = dict(b=open('{proof}', 'w'))",
-        "a = dict\na.b = open('{proof}', 'w')",
-        "class A:\n    open('{proof}', 'w')",
-        "a = (lambda: open('{proof}', 'w'))()",
-        "if open('{proof}', 'w'): pass",
-        "dict(open('{proof}', 'w'))",
-        'a = 9 ** 9 ** 9',
-        'a = not data',
-        "a = '\0'",
-        'a = ' + '(' * 5000,
-        'a = ' + '-' * 100000 + '1',
-    ],
-)
+CODE = {
+    'an import': "import os\nos.mknod('{proof}')",
+    'a method': "a = __import__('os').mknod('{proof}')",
+    'a comprehension': "a = [open('{proof}', 'w') for _ in (1,)]",
+    'an f-string': 'a = f\'{{open("{proof}", "w")}}\'',
+    'unpacking': "a = dict(**{{'b': open('{proof}', 'w')}})",
+    'a call in a dict': "a = dict(b=open('{proof}', 'w'))",
+    'an attribute': "a = dict\na.b = open('{proof}', 'w')",
+    'a class': "class A:\n    open('{proof}', 'w')",
+    'a lambda': "a = (lambda: open('{proof}', 'w'))()",
+    'a condition': "if open('{proof}', 'w'): pass",
+    'a bare call': "dict(open('{proof}', 'w'))",
+    'a large power': 'a = 9 ** 9 ** 9',
+    'a name': 'a = not data',
+    'a null byte': "a = '\0'",
+    'many brackets': 'a = ' + '(' * 5000,
+    'many signs': 'a = ' + '-' * 100000 + '1',
+}
+
+
+@pytest.mark.parametrize('text', CODE.values(), ids=CODE)
 def test_code_is_refused_and_does_not_run(tmp_path, text):
     proof = tmp_path / 'proof'
     with pytest.raises(InputError, match='--config') as caught:
@@ -68,19 +70,39 @@ def test_code_is_refused_and_does_not_run(tmp_path, text):
     assert not proof.exists()
 
 
-def test_imports(tmp_path, monkeypatch):
+@pytest.fixture
+def proof(tmp_path, monkeypatch):
+    """The file that importing the module a_stranger creates."""
     proof = tmp_path / 'proof'
     (tmp_path / 'a_stranger.py').write_text(f'open({str(proof)!r}, "w")')
     monkeypatch.syspath_prepend(tmp_path)
-    import_modules({'custom_imports': {'imports': ['mmasr', 'mmdet.models']}}, trust=False)
-    for imports in (['mmasr', 'a_stranger'], 'a_stranger', ['mmasr_evil'], [' a_stranger']):
-        with pytest.raises(InputError, match=r'imports .*--config, or pass --trust-imports'):
-            import_modules({'custom_imports': {'imports': imports}}, trust=False)
+    yield proof
+    sys.modules.pop('a_stranger', None)
+
+
+def import_from_config(imports, trust):
+    import_modules({'custom_imports': {'imports': imports}}, trust=trust)
+
+
+def test_modules_of_openmmlab_and_our_own_are_imported():
+    import_from_config(['mmasr', 'mmdet.models'], trust=False)
+
+
+@pytest.mark.parametrize('imports', [['mmasr', 'a_stranger'], 'a_stranger', ['mmasr_evil'], [' a_stranger']], ids=repr)
+def test_other_modules_are_not_imported(proof, imports):
+    with pytest.raises(InputError, match=r'imports .*--config, or pass --trust-imports'):
+        import_from_config(imports, trust=False)
     assert not proof.exists()
-    import_modules({'custom_imports': {'imports': ['a_stranger']}}, trust=True)
+
+
+def test_trust_imports_them(proof):
+    import_from_config(['a_stranger'], trust=True)
     assert proof.exists()
+
+
+def test_a_module_that_is_not_there_is_said():
     with pytest.raises(InputError, match="can't be imported"):
-        import_modules({'custom_imports': {'imports': ['mmdet.no_such_module']}}, trust=False)
+        import_from_config(['mmdet.no_such_module'], trust=False)
 
 
 @pytest.mark.parametrize(
@@ -132,5 +154,8 @@ def test_the_rest_of_the_config_runs_nothing_when_it_is_deployed(line, message):
 
 def test_full_paths_of_registered_classes_are_known():
     check_config({'model': {'type': 'mmdet.models.backbones.resnet.ResNet', 'roi_layer': {'type': 'RoIAlign'}}})
+
+
+def test_an_unknown_default_scope_is_refused():
     with pytest.raises(InputError, match="scope 'antigravity'"):
         check_config({'default_scope': 'antigravity', 'model': {'type': 'ResNet'}})

@@ -1,14 +1,13 @@
 """A checkpoint is data from a stranger: what is read, what is refused, and that nothing in it runs."""
 
-import os
 import pickle
-import resource
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import Touch, full_disk
 from mmengine.logging import HistoryBuffer
 
 from mmasr.errors import InputError
@@ -18,7 +17,7 @@ from mmasr.openmmlab.checkpoint import read_checkpoint, write_checkpoint
 WEIGHTS = {'conv.weight': torch.ones(2, 3), 'conv.bias': torch.zeros(2)}
 
 
-@pytest.mark.parametrize('mmap', [False, True])
+@pytest.mark.parametrize('mmap', [False, True], ids=['read', 'mmap'])
 def test_a_runners_checkpoint(tmp_path, mmap):
     path = tmp_path / 'epoch_1.pth'
     history = HistoryBuffer([1.0, 2.0], [1, 1])
@@ -39,7 +38,7 @@ def test_a_runners_checkpoint(tmp_path, mmap):
     assert read['optimizer']['param_groups'][0]['lr'] == 0.1
 
 
-@pytest.mark.parametrize('old_format', [False, True])
+@pytest.mark.parametrize('old_format', [False, True], ids=['zip', 'old format'])
 def test_bare_weights_and_the_prefix_of_a_wrapper(tmp_path, old_format):
     path = tmp_path / 'weights.pth'
     torch.save({f'module.{name}': t for name, t in WEIGHTS.items()}, path, _use_new_zipfile_serialization=not old_format)
@@ -48,46 +47,51 @@ def test_bare_weights_and_the_prefix_of_a_wrapper(tmp_path, old_format):
     assert list(read['state_dict']) == list(WEIGHTS)
 
 
-def test_files_that_are_no_checkpoint(tmp_path):
-    good = tmp_path / 'good.pth'
-    torch.save({'state_dict': {'weight': torch.randn(1000)}}, good)
-    content = good.read_bytes()
-    cases = {
-        'empty.pth': (b'', 'not a PyTorch checkpoint'),
-        'text.pth': (b'hello, world', 'not a PyTorch checkpoint'),
-        'truncated.pth': (content[: len(content) // 2], 'not a PyTorch checkpoint'),
-        'short.pth': (content[:10], 'not a PyTorch checkpoint'),
-        'image.pth': (b'\x89PNG\r\n\x1a\n' + bytes(100), 'not a PyTorch checkpoint'),
-    }
-    for name, (data, message) in cases.items():
-        (tmp_path / name).write_bytes(data)
-        with pytest.raises(InputError, match=rf'{name}: {message}') as caught:
-            read_checkpoint(tmp_path / name, mmap=True)
-        assert '\n' not in str(caught.value)
-    for content, message in [
+# What is left of a good checkpoint, or takes its place.
+BROKEN = {
+    'empty': lambda good: b'',
+    'text': lambda good: b'hello, world',
+    'truncated': lambda good: good[: len(good) // 2],
+    'short': lambda good: good[:10],
+    'image': lambda good: b'\x89PNG\r\n\x1a\n' + bytes(100),
+}
+
+
+@pytest.mark.parametrize('name', BROKEN)
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, name):
+    path = tmp_path / f'{name}.pth'
+    torch.save({'state_dict': {'weight': torch.randn(1000)}}, path)
+    path.write_bytes(BROKEN[name](path.read_bytes()))
+    with pytest.raises(InputError, match=rf'{name}\.pth: not a PyTorch checkpoint') as caught:
+        read_checkpoint(path, mmap=True)
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
         ([1, 2], 'a list'),
         ({'state_dict': {}}, 'no dict of weights'),
         ({'epoch': 3}, 'no dict of weights'),
         ({'state_dict': {3: torch.zeros(1)}}, 'no dict of weights'),
         ({'state_dict': {'x': torch.eye(3).to_sparse()}}, 'no dict of weights'),
-    ]:
-        torch.save(content, tmp_path / 'other.pth')
-        with pytest.raises(InputError, match=f'not a checkpoint.*{message}'):
-            read_checkpoint(tmp_path / 'other.pth')
+    ],
+    ids=['a list', 'an empty state_dict', 'no tensor', 'a number as a name', 'a sparse tensor'],
+)
+def test_content_without_weights_is_refused(tmp_path, content, message):
+    torch.save(content, tmp_path / 'other.pth')
+    with pytest.raises(InputError, match=f'not a checkpoint.*{message}'):
+        read_checkpoint(tmp_path / 'other.pth')
+
+
+def test_a_missing_file_is_said(tmp_path):
     with pytest.raises(InputError, match=r'none\.pth: No such file or directory'):
         read_checkpoint(tmp_path / 'none.pth')
+
+
+def test_a_folder_is_said(tmp_path):
     with pytest.raises(InputError, match='Is a directory'):
         read_checkpoint(tmp_path)
-
-
-class Touch:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, path, call=os.mknod):
-        self.path, self.call = path, call
-
-    def __reduce__(self):
-        return self.call, (str(self.path),)
 
 
 class Through:
@@ -100,7 +104,7 @@ class Through:
         return getattr, (HistoryBuffer, '__init__')
 
 
-@pytest.mark.parametrize('old_format', [False, True])
+@pytest.mark.parametrize('old_format', [False, True], ids=['zip', 'old format'])
 @pytest.mark.parametrize('place', ['state_dict', 'meta', 'optimizer'])
 def test_unpickling_runs_nothing(tmp_path, place, old_format):
     proof = tmp_path / 'proof'
@@ -123,22 +127,31 @@ def test_getattr_reaches_nothing_but_statistics(tmp_path):
         read_checkpoint(path)
 
 
-def test_files_are_moved_into_place_together_or_not_at_all(tmp_path):
+@pytest.fixture
+def targets(tmp_path):
+    """Two files to write, of which the first one is there."""
     targets = tmp_path / 'a.pth', tmp_path / 'a.py'
     targets[0].write_text('before')
+    return targets
 
-    def write(content, fail):
-        with temporary_files(*targets) as files:
-            for file in files:
-                file.write_text(content)
-            if fail:
-                raise KeyError
 
+def write(targets, error=None):
+    with temporary_files(*targets) as files:
+        for file in files:
+            file.write_text('after')
+        if error:
+            raise error
+
+
+def test_after_an_error_no_file_is_moved_into_place(targets, tmp_path):
     with pytest.raises(KeyError):
-        write('after', fail=True)
+        write(targets, KeyError)
     assert [p.name for p in tmp_path.iterdir()] == ['a.pth']
     assert targets[0].read_text() == 'before'
-    write('after', fail=False)
+
+
+def test_files_are_moved_into_place_together(targets, tmp_path):
+    write(targets)
     assert sorted(p.name for p in tmp_path.iterdir()) == ['a.pth', 'a.py']
     assert targets[0].read_text() == 'after'
 
@@ -149,14 +162,8 @@ def save_zeros(target):
 
 
 def test_a_full_disk_is_said_and_leaves_nothing(tmp_path):
-    target = tmp_path / 'a.pth'
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
-    try:
-        with pytest.raises(InputError, match=r"can't write here: File too large; nothing was changed"):
-            save_zeros(target)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with full_disk(10_000), pytest.raises(InputError, match=r"can't write here: File too large; nothing was changed"):
+        save_zeros(tmp_path / 'a.pth')
     assert not list(tmp_path.iterdir())
 
 

@@ -55,12 +55,18 @@ def numbers(loader):
     return [number for batch in loader for number in batch['number']]
 
 
-def test_all_images_in_order_or_some_in_the_same_random_order():
+def test_all_images_come_in_order():
     assert numbers(build_loader(config())) == list(range(10))
+
+
+def test_some_images_are_drawn_at_random_and_always_the_same():
     drawn = numbers(build_loader(config(100), images=20))
     assert len(set(drawn)) == 20
     assert drawn != sorted(drawn)
     assert drawn == numbers(build_loader(config(100), images=20))
+
+
+def test_more_images_than_there_are_is_all_of_them():
     assert sorted(numbers(build_loader(config(), images=99))) == list(range(10))
 
 
@@ -76,18 +82,28 @@ def test_two_processes_share_the_images_without_a_rest(monkeypatch):
 def test_evaluate_runs_in_eval_mode_and_measures():
     found = evaluate(Double().train(), build_loader(config()), {'type': 'Sum'})
     assert found == {'sum': 90, 'count': 10, 'classes': 1}
+
+
+def test_without_an_evaluator_nothing_is_measured():
     assert evaluate(Double(), build_loader(config()), []) == {}
 
 
-def test_bad_data_is_one_line():
-    for broken, message in (
+@pytest.mark.parametrize(
+    ('broken', 'message'),
+    [
         (Config({}), 'no test_dataloader'),
         (config(0), 'the dataset is empty'),
         (config(pipeline=[{'type': 'NoSuchTransform'}]), "the config's data does not load: KeyError: .*NoSuchTransform"),
-    ):
-        with pytest.raises(InputError, match=message) as caught:
-            build_loader(broken)
-        assert '\n' not in str(caught.value)
+    ],
+    ids=['no data', 'an empty dataset', 'an unknown transform'],
+)
+def test_bad_data_is_one_line(broken, message):
+    with pytest.raises(InputError, match=message) as caught:
+        build_loader(broken)
+    assert '\n' not in str(caught.value)
+
+
+def test_calibration_without_training_data_is_refused():
     with pytest.raises(InputError, match='no train_dataloader and test_dataloader'):
         calibration_dataset(Config({'test_dataloader': {}}))
 
@@ -98,6 +114,8 @@ def test_calibration_takes_training_images_as_the_network_meets_them():
     assert found['ann_file'] == 'train.json'
     assert found['pipeline'] == shapes.test_dataloader.dataset.pipeline
 
+
+def test_calibration_takes_each_training_image_out_of_its_wrappers():
     inner = {'type': 'Numbers', 'count': 4, 'pipeline': [{'type': 'A'}]}
     mixed = {'type': 'MultiImageMixDataset', 'dataset': {'type': 'RepeatDataset', 'times': 3, 'dataset': inner}, 'pipeline': []}
     wrapped = config(pipeline=[{'type': 'B'}])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import classifier
+from helpers import classifier, plugin, save_network
 from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
@@ -23,10 +23,6 @@ from mmasr.stripes import attention_modules
 def build(**config):
     with DefaultScope.overwrite_default_scope('mmdet'):
         return MODELS.build({'type': 'mmasr.ASRResNetCIFAR', **config})
-
-
-def plugin(name, position='after_conv3'):
-    return {'cfg': {'type': f'mmasr.{name}'}, 'position': position}
 
 
 @pytest.mark.parametrize(
@@ -98,15 +94,13 @@ def test_asr_trains_and_folds(kappa, convs):
 
 
 @pytest.mark.parametrize('depth', [56, 83])
-@pytest.mark.parametrize('attention', [False, True])
+@pytest.mark.parametrize('attention', [False, True], ids=['ASR', 'ASR + SE'])
 def test_a_classifier_deploys(tmp_path, depth, attention):
     backbone = {'type': 'mmasr.ASRResNetCIFAR', 'depth': depth, 'base_channels': 4, 'asr': {'attention': {'type': 'SE'}}}
     if attention:
         backbone['plugins'] = [plugin('SE', 'after_conv2' if depth == 56 else 'after_conv3')]
     config = classifier(backbone, 16 if depth == 56 else 64)
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        trained = MODELS.build(config.model)
-    torch.save({'meta': {'cfg': config.pretty_text}, 'state_dict': trained.state_dict()}, tmp_path / 'a.pth')
+    save_network(tmp_path / 'a.pth', config)
     deployed = Config.fromfile(reparameterize(tmp_path / 'a.pth').config)
     # mmdet's BasicBlock takes no plugins, so with attention left the class that does stays.
     kept = attention and depth == 56

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 import torch
-from helpers import classifier, randomize
+from helpers import classifier, randomize, save_network
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmpretrain.models import VGG, MobileNetV2, RepVGG, ShuffleNetV2, VisionTransformer
@@ -67,8 +67,6 @@ def test_trains_a_step_and_folds_to_its_stock_class(family, kappa):
     ready(network).eval()
     with torch.no_grad():
         features, scores = *network.backbone(x), network(x)
-        copied = pickle.loads(pickle.dumps(network))
-        assert torch.equal(copied(x), scores)
         mmasr.fold(network)
         assert type(network.backbone) is stock
         for expected, found in ((features, *network.backbone(x)), (scores, network(x))):
@@ -79,11 +77,27 @@ def test_trains_a_step_and_folds_to_its_stock_class(family, kappa):
 
 
 @pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize('kappa', KAPPAS)
+def test_can_be_pickled(family, kappa):
+    network = ready(build(family, asr={'attention': {'type': kappa}}))
+    network.eval()
+    copied = pickle.loads(pickle.dumps(network))
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(*copied(x), *network(x))
+
+
+@pytest.mark.parametrize('family', FAMILIES)
 def test_without_asr_it_is_the_stock_network(family):
     stock, options, _ = FAMILIES[family]
     assert build(family).state_dict().keys() == stock(**options).state_dict().keys()
-    pretrained = build(family, asr={'attention': {'type': 'SE'}})
-    result = pretrained.load_state_dict(stock(**options).state_dict(), strict=False)
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_the_stock_networks_weights_lack_only_the_asr(family):
+    stock, options, _ = FAMILIES[family]
+    network = build(family, asr={'attention': {'type': 'SE'}})
+    result = network.load_state_dict(stock(**options).state_dict(), strict=False)
     assert not result.unexpected_keys
     assert all('.asr.' in key for key in result.missing_keys)
 
@@ -111,9 +125,7 @@ def test_repvgg_with_its_own_attention_keeps_it(tmp_path):
     """ASR(SE) + SE: the ASR is in the branches, the block's SE comes after their sum."""
     arch = {**SMALL_REPVGG, 'se_cfg': {'ratio': 4, 'divisor': 1}}
     config = classifier({'type': 'mmasr.ASRRepVGG', 'arch': arch, 'asr': {'attention': {'type': 'SE'}}}, 128)
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        model = ready(MODELS.build(config.model))
-    torch.save({'meta': {'cfg': config.pretty_text}, 'state_dict': model.state_dict()}, tmp_path / 'a.pth')
+    model = save_network(tmp_path / 'a.pth', config, ready)
     report = reparameterize(tmp_path / 'a.pth')
     assert max(difference.relative for difference in report.differences) <= 1e-5
     deployed = Config.fromfile(report.config).model.backbone
@@ -124,43 +136,59 @@ def test_repvgg_with_its_own_attention_keeps_it(tmp_path):
     assert {name.removeprefix('backbone.') for name in weights if name.startswith('backbone.')} == set(plain.state_dict())
 
 
-def test_a_repvgg_without_asr_has_its_branches_merged(tmp_path):
-    config = classifier({'type': 'RepVGG', 'arch': SMALL_REPVGG}, 128)
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        model = ready(MODELS.build(config.model))
-    torch.save({'meta': {'cfg': config.pretty_text}, 'state_dict': model.state_dict()}, tmp_path / 'a.pth')
-    report = reparameterize(tmp_path / 'a.pth')
-    assert max(difference.relative for difference in report.differences) <= 1e-5
-    assert report.folded == {}
-    assert Config.fromfile(report.config).model.backbone == {'type': 'RepVGG', 'arch': SMALL_REPVGG, 'deploy': True}
-    weights = torch.load(report.checkpoint, weights_only=True)['state_dict']
+@pytest.fixture
+def merged(tmp_path):
+    """What comes of deploying a RepVGG without ASR."""
+    save_network(tmp_path / 'a.pth', classifier({'type': 'RepVGG', 'arch': SMALL_REPVGG}, 128), ready)
+    return reparameterize(tmp_path / 'a.pth')
+
+
+def test_a_repvgg_without_asr_has_its_branches_merged(merged):
+    assert max(difference.relative for difference in merged.differences) <= 1e-5
+    assert merged.folded == {}
+    assert Config.fromfile(merged.config).model.backbone == {'type': 'RepVGG', 'arch': SMALL_REPVGG, 'deploy': True}
+
+
+def test_a_merged_repvgg_has_nothing_left_to_deploy(merged, tmp_path):
+    weights = torch.load(merged.checkpoint, weights_only=True)['state_dict']
     torch.save(weights, tmp_path / 'b.pth')
     with pytest.raises(InputError, match='no ASR in it and no branches to merge'):
-        reparameterize(tmp_path / 'b.pth', config=report.config)
+        reparameterize(tmp_path / 'b.pth', config=merged.config)
 
 
-@pytest.mark.parametrize('wrapped', [False, True], ids=['registered', 'ASRBackbone'])
-@pytest.mark.parametrize('family', FAMILIES)
-def test_a_classifier_deploys_as_mmpretrains_own(tmp_path, family, wrapped):
+WRAPPED = pytest.mark.parametrize('wrapped', [False, True], ids=['registered', 'ASRBackbone'])
+
+
+def deploy(folder, family, wrapped):
+    """Deploy a classifier with ASR; returns the report, its config, and a plain backbone of that config."""
     stock, options, channels = FAMILIES[family]
-    package = stock.__module__.split('.')[0]
     asr = {'attention': {'type': 'SE'}}
     backbone = {'type': f'mmasr.ASR{family}', **options, 'asr': asr}
     if wrapped:
-        backbone = {'type': 'mmasr.ASRBackbone', 'backbone': {'type': f'{package}.{family}', **options}, 'asr': asr}
-    config = classifier(backbone, channels, neck=family != 'VisionTransformer')
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        model = ready(MODELS.build(config.model))
-    torch.save({'meta': {'cfg': config.pretty_text}, 'state_dict': model.state_dict()}, tmp_path / 'a.pth')
-    report = reparameterize(tmp_path / 'a.pth')
-    assert max(difference.relative for difference in report.differences) <= 1e-5
+        inner = {'type': f'{stock.__module__.split(".")[0]}.{family}', **options}
+        backbone = {'type': 'mmasr.ASRBackbone', 'backbone': inner, 'asr': asr}
+    save_network(folder / 'a.pth', classifier(backbone, channels, neck=family != 'VisionTransformer'), ready)
+    report = reparameterize(folder / 'a.pth')
     deployed = Config.fromfile(report.config)
-    assert deployed.model.backbone.pop('type') == f'{package}.{family}'
+    return report, deployed, stock(**{key: value for key, value in deployed.model.backbone.items() if key != 'type'})
+
+
+@WRAPPED
+@pytest.mark.parametrize('family', FAMILIES)
+def test_a_classifier_deploys_as_mmpretrains_own(tmp_path, family, wrapped):
+    package = FAMILIES[family][0].__module__.split('.')[0]
+    report, deployed, plain = deploy(tmp_path, family, wrapped)
+    assert max(difference.relative for difference in report.differences) <= 1e-5
+    assert deployed.model.backbone.type == f'{package}.{family}'
     assert ('custom_imports' in deployed) == (package == 'mmasr')
-    plain = stock(**deployed.model.backbone)
     weights = torch.load(report.checkpoint, weights_only=True)['state_dict']
     names = {name.removeprefix('backbone.') for name in weights if name.startswith('backbone.')}
     assert names == set(plain.state_dict())
-    if family == 'RepVGG':  # both folds at once: one convolution a block
-        assert deployed.model.backbone.deploy
-        assert not any(isinstance(module, nn.BatchNorm2d) for module in plain.modules())
+
+
+@WRAPPED
+def test_a_repvgg_with_asr_deploys_to_one_convolution_a_block(tmp_path, wrapped):
+    """Both folds at once."""
+    _, deployed, plain = deploy(tmp_path, 'RepVGG', wrapped)
+    assert deployed.model.backbone.deploy
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in plain.modules())

@@ -6,10 +6,10 @@ import pickle
 import pytest
 import torch
 import torchvision
+from helpers import classifier, plugin
 from mmdet.models.backbones import ResNet, ResNetV1d, ResNeXt
 from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
 from mmdet.utils import register_all_modules
-from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import save_checkpoint
 from torch import nn
@@ -18,6 +18,7 @@ import mmasr
 from mmasr.core.host import Host
 
 SE = {'type': 'SE'}
+KAPPAS = ['SE', 'ECA', 'SRM', 'IE', 'SPA']
 STOCK = {'ASRResNet': ResNet, 'ASRResNetV1d': ResNetV1d, 'ASRResNeXt': ResNeXt}
 
 
@@ -28,10 +29,6 @@ def _mmdet():
 
 def build(**config):
     return MODELS.build({'type': 'mmasr.ASRResNet', 'depth': 18, 'base_channels': 16, 'norm_eval': False, **config})
-
-
-def plugin(name, position, **options):
-    return {'cfg': {'type': f'mmasr.{name}', **options}, 'position': position}
 
 
 def hosts(model):
@@ -59,16 +56,22 @@ def assert_folds_to(model, *stock_types):
         assert any(isinstance(m, stock_type) for m in model.modules())
 
 
-@pytest.mark.parametrize('name', STOCK)
-@pytest.mark.parametrize('depth', [18, 50])
-def test_backbones_put_asr_at_the_last_normalization_and_fold_to_the_stock_class(name, depth):
-    if name == 'ASRResNeXt' and depth == 18:
-        depth = 101
+@pytest.mark.parametrize(
+    ('name', 'depth', 'last', 'count'),
+    [
+        ('ASRResNet', 18, 'bn2', 8),
+        ('ASRResNet', 50, 'bn3', 16),
+        ('ASRResNetV1d', 18, 'bn2', 8),
+        ('ASRResNetV1d', 50, 'bn3', 16),
+        ('ASRResNeXt', 50, 'bn3', 16),
+        ('ASRResNeXt', 101, 'bn3', 33),
+    ],
+)
+def test_backbones_put_asr_at_the_last_normalization_and_fold_to_the_stock_class(name, depth, last, count):
     extra = {'groups': 4, 'base_width': 4} if name == 'ASRResNeXt' else {}
     model = build(type=f'mmasr.{name}', depth=depth, asr={'attention': SE}, **extra)
     assert isinstance(model, STOCK[name])
-    last = 'bn2' if depth == 18 else 'bn3'
-    assert len(hosts(model)) == {18: 8, 50: 16, 101: 33}[depth]
+    assert len(hosts(model)) == count
     assert all(host.endswith(last) for host in hosts(model))
     stock = STOCK[name](depth=depth, base_channels=16, **extra)
     assert [k for k in model.state_dict() if '.asr.' not in k] == list(stock.state_dict())
@@ -90,6 +93,7 @@ def test_without_asr_it_is_the_stock_network():
         ({'depth': 50, 'dcn': {'type': 'DCNv2', 'deform_groups': 1}, 'stage_with_dcn': (False, True, True, True)}, ResNet),
         ({'zero_init_residual': False, 'depth': 50, 'deep_stem': True, 'avg_down': True}, ResNet),
     ],
+    ids=['SyncBN', 'GN', 'frozen BN, caffe', 'DCNv2', 'deep stem'],
 )
 def test_options_of_the_stock_backbone(options, stock_type):
     model = build(asr={'attention': SE}, **copy.deepcopy(options))
@@ -97,15 +101,18 @@ def test_options_of_the_stock_backbone(options, stock_type):
     assert_folds_to(model, stock_type)
 
 
-def test_frozen_stages_freeze_their_asr():
+@pytest.mark.parametrize('train', [False, True], ids=['when the optimizer is built', 'after train()'])
+def test_frozen_stages_freeze_their_asr(train):
     model = build(asr={'attention': SE}, frozen_stages=2)
-    for frozen in (True, False):  # before train(), when the optimizer is built, and after
-        assert {n.split('.')[0] for n, p in model.named_parameters() if '.asr.' in n and p.requires_grad} == {
-            'layer3',
-            'layer4',
-        }
-        if frozen:
-            model.train()
+    if train:
+        model.train()
+    learning = {n.split('.')[0] for n, p in model.named_parameters() if '.asr.' in n and p.requires_grad}
+    assert learning == {'layer3', 'layer4'}
+
+
+def test_train_leaves_frozen_stages_in_eval_mode():
+    model = build(asr={'attention': SE}, frozen_stages=2)
+    model.train()
     assert not model.layer1[0].bn2.training
     assert model.layer3[0].bn2.training
 
@@ -123,22 +130,20 @@ def test_norm_eval_reaches_the_hosts():
     assert not any(m.training for m in model.modules() if isinstance(m, nn.BatchNorm2d))
 
 
-def test_activation_checkpointing_gives_the_same_gradients():
-    models = [
-        build(depth=depth, asr={'attention': SE}, with_cp=cp, plugins=plugins)
-        for depth, plugins in ((18, [plugin('SE', 'after_conv2')]), (50, None))
-        for cp in (False, True)
-    ]
-    for plain, checkpointed in (models[:2], models[2:]):
-        checkpointed.load_state_dict(plain.state_dict())
-        x = torch.randn(2, 3, 64, 64, requires_grad=True)
-        grads = []
-        for model in (plain, checkpointed):
-            model.zero_grad()
-            model(x)[-1].square().mean().backward()
-            grads.append([p.grad for p in model.parameters() if p.grad is not None])
-        assert len(grads[0]) == len(list(plain.parameters()))
-        torch.testing.assert_close(grads[0], grads[1])
+@pytest.mark.parametrize(
+    'options', [{'depth': 18, 'plugins': [plugin('SE', 'after_conv2')]}, {'depth': 50}], ids=['ResNet18 with SE', 'ResNet50']
+)
+def test_activation_checkpointing_gives_the_same_gradients(options):
+    plain, checkpointed = (build(asr={'attention': SE}, with_cp=cp, **options) for cp in (False, True))
+    checkpointed.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 3, 64, 64, requires_grad=True)
+    grads = []
+    for model in (plain, checkpointed):
+        model.zero_grad()
+        model(x)[-1].square().mean().backward()
+        grads.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert len(grads[0]) == len(list(plain.parameters()))
+    torch.testing.assert_close(grads[0], grads[1])
 
 
 INIT_CFGS = {
@@ -178,26 +183,37 @@ def initial_values(module):
             raise AssertionError(f'no initial value is known for {name}')
 
 
-@pytest.mark.parametrize('init', INIT_CFGS)
-@pytest.mark.parametrize('kappa', ['SE', 'ECA', 'SRM', 'IE', 'SPA'])
-@pytest.mark.parametrize('depth', [18, 50])
-def test_init_weights_leaves_psi_and_kappa_their_own_values(depth, kappa, init):
+def built_of_everything(depth, kappa, init, width=64):
+    """A network with attention and ASR wherever they can be, after init_weights."""
     last = 'after_conv2' if depth == 18 else 'after_conv3'
     plugins = [plugin(kappa, 'after_conv1'), plugin('ASR', last, attention={'type': kappa}), plugin(kappa, last, postfix=2)]
-    model = build(depth=depth, asr={'attention': {'type': kappa}}, plugins=plugins, base_channels=64, **INIT_CFGS[init])
+    model = build(depth=depth, asr={'attention': {'type': kappa}}, plugins=plugins, base_channels=width, **INIT_CFGS[init])
     nn.init.constant_(model.layer1[0].conv1.weight, 7)
     model.init_weights()
+    return model
+
+
+@pytest.mark.parametrize('init', INIT_CFGS)
+@pytest.mark.parametrize('kappa', KAPPAS)
+@pytest.mark.parametrize('depth', [18, 50])
+def test_init_weights_leaves_psi_and_kappa_their_own_values(depth, kappa, init):
     checked = 0
-    for module in model.modules():
+    for module in built_of_everything(depth, kappa, init).modules():
         if isinstance(module, mmasr.ASR | mmasr.SE | mmasr.ECA | mmasr.SRM | mmasr.IE | mmasr.SPA):
             initial_values(module)
             checked += 1
     blocks = {18: 8, 50: 16}[depth]
     assert checked == blocks * (2 * 2 + 2)  # two ASRs with their κ, two plain κ
-    if init == 'default':  # the surrounding network was initialised: zero_init_residual, Kaiming
-        norm = model.layer1[0].norm2 if depth == 18 else model.layer1[0].norm3
-        assert norm.weight.eq(0).all()
-        assert not model.layer1[0].conv1.weight.eq(7).any()
+
+
+@pytest.mark.parametrize('kappa', KAPPAS)
+@pytest.mark.parametrize('depth', [18, 50])
+def test_init_weights_initialises_what_is_around_them(depth, kappa):
+    """Zero_init_residual and Kaiming."""
+    block = built_of_everything(depth, kappa, 'default', width=16).layer1[0]
+    norm = block.norm2 if depth == 18 else block.norm3
+    assert norm.weight.eq(0).all()
+    assert not block.conv1.weight.eq(7).any()
 
 
 def test_init_identity_holds_after_init_weights():
@@ -235,22 +251,15 @@ def test_torchvisions_weights_fit_but_for_the_classifier(depth):
 
 @pytest.mark.parametrize('init_identity', [False, True])
 def test_a_classifiers_checkpoint_initialises_a_detectors_backbone(tmp_path, init_identity):
-    head = {'type': 'LinearClsHead', 'num_classes': 10, 'in_channels': 128, 'loss': {'type': 'CrossEntropyLoss'}}
     backbone = {'type': 'mmasr.ASRResNet', 'depth': 18, 'base_channels': 16, 'asr': {'attention': SE}}
+    config = classifier({**backbone, 'out_indices': (3,), 'norm_eval': False}, 128)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
-        classifier = MODELS.build(
-            ConfigDict(
-                type='ImageClassifier',
-                backbone={**backbone, 'out_indices': (3,), 'norm_eval': False},
-                neck={'type': 'GlobalAveragePooling'},
-                head=head,
-            )
-        )
-    classifier.init_weights()
-    assert classifier(torch.randn(2, 3, 64, 64)).shape == (2, 10)
-    randomize_scales(classifier)
+        network = MODELS.build(config.model)
+    network.init_weights()
+    assert network(torch.randn(2, 3, 64, 64)).shape == (2, 10)
+    randomize_scales(network)
     path = str(tmp_path / 'classifier.pth')
-    save_checkpoint({'meta': {}, 'state_dict': classifier.state_dict()}, path)
+    save_checkpoint({'meta': {}, 'state_dict': network.state_dict()}, path)
     # As in the detection configs: there init_identity is on, and the checkpoint's ASR must mean what it meant.
     detector = build(
         asr={'attention': SE, 'init_identity': init_identity},
@@ -258,26 +267,28 @@ def test_a_classifiers_checkpoint_initialises_a_detectors_backbone(tmp_path, ini
     )
     detector.init_weights()
     x = torch.randn(2, 3, 64, 64)
-    detector.eval(), classifier.eval()
-    assert torch.equal(detector(x)[-1], classifier.backbone(x)[-1])
+    detector.eval(), network.eval()
+    assert torch.equal(detector(x)[-1], network.backbone(x)[-1])
 
 
-@pytest.mark.parametrize('name', ['ASR', 'SE', 'ECA', 'SRM', 'IE', 'SPA', 'CBAM'])
-def test_plugins_of_the_stock_backbones_at_all_positions(name):
+@pytest.mark.parametrize(
+    'backbone', [{'type': 'mmdet.ResNet'}, {'type': 'mmdet.ResNeXt', 'groups': 4, 'base_width': 4}], ids=['ResNet', 'ResNeXt']
+)
+@pytest.mark.parametrize('name', ['ASR', *KAPPAS, 'CBAM'])
+def test_plugins_of_the_stock_backbones_at_all_positions(name, backbone):
     options = {'attention': SE} if name == 'ASR' else {}
     plugins = [plugin(name, f'after_conv{i}', postfix=f'_{i}', **options) for i in (1, 2, 3)]
-    for backbone in ({'type': 'mmdet.ResNet'}, {'type': 'mmdet.ResNeXt', 'groups': 4, 'base_width': 4}):
-        model = MODELS.build({**backbone, 'depth': 50, 'base_channels': 16, 'plugins': copy.deepcopy(plugins)})
-        model.init_weights()
-        block = model.layer2[0]
-        modules = [getattr(block, f'{name.lower()}_{i}') for i in (1, 2, 3)]
-        assert all(isinstance(m, getattr(mmasr, name)) for m in modules)
-        calls = []
-        for module in modules:
-            module.register_forward_hook(lambda m, args, out, calls=calls: calls.append((m, *args, out)))
-        model(torch.randn(2, 3, 64, 64))[-1].sum().backward()
-        assert [m for m, *_ in calls] == modules
-        assert [x.shape[1] for _, x, _ in calls] == [conv.out_channels for conv in (block.conv1, block.conv2, block.conv3)]
+    model = MODELS.build({**backbone, 'depth': 50, 'base_channels': 16, 'plugins': plugins})
+    model.init_weights()
+    block = model.layer2[0]
+    modules = [getattr(block, f'{name.lower()}_{i}') for i in (1, 2, 3)]
+    assert all(isinstance(m, getattr(mmasr, name)) for m in modules)
+    calls = []
+    for module in modules:
+        module.register_forward_hook(lambda m, args, out: calls.append((m, *args, out)))
+    model(torch.randn(2, 3, 64, 64))[-1].sum().backward()
+    assert [m for m, *_ in calls] == modules
+    assert [x.shape[1] for _, x, _ in calls] == [conv.out_channels for conv in (block.conv1, block.conv2, block.conv3)]
 
 
 def test_plugins_take_part_in_some_stages_only():
@@ -285,27 +296,41 @@ def test_plugins_take_part_in_some_stages_only():
     assert [hasattr(getattr(model, f'layer{i}')[0], 'se') for i in (1, 2, 3, 4)] == [False, True, False, True]
 
 
-def test_plugins_in_basic_blocks():
-    plugins = [plugin('SE', 'after_conv1', postfix=1), {**plugin('ECA', 'after_conv2'), 'stages': (True, False, True, True)}]
-    model = build(plugins=plugins)
+BASIC_PLUGINS = [plugin('SE', 'after_conv1', postfix=1), {**plugin('ECA', 'after_conv2'), 'stages': (True, False, True, True)}]
+
+
+def test_plugins_in_basic_blocks_stand_after_the_first_relu_and_the_last_normalization():
+    model = build(plugins=BASIC_PLUGINS)
     reference = build()
     reference.load_state_dict({k: v for k, v in model.state_dict().items() if k in reference.state_dict()})
-    # The plain formula: the attention after the first ReLU, and after the last normalization.
     block, x = model.layer1[0].eval(), torch.randn(2, 16, 8, 8)
     inside = block.conv2(block.se1(block.relu(block.bn1(block.conv1(x)))))
     torch.testing.assert_close(block(x), torch.relu(block.eca(block.bn2(inside)) + x))
-    assert not hasattr(model.layer2[0], 'eca')
+
+
+def test_plugins_in_basic_blocks_take_part_in_some_stages_only():
+    assert not hasattr(build(plugins=BASIC_PLUGINS).layer2[0], 'eca')
+
+
+def test_zero_init_residual_reaches_basic_blocks_with_plugins():
+    model = build(plugins=BASIC_PLUGINS)
     model.init_weights()
-    assert model.layer1[0].bn2.weight.eq(0).all()  # zero_init_residual reaches our BasicBlock
+    assert model.layer1[0].bn2.weight.eq(0).all()
+
+
+def test_basic_blocks_have_no_position_after_a_third_convolution():
     with pytest.raises(ValueError, match='no position after_conv3'):
         build(plugins=[plugin('SE', 'after_conv3')])
 
 
-def test_asr_plugins_fold_at_all_positions_to_the_stock_block():
+def test_asr_plugins_at_all_positions_fold_to_the_stock_bottleneck():
     plugins = [plugin('ASR', f'after_conv{i}', postfix=i, attention=SE, delta=i) for i in (1, 2, 3)]
     model = MODELS.build({'type': 'mmdet.ResNet', 'depth': 50, 'base_channels': 16, 'plugins': plugins})
     assert_folds_to(model, Bottleneck)
     assert model.state_dict().keys() == ResNet(depth=50, base_channels=16).state_dict().keys()
+
+
+def test_asr_plugins_at_all_positions_fold_to_the_stock_basic_block():
     plugins = [plugin('ASR', f'after_conv{i}', postfix=i, attention=SE) for i in (1, 2)]
     assert_folds_to(build(plugins=plugins, asr={'attention': SE}), ResNet, BasicBlock)
 
@@ -328,27 +353,25 @@ def test_plugins_can_be_pickled():
     assert len(hosts(other)) == 16
 
 
-@pytest.mark.parametrize('init_identity', [False, True])
+def any_backbone(inner, sites=None, **asr):
+    return MODELS.build({'type': 'mmasr.ASRBackbone', 'backbone': inner, 'asr': {'attention': SE, **asr}, 'sites': sites})
+
+
+@pytest.mark.parametrize('init_identity', [False, True], ids=['default', 'init_identity'])
 @pytest.mark.parametrize(
-    'inner',
+    ('inner', 'sites'),
     [
-        {'type': 'mmdet.SwinTransformer', 'depths': (1, 1, 1, 1)},
-        {'type': 'mmpretrain.ResNet', 'depth': 18, 'init_cfg': [{'type': 'Constant', 'val': 0, 'layer': 'Linear'}]},
-        {'type': 'mmpretrain.MobileNetV2', 'init_cfg': [{'type': 'Constant', 'val': 0, 'layer': ['Linear', 'Conv2d']}]},
+        ({'type': 'mmdet.SwinTransformer', 'depths': (1, 1, 1, 1)}, r'.*ffn\.layers\.1'),
+        ({'type': 'mmpretrain.ResNet', 'depth': 18, 'init_cfg': [{'type': 'Constant', 'val': 0, 'layer': 'Linear'}]}, None),
+        (
+            {'type': 'mmpretrain.MobileNetV2', 'init_cfg': [{'type': 'Constant', 'val': 0, 'layer': ['Linear', 'Conv2d']}]},
+            r'layer\d\.\d\.conv\.2\.bn',
+        ),
     ],
+    ids=['SwinTransformer', 'ResNet', 'MobileNetV2'],
 )
-def test_init_weights_of_any_backbone_leaves_asr_its_values(inner, init_identity):
-    sites = {'mmdet.SwinTransformer': r'.*ffn\.layers\.1', 'mmpretrain.MobileNetV2': r'layer\d\.\d\.conv\.2\.bn'}.get(
-        inner['type']
-    )
-    model = MODELS.build(
-        {
-            'type': 'mmasr.ASRBackbone',
-            'backbone': inner,
-            'asr': {'attention': SE, 'init_identity': init_identity},
-            'sites': sites,
-        }
-    )
+def test_init_weights_of_any_backbone_leaves_asr_its_values(inner, sites, init_identity):
+    model = any_backbone(inner, sites, init_identity=init_identity)
     model.init_weights()
     for name in hosts(model):
         host = model.get_submodule(name)
@@ -357,13 +380,20 @@ def test_init_weights_of_any_backbone_leaves_asr_its_values(inner, init_identity
             assert host.asr.scale().eq(1).all()
 
 
-def test_any_backbone_freezes_what_its_inner_one_freezes():
-    config = {'type': 'mmasr.ASRBackbone', 'asr': {'attention': SE}}
-    vit = MODELS.build({**config, 'backbone': {'type': 'mmpretrain.VisionTransformer', 'arch': 'deit-t'}, 'sites': 'ln1'})
+def test_any_backbone_freezes_nothing_that_its_inner_one_does_not():
+    vit = any_backbone({'type': 'mmpretrain.VisionTransformer', 'arch': 'deit-t'}, 'ln1')
     assert all(p.requires_grad for p in vit.parameters())
-    bn = {'type': 'BN', 'requires_grad': False}
-    model = MODELS.build({**config, 'backbone': {'type': 'mmdet.ResNet', 'depth': 18, 'frozen_stages': 2, 'norm_cfg': bn}})
-    assert [model.get_submodule(name).asr.psi.requires_grad for name in hosts(model)] == [False] * 4 + [True] * 4
+
+
+@pytest.mark.parametrize(
+    ('options', 'frozen'),
+    [({'frozen_stages': 1}, 1), ({'frozen_stages': 2, 'norm_cfg': {'type': 'BN', 'requires_grad': False}}, 2)],
+    ids=['one stage', 'two stages and every BN'],
+)
+def test_any_backbone_freezes_the_asr_of_stages_that_its_inner_one_freezes(options, frozen):
+    model = any_backbone({'type': 'mmdet.ResNet', 'depth': 18, **options})
+    learning = [model.get_submodule(name).asr.psi.requires_grad for name in hosts(model)]
+    assert learning == [False] * 2 * frozen + [True] * 2 * (4 - frozen)
 
 
 @pytest.mark.parametrize('depth', [18, 50])
@@ -385,19 +415,30 @@ class Signed(nn.Module):
         return x.tanh()
 
 
-def test_plugins_that_cannot_be_folded_are_refused_and_nothing_is_changed():
-    def build_plugins(*plugins):
-        return MODELS.build({'type': 'mmdet.ResNet', 'depth': 50, 'base_channels': 16, 'plugins': list(plugins)})
+def with_plugins(*plugins):
+    return MODELS.build({'type': 'mmdet.ResNet', 'depth': 50, 'base_channels': 16, 'plugins': list(plugins)})
 
-    after_se = build_plugins(plugin('SE', 'after_conv3'), plugin('ASR', 'after_conv3', attention=SE))
+
+def negative(position):
+    return plugin('ASR', position, attention=lambda channels: Signed(), psi=-1.0)
+
+
+def test_a_plugin_after_attention_is_refused():
+    model = with_plugins(plugin('SE', 'after_conv3'), plugin('ASR', 'after_conv3', attention=SE))
     with pytest.raises(ValueError, match=r'layer1\.0\.asr .*comes after se, which depends on the image'):
-        mmasr.fold(after_se)
-    negative = build_plugins(plugin('ASR', 'after_conv2', attention=lambda channels: Signed(), psi=-1.0))
+        mmasr.fold(model)
+
+
+def test_a_plugin_with_a_negative_scale_before_a_relu_is_refused_and_nothing_is_changed():
+    model = with_plugins(negative('after_conv2'))
     with pytest.raises(ValueError, match=r'layer1\.0\.asr .*negative scale'):
-        mmasr.fold(negative)
-    assert len([m for m in negative.modules() if isinstance(m, mmasr.ASR)]) == 16
-    # Before the addition there is no ReLU, so a negative scale folds.
-    assert_folds_to(build_plugins(plugin('ASR', 'after_conv3', attention=lambda channels: Signed(), psi=-1.0)))
+        mmasr.fold(model)
+    assert len([m for m in model.modules() if isinstance(m, mmasr.ASR)]) == 16
+
+
+def test_a_plugin_with_a_negative_scale_before_the_addition_folds():
+    """There is no ReLU between."""
+    assert_folds_to(with_plugins(negative('after_conv3')))
 
 
 @pytest.mark.parametrize(
@@ -408,15 +449,13 @@ def test_plugins_that_cannot_be_folded_are_refused_and_nothing_is_changed():
         ({'type': 'mmpretrain.MobileNetV2'}, r'layer\d\.\d\.conv\.2\.bn', 'layer7.0.conv.2.bn'),
         ({'type': 'mmdet.SwinTransformer', 'depths': (1, 1, 1, 1)}, r'.*\.ffn\.layers\.1', 'stages.0.blocks.0.ffn.layers.1'),
     ],
+    ids=['ResNet', "mmpretrain's ResNet", 'MobileNetV2', 'SwinTransformer'],
 )
-def test_any_backbone(inner, sites, expected):
-    model = MODELS.build({'type': 'mmasr.ASRBackbone', 'backbone': inner, 'asr': {'attention': SE}, 'sites': sites})
+def test_any_backbone_has_the_stock_ones_names_and_folds_to_it(inner, sites, expected):
+    model = any_backbone(inner, sites)
     stock = MODELS.build(inner)
     assert isinstance(model, type(stock))
     assert expected in hosts(model)
-    stock = MODELS.build(inner)
     assert [k for k in model.state_dict() if '.asr.' not in k] == list(stock.state_dict())
-    if inner.get('frozen_stages') == 1:
-        assert not model.layer1[0].bn2.asr.psi.requires_grad
     model.init_weights()
     assert_folds_to(model, type(stock))

@@ -48,7 +48,7 @@ def train_a_rank(rank, folder, x, with_cp):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize('with_cp', [False, True], ids=['', 'with_cp'])
+@pytest.mark.parametrize('with_cp', [False, True], ids=['plain', 'with_cp'])
 def test_two_processes_train_like_one(tmp_path, with_cp):
     x = torch.randn(4, 3, 64, 64)
     torch.multiprocessing.spawn(train_a_rank, (str(tmp_path), x, with_cp), nprocs=2)
@@ -107,12 +107,12 @@ def test_gradients_accumulate(model):
     torch.testing.assert_close(dict(model.named_parameters()), dict(reference.named_parameters()))
 
 
-def test_compiles_without_a_graph_break(model):
+@pytest.mark.parametrize('training', [True, False], ids=['train', 'eval'])
+def test_compiles_without_a_graph_break(model, training):
     x = torch.randn(2, 3, 64, 64)
-    for training in (True, False):
-        model.train(training)
-        compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
-        torch.testing.assert_close(compiled(x), model(x))
+    model.train(training)
+    compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
+    torch.testing.assert_close(compiled(x), model(x))
     loss_of(compiled, x).backward()
     assert all(p.grad is not None for p in model.parameters())
 

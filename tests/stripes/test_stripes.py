@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -37,10 +38,13 @@ class TestStatistics:
         # Between: the means 2 and 6 have the variance 4; within: (2/3 + 2) / 2 = 4/3.
         assert found.between_channels == pytest.approx(4 / (4 + 4 / 3))
 
-    def test_perfect_stripes_no_stripes_and_all_the_same(self):
-        assert statistics([[0.2, 0.9]] * 4).between_channels == 1
-        assert statistics([[0.0, 0.0], [1.0, 1.0]]).between_channels == 0
-        assert statistics([[0.5, 0.5]] * 2).between_channels == 1
+    @pytest.mark.parametrize(
+        ('values', 'share'),
+        [([[0.2, 0.9]] * 4, 1), ([[0.0, 0.0], [1.0, 1.0]], 0), ([[0.5, 0.5]] * 2, 1)],
+        ids=['perfect stripes', 'no stripes', 'all the same'],
+    )
+    def test_between_channels_at_its_ends(self, values, share):
+        assert statistics(values).between_channels == share
 
     @pytest.mark.parametrize('count', [1, 100_000])
     def test_streamed_is_exact(self, count):
@@ -60,13 +64,13 @@ class TestStatistics:
             # A deviation of 3e-4 about 1000 has ten digits fewer than double precision's sixteen; 1e5 roundings add up at most.
             torch.testing.assert_close(found, expected, rtol=1e-8, atol=0)
 
-    def test_merging_is_the_same_from_both_sides(self):
+    @pytest.mark.parametrize('cut', [1, 5, 9])
+    def test_merging_is_the_same_from_both_sides(self, cut):
         values = torch.rand(10, 4)
         whole = ChannelStatistics.of(values)
-        for cut in (1, 5, 9):
-            parts = ChannelStatistics.of(values[:cut]), ChannelStatistics.of(values[cut:])
-            for merged in (parts[0].merged(parts[1]), parts[1].merged(parts[0])):
-                torch.testing.assert_close(merged.std, whole.std, rtol=1e-12, atol=0)
+        parts = ChannelStatistics.of(values[:cut]), ChannelStatistics.of(values[cut:])
+        for merged in (parts[0].merged(parts[1]), parts[1].merged(parts[0])):
+            torch.testing.assert_close(merged.std, whole.std, rtol=1e-12, atol=0)
 
 
 def kappa(name):
@@ -113,14 +117,26 @@ def test_values_of_every_kind(kind):
         torch.testing.assert_close(output, features * v[..., None, None])
 
 
-def test_networks_of_all_libraries():
+NETWORKS = {
+    'mmpretrain SEResNet': (lambda: SEResNet(50, base_channels=8, stem_channels=8), 16),
+    'mmpretrain MobileNetV3': (lambda: MobileNetV3('small'), 9),
+    'timm seresnet18': (lambda: timm.create_model('seresnet18'), 8),
+    'timm ecaresnet26t': (lambda: timm.create_model('ecaresnet26t'), 8),
+}
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_attention_in_the_libraries_networks(name):
+    make, count = NETWORKS[name]
+    assert len(attention_modules(make())) == count
+
+
+def test_modules_come_in_the_networks_order_and_by_its_names():
     seresnet = SEResNet(50, base_channels=8, stem_channels=8)
     assert list(attention_modules(seresnet))[:2] == ['layer1.0.se_layer', 'layer1.1.se_layer']
-    assert len(attention_modules(seresnet)) == 16
-    assert len(attention_modules(MobileNetV3('small'))) == 9
-    assert len(attention_modules(timm.create_model('seresnet18'))) == 8
-    assert len(attention_modules(timm.create_model('ecaresnet26t'))) == 8
-    # The attention inside an ASR sees no image.
+
+
+def test_attention_inside_an_asr_is_left_out_since_it_sees_no_image():
     asr = mmasr.attach(timm.create_model('seresnet18'), {'type': 'SE'})
     assert list(attention_modules(asr)) == [f'layer{i}.{j}.se' for i in (1, 2, 3, 4) for j in (0, 1)]
 
@@ -139,22 +155,34 @@ class SpatialAttention(OwnAttention):
         return x * self.gate(x.mean(1, keepdim=True))
 
 
-def test_a_module_of_ones_own_is_one_line(monkeypatch):
-    network = nn.Sequential(nn.Conv2d(3, 4, 1), OwnAttention())
+def test_an_unknown_module_of_ones_own_is_refused():
     with pytest.raises(InputError, match='Sequential has no attention that depends on its input; known are'):
-        Observer(network)
+        Observer(nn.Sequential(nn.Conv2d(3, 4, 1), OwnAttention()))
+
+
+@pytest.fixture
+def _known(monkeypatch):
     monkeypatch.setitem(VALUES, f'{OwnAttention.__module__}.OwnAttention', 'gate')
+
+
+@pytest.mark.usefixtures('_known')
+def test_a_module_of_ones_own_is_one_line():
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), OwnAttention())
     x = torch.randn(3, 3, 5, 5)
     with Observer(network) as observer:
         network(x)
     expected = network[0](x).mean((2, 3)).sigmoid().double()
     torch.testing.assert_close(observer.stripes['1'].rows[1], expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.usefixtures('_known')
+@pytest.mark.parametrize('size', [5, 2], ids=['5', '2, as many positions as channels'])
+def test_values_that_are_not_one_a_channel_are_refused(size):
     spatial = SpatialAttention()
-    for size in (5, 2):  # once with as many positions as channels
-        shape = rf'\(3, 1, {size}, {size}\) for an input of \(3, 4, {size}, {size}\)'
-        observer = Observer(nn.Sequential(spatial))
-        with pytest.raises(InputError, match=rf'^0 \(SpatialAttention\): its values are {shape}'), observer:
-            spatial(torch.randn(3, 4, size, size))
+    shape = rf'\(3, 1, {size}, {size}\) for an input of \(3, 4, {size}, {size}\)'
+    observer = Observer(nn.Sequential(spatial))
+    with pytest.raises(InputError, match=rf'^0 \(SpatialAttention\): its values are {shape}'), observer:
+        spatial(torch.randn(3, 4, size, size))
 
 
 class TwoHeads(nn.Sequential):
@@ -162,28 +190,47 @@ class TwoHeads(nn.Sequential):
         return self[0](x)
 
 
-def test_bad_input_is_one_line():
-    network = TwoHeads(mmasr.SE(8), mmasr.ECA(8))
-    with Observer(network) as observer:
+@pytest.fixture
+def two_heads():
+    """Two attention modules, of which the first one runs."""
+    return TwoHeads(mmasr.SE(8), mmasr.ECA(8))
+
+
+def test_no_image_is_refused(two_heads):
+    with Observer(two_heads) as observer:
         pass
     with pytest.raises(InputError, match='none of the attention modules ran: 0, 1'):
         observer.check()
-    with Observer(network) as observer:
-        network(torch.randn(1, 8, 4, 4))
+
+
+def test_one_image_is_refused(two_heads):
+    with Observer(two_heads) as observer:
+        two_heads(torch.randn(1, 8, 4, 4))
     with pytest.raises(InputError, match='one image has no deviation'):
         observer.check()
+
+
+def test_an_observer_goes_on_counting_and_names_what_did_not_run(two_heads):
+    with Observer(two_heads) as observer:
+        two_heads(torch.randn(1, 8, 4, 4))
     with observer:
-        network(torch.randn(1, 8, 4, 4))
-        network(torch.randn(0, 8, 4, 4))  # a head that got no regions
+        two_heads(torch.randn(1, 8, 4, 4))
+        two_heads(torch.randn(0, 8, 4, 4))  # a head that got no regions
     assert observer.check() == ['1']
     assert observer.stripes['0'].v.count == 2
+
+
+def test_nan_in_the_input_is_refused(two_heads):
     bad = torch.randn(2, 8, 4, 4)
     bad[1, 3] = torch.nan
-    with pytest.raises(InputError, match=r'0 \(SE\): NaN or Inf in the input; take an earlier checkpoint'), observer:
-        network(bad)
-    nn.init.constant_(network[0].fc2.bias, torch.nan)
-    with pytest.raises(InputError, match=r'0 \(SE\): NaN or Inf in the values v'), observer:
-        network(torch.randn(2, 8, 4, 4))
+    with pytest.raises(InputError, match=r'0 \(SE\): NaN or Inf in the input; take an earlier checkpoint'), Observer(two_heads):
+        two_heads(bad)
+
+
+def test_nan_in_the_values_is_refused(two_heads):
+    nn.init.constant_(two_heads[0].fc2.bias, torch.nan)
+    with pytest.raises(InputError, match=r'0 \(SE\): NaN or Inf in the values v'), Observer(two_heads):
+        two_heads(torch.randn(2, 8, 4, 4))
 
 
 def share(rank, file, queue):
@@ -243,7 +290,7 @@ def test_rows_for_the_pictures_do_not_grow():
     assert one.merged(two).v.count == 80
 
 
-def test_pictures_show_what_was_measured():
+def test_stripes_are_drawn_as_they_are_on_one_scale():
     v, pooled = torch.rand(6, 5).double(), torch.randn(6, 5).double()
     figure = draw_stripes([made('first', v, pooled), made('second', v)])
     before, after = (ax.images[0] for ax in figure.axes[:2])
@@ -251,38 +298,71 @@ def test_pictures_show_what_was_measured():
     assert np.array_equal(after.get_array(), v)
     assert before.get_clim() == after.get_clim()
     assert before.get_clim()[0] == pytest.approx(torch.cat([v, pooled]).quantile(0.01).item())
+
+
+def test_deviations_are_drawn_in_per_cent():
+    v, pooled = torch.rand(6, 5).double(), torch.randn(6, 5).double()
     figure = draw_deviations([made('a', v, pooled)])
     heights = sum(patch.get_height() for patch in figure.axes[0].patches)
     assert heights == pytest.approx(200)  # per cent, before and after
+
+
+def test_changes_are_drawn_as_a_line_a_channel():
     changes = torch.rand(4, 3, 20)
     figure = draw_changes({'a': changes}, [2, 3, 4, 5])
     assert np.array_equal(figure.axes[1].lines[7].get_ydata(), changes[:, 1, 7])
     assert figure.axes[1].lines[7].get_xdata().tolist() == [2, 3, 4, 5]
     assert figure.axes[0].get_ylim()[1] > changes.max()
-    for figure in (draw_stripes([made('a', torch.ones(2, 3))]), draw_deviations([made('a', torch.ones(2, 3))])):
-        figure.canvas.draw()  # no deviation at all
+
+
+@pytest.mark.parametrize('draw', [draw_stripes, draw_deviations])
+def test_no_deviation_at_all_can_be_drawn(draw):
+    draw([made('a', torch.ones(2, 3))]).canvas.draw()
+
+
+def test_choose_takes_all_of_a_few():
+    assert choose(list('abc')) == ['a', 'b', 'c']
 
 
 def test_choose_takes_first_and_last():
-    assert choose(list('abc')) == ['a', 'b', 'c']
     assert choose([str(i) for i in range(16)]) == ['0', '5', '10', '15']
 
 
-def test_a_page_escapes_names_and_needs_no_network(tmp_path):
-    names = ['<script>alert(1)</script>', 'b']
-    paths = write_report(
-        tmp_path / 'new', [made(name, torch.rand(4, 3)) for name in names], {'config': '<b>&.py'}, chosen=['b']
-    )
+SCRIPT = '<script>alert(1)</script>'
+
+
+@pytest.fixture(scope='module')
+def report(tmp_path_factory):
+    """The folder of a report on two modules, one with a name that is HTML, and the paths that were said to be written."""
+    folder = tmp_path_factory.mktemp('report') / 'new'
+    modules = [made(name, torch.rand(4, 3)) for name in (SCRIPT, 'b')]
+    return folder, write_report(folder, modules, {'config': '<b>&.py'}, chosen=['b'])
+
+
+def test_a_report_is_its_files_and_lists_its_modules(report):
+    folder, paths = report
     assert [path.name for path in paths] == sorted(FILES, key=FILES.index)
-    page = (tmp_path / 'new/stripes.html').read_text()
+    found = json.loads((folder / 'stripes.json').read_text())
+    assert [m['name'] for m in found['modules']] == [SCRIPT, 'b']
+
+
+def test_a_page_escapes_names(report):
+    page = (report[0] / 'stripes.html').read_text()
     assert '<script>alert' not in page
     assert '&lt;script&gt;alert(1)' in page
     assert '&lt;b&gt;&amp;.py' in page
-    assert not re.search(r'(?:src|href)="(?!data:image/png;base64,)|https?://|@import', page)
-    assert 'spatial map' not in page
-    found = json.loads((tmp_path / 'new/stripes.json').read_text())
-    assert [m['name'] for m in found['modules']] == names
 
+
+def test_a_page_needs_no_network(report):
+    page = (report[0] / 'stripes.html').read_text()
+    assert not re.search(r'(?:src|href)="(?!data:image/png;base64,)|https?://|@import', page)
+
+
+def test_a_page_without_spatial_maps_does_not_speak_of_them(report):
+    assert 'spatial map' not in (report[0] / 'stripes.html').read_text()
+
+
+def test_a_page_says_what_is_left_out_of_a_spatial_map(tmp_path):
     cbam = dataclasses.replace(made('c', torch.rand(4, 3)), spatial=True)
     write_report(tmp_path / 'cbam', [cbam], {'config': 'x'}, chosen=['not run'])
     assert 'c: stripes are a matter of channels' in (tmp_path / 'cbam/stripes.html').read_text()
@@ -295,34 +375,59 @@ def test_a_page_that_cant_be_written_leaves_nothing(tmp_path):
     assert (tmp_path / 'file').read_text() == ''
 
 
-def test_the_tool_on_the_shapes_run(se_checkpoint, shapes, refusal):
-    config, checkpoint = se_checkpoint
-    result = run_tool('stripes.py', config, checkpoint, '--out', 'stripes', '--modules', 'backbone.layer2.0.se', cwd=shapes)
+@pytest.fixture(scope='module')
+def shapes_run(se_checkpoint, shapes):
+    """The folder that the tool makes of the shapes run, and what it prints."""
+    options = ['--out', 'stripes', '--modules', 'backbone.layer2.0.se']
+    result = run_tool('stripes.py', *se_checkpoint, *options, cwd=shapes)
     assert result.returncode == 0, result.stderr
-    folder = shapes / 'stripes'
+    return shapes / 'stripes', result.stdout
+
+
+def test_the_tool_observes_every_module_on_every_image(shapes_run):
+    folder, _ = shapes_run
     assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
     found = json.loads((folder / 'stripes.json').read_text())
     assert found['about']['images'] == 4
     assert [m['name'] for m in found['modules']] == [f'backbone.layer{i}.{j}.se' for i in (1, 2, 3, 4) for j in (0, 1)]
-    page = (folder / 'stripes.html').read_text()
     for m in found['modules']:
         assert m['images'] == 4
         assert len(m['v']['mean']) == m['channels']
-        assert f'{m["median_std"]:.4f}' in page
-        assert f'{m["median_std"]:.4f}' in result.stdout
-    assert 'Fig. 4' in page
 
-    for args, message in (
-        ([], r'stripes/stripes\.json is there already; pass --force'),
+
+def test_the_tool_prints_the_figures_of_its_page(shapes_run):
+    folder, printed = shapes_run
+    page = (folder / 'stripes.html').read_text()
+    for m in json.loads((folder / 'stripes.json').read_text())['modules']:
+        assert f'{m["median_std"]:.4f}' in page
+        assert f'{m["median_std"]:.4f}' in printed
+
+
+def test_a_detectors_page_refers_to_the_papers_figure_of_a_detector(shapes_run):
+    assert 'Fig. 4' in (shapes_run[0] / 'stripes.html').read_text()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--out', 'stripes'], r'stripes/stripes\.json is there already; pass --force'),
         (['--out', 'other', '--images', '1'], 'there are no deviations in less than two images'),
         (['--out', 'other', '--modules', 'none'], '--modules none: no such attention module; there are backbone'),
         (['--out', 'other', '--cfg-options', 'test_dataloader.dataset.indices=1'], 'one image has no deviation'),
-    ):
-        assert re.search(message, refusal('stripes.py', config, checkpoint, '--out', 'stripes', *args, cwd=shapes))
-        assert not (shapes / 'other').exists()
-    result = run_tool('stripes.py', config, checkpoint, '--out', 'stripes', '--force', '--images', '3', cwd=shapes)
+    ],
+    ids=['files that are there', '--images 1', 'an unknown module', 'a data set of one image'],
+)
+@pytest.mark.usefixtures('shapes_run')
+def test_the_tool_refuses_and_writes_nothing(se_checkpoint, shapes, refusal, arguments, message):
+    assert re.search(message, refusal('stripes.py', *se_checkpoint, *arguments, cwd=shapes))
+    assert not (shapes / 'other').exists()
+
+
+def test_force_overwrites(se_checkpoint, shapes, shapes_run, tmp_path):
+    out = shutil.copytree(shapes_run[0], tmp_path / 'stripes')
+    result = run_tool('stripes.py', *se_checkpoint, '--out', out, '--force', '--images', '3', cwd=shapes)
     assert result.returncode == 0, result.stderr
-    assert json.loads((folder / 'stripes.json').read_text())['about']['images'] == 3
+    assert json.loads((out / 'stripes.json').read_text())['about']['images'] == 3
 
 
 def test_the_tool_without_attention(checkpoint, shapes, refusal):

@@ -1,28 +1,13 @@
 """The main config on photographs, as docs/own-data.md describes for one's own data: train, re-parameterize, predict."""
 
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
-from helpers import ROOT, run_tool
+from helpers import ROOT, run_tool, stock_predictions
 from mmdet.apis import inference_detector, init_detector
 
 FRUITS = ROOT.parent / 'shared/data/fruits'
-
-# MMDetection's side, in an interpreter where importing mmasr fails.
-STOCK = """
-import sys
-sys.modules['mmasr'] = None
-import torch
-from mmdet.apis import inference_detector, init_detector
-config, checkpoint, out, *images = sys.argv[1:]
-model = init_detector(config, checkpoint, device='cpu')
-model.load_state_dict(torch.load(checkpoint, weights_only=True)['state_dict'], strict=True)
-found = [inference_detector(model, image).pred_instances for image in images]
-torch.save([[f.bboxes, f.scores, f.labels, f.masks] for f in found], out)
-"""
 
 
 @pytest.mark.skipif(not FRUITS.is_dir(), reason=f'the photographs are not there: {FRUITS}')
@@ -55,11 +40,10 @@ def test_train_deploy_and_predict_identically(tmp_path):
     assert result.returncode == 0, result.stderr
 
     images = [str(path) for path in sorted((FRUITS / 'images').glob('*.jpg'))[:2]]
-    files = [str(tmp_path / name) for name in ('work/epoch_1_deploy.py', 'work/epoch_1_deploy.pth', 'stock.pt')]
-    subprocess.run([sys.executable, '-c', STOCK, *files, *images], check=True, capture_output=True)
+    predictions = stock_predictions(tmp_path / 'work/epoch_1_deploy.py', tmp_path / 'work/epoch_1_deploy.pth', images, tmp_path)
     trained = init_detector(str(tmp_path / 'work/fruits.py'), str(tmp_path / 'work/epoch_1.pth'), device='cpu')
     assert trained.dataset_meta['classes'] == ('date', 'fig', 'hazelnut')
-    for image, deployed in zip(images, torch.load(files[2]), strict=True):
+    for image, deployed in zip(images, predictions, strict=True):
         found = inference_detector(trained, image).pred_instances
         assert len(found) > 0
         # The folded product is the one that ran, so the same arithmetic gives the same numbers.
