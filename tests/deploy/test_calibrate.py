@@ -414,7 +414,7 @@ def test_calibrate_without_fold_attention_is_refused(se_checkpoint, shapes, refu
 
 
 def test_one_image_for_the_mean_is_refused():
-    with pytest.raises(InputError, match='--calibrate 1: the mean needs two images at least'):
+    with pytest.raises(InputError, match='`images` 1: the mean needs two images at least'):
         Calibration(images=1)
 
 

@@ -362,7 +362,7 @@ def test_a_missing_checkpoint_is_refused(tmp_path):
 
 
 def test_weights_without_a_config_are_refused(weights, tmp_path):
-    refused(tmp_path, 'has no config in it; give the one it was trained with with --config', weights)
+    refused(tmp_path, 'has no config in it; give the one it was trained with with `config`', weights)
 
 
 def test_a_missing_config_is_refused(weights, tmp_path):
@@ -466,7 +466,7 @@ def test_a_key_that_breaks_out_of_the_written_config(good, tmp_path):
 @pytest.mark.parametrize('name', ['good_deploy.pth', 'good_deploy.py'])
 def test_what_is_there_stays_without_force(good, tmp_path, name):
     (tmp_path / name).write_text('mine')
-    refused(tmp_path, rf'{re.escape(name)} is there already; pass --force', good)
+    refused(tmp_path, rf'{re.escape(name)} is there already; pass `force`', good)
 
 
 def test_force_overwrites(good, tmp_path):
@@ -485,7 +485,7 @@ def test_what_is_deployed_is_not_deployed_again(good):
         reparameterize(deployed)
 
 
-def lose_a_scale(model):
+def lose_a_scale(model, stay):
     """A fold that forgets one of eight hosts."""
     host = model.backbone.layer3[0].bn2
     host.asr.initial.copy_(host.asr.scale())

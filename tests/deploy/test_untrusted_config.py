@@ -64,7 +64,7 @@ CODE = {
 @pytest.mark.parametrize('text', CODE.values(), ids=CODE)
 def test_code_is_refused_and_does_not_run(tmp_path, text):
     proof = tmp_path / 'proof'
-    with pytest.raises(InputError, match='--config') as caught:
+    with pytest.raises(InputError, match='`config`') as caught:
         parse_config(text.format(proof=proof) if 'proof' in text else text)
     assert '\n' not in str(caught.value)
     assert not proof.exists()
@@ -90,7 +90,7 @@ def test_modules_of_openmmlab_and_our_own_are_imported():
 
 @pytest.mark.parametrize('imports', [['mmasr', 'a_stranger'], 'a_stranger', ['mmasr_evil'], [' a_stranger']], ids=repr)
 def test_other_modules_are_not_imported(proof, imports):
-    with pytest.raises(InputError, match=r'imports .*--config, or pass --trust-imports'):
+    with pytest.raises(InputError, match=r'imports .*`config`, or pass `trust_imports`'):
         import_from_config(imports, trust=False)
     assert not proof.exists()
 
