@@ -1,28 +1,33 @@
 """What a module computes from its parameters is kept while it is in eval mode. Needs torch only."""
 
-import weakref
 from collections.abc import Callable
+from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import nn
 
-_kept: weakref.WeakKeyDictionary[nn.Module, tuple['_State', Any]] = weakref.WeakKeyDictionary()
+_version = attrgetter('_version')
 
 
 class _State:
-    """The parameters, buffers and children of a module in eval mode.
+    """What a result depends on: a module's own parameters, its children, and all that is in these.
+
+    The module's own buffers (running statistics) do not count: they are not computed with, and each tensor that is looked at
+    takes time in every forward pass.
 
     Raises:
         TypeError: If it can't be told when one of them changes, or results must not outlive what is going on.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.children = list(module.modules())[1:]  # not the module itself, which must be free to go
-        tables = (table for m in (module, *self.children) for table in (m._parameters, m._buffers, m._modules))
-        self.tables = [table for table in tables if table]
+        children = list(module.modules())[1:]
+        tables = [table for child in children for table in (child._parameters, child._buffers, child._modules)]
+        # Not the module itself, which must be free to go.
+        self.tables = [table for table in (module._parameters, module._modules, *tables) if table]
         self.tensors = [value for table in self.tables for value in table.values() if isinstance(value, torch.Tensor)]
-        if any(child.training for child in self.children):
+        if any(child.training for child in children):
             raise TypeError('a module in training may compute something else every time')
         if not any(isinstance(tensor, nn.Parameter) for tensor in self.tensors):
             raise TypeError('a replica of DataParallel has tensors in place of parameters')
@@ -35,27 +40,26 @@ class _State:
 
     def now(self) -> list[Any]:
         """What can be told of the content; equal as long as nobody has written where autograd sees it."""
-        found = [id(value) for table in self.tables for value in table.values()]
-        found += [child.training for child in self.children]
-        found += [tensor._version for tensor in self.tensors]
-        found += [tensor.data_ptr() for tensor in self.tensors]
+        found = [*map(id, chain.from_iterable(map(dict.values, self.tables)))]
+        found += map(_version, self.tensors)
+        found += map(torch.Tensor.data_ptr, self.tensors)
         if self.device.type == 'cuda':  # what one stream has computed may not be ready for another
             found.append(torch.cuda.current_stream(self.device))
         return found
 
 
 def keep(module: nn.Module, compute: Callable[[], Any]) -> Any:
-    """The result of a computation on a module's parameters and buffers, which in eval mode without gradients is done once.
+    """The result of a computation on a module's parameters, which in eval mode without gradients is done once.
 
     It is done again after :func:`forget` (for which a module's ``train``, ``eval`` and ``_apply`` are the places), after a
-    forward pass with gradients, and when a parameter, buffer or child is another one or was written where autograd sees it.
+    forward pass with gradients, and when something that it depends on is another one or was written where autograd sees it.
     Nothing is kept in graphs that outlive the call: those of ``torch.compile``, ``torch.jit.trace`` and CUDA contain the
     computation itself. What it can't see is a write past autograd, through ``parameter.data`` or by a fused optimizer, between
     two forward passes in eval mode without a call of ``train()`` or ``eval()`` between them.
 
     Args:
-        module (nn.Module): What the result depends on.
-        compute (callable): Computes the result from the module and nothing else.
+        module (nn.Module): The result depends on its own parameters and on what is in its children.
+        compute (callable): Computes the result from these and nothing else.
 
     Returns:
         Any: The result, which must not be changed.
@@ -67,17 +71,17 @@ def keep(module: nn.Module, compute: Callable[[], Any]) -> Any:
         return compute()
     if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
         return compute()
-    state, result = _kept.get(module, (None, None))
-    if state is None or state.now() != state.content:
+    owner, state, result = module.__dict__.get('_kept', (None, None, None))
+    if owner != id(module) or state.now() != state.content:  # a replica of DataParallel has what its original kept
         try:
             state = _State(module)  # before computing, so that a change meanwhile is noticed
         except TypeError:
             return compute()
         result = compute()
-        _kept[module] = state, result
+        module.__dict__['_kept'] = id(module), state, result
     return result
 
 
 def forget(module: nn.Module) -> None:
     """Let the next :func:`keep` of a module compute."""
-    _kept.pop(module, None)
+    module.__dict__.pop('_kept', None)

@@ -44,7 +44,7 @@ class Mixed:
         if made_of is None:
             return super().__reduce_ex__(protocol)
         # The class is made at run time, so pickle and deepcopy are told how to make it again.
-        return _new_mixed, made_of, self.__dict__
+        return _new_mixed, made_of, self.__getstate__()
 
 
 @functools.cache
