@@ -2,10 +2,12 @@
 
 import doctest
 import inspect
+import re
+import runpy
 
 import pytest
 import torch
-from helpers import classifier
+from helpers import ROOT, classifier
 from mmengine.registry import DATASETS, HOOKS, MODELS, DefaultScope
 
 import mmasr
@@ -66,6 +68,41 @@ def test_values_of_ones_own_attention_are_read(monkeypatch):
     with mmasr.stripes.Observer(torch.nn.Sequential(Gate())) as observer:
         observer.modules['0'](torch.randn(2, 3, 4, 4))
     assert observer.stripes['0'].v.count == 2
+
+
+# Options from before the rooms; what is new since is not listed.
+OPTIONS = {
+    'train': '--work-dir --cfg-options --launcher --amp --resume --auto-scale-lr',
+    'test': '--work-dir --cfg-options --launcher --out --show-dir',
+    'reparam': '--config --out --force --trust-imports --fold-attention --calibrate --max-drop',
+    'stripes': '--images --out --force --modules --cfg-options',
+    'convert': '--attention --out --force',
+    'sweep': '--seeds --out',
+    'shapes': '--train --val --size --seed',
+    'digits': 'out',
+    'benchmark': '--model --part --attention --delta --batch --size --rounds --device --threads --amp --channels-last '
+    '--compile --out --picture',
+}
+
+
+@pytest.mark.parametrize('tool', OPTIONS)
+def test_a_tool_has_the_options_it_had(tool, monkeypatch, capsys):
+    monkeypatch.setattr('sys.argv', [f'{tool}.py', '--help'])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(ROOT / 'tools' / f'{tool}.py'), run_name='__main__')
+    assert caught.value.code == 0
+    printed = capsys.readouterr().out
+    assert [option for option in OPTIONS[tool].split() if option not in printed] == []
+
+
+PAGES = [*ROOT.glob('*.md'), *ROOT.glob('docs/*.md'), ROOT / 'configs/README.md', ROOT / 'tools/README.md']
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_page_names_is_there(page):
+    named = set(re.findall(r'\b(?:configs|tools|docs|tests|mmasr)/[\w/]+\.(?:py|sh|md|png)\b', page.read_text()))
+    written_by_the_reader = {'configs/fruits.py'}
+    assert [name for name in named - written_by_the_reader if not (ROOT / name).exists()] == []
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ from helpers import randomize
 from torch import nn
 
 from mmasr import ASR
-from mmasr.attention import SE
+from mmasr.attention import SE, asr_attentions
 
 C = 32
-KAPPAS = ['SE', 'ECA', 'SRM', 'IE', 'SPA']
+KAPPAS = asr_attentions()
 
 
 @pytest.mark.parametrize('training', [True, False], ids=['train', 'eval'])

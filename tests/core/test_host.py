@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mmasr
+from mmasr.attention import asr_attentions
 from mmasr.core.host import Host
 from mmasr.experiments.benchmark.measure import saved_for_backward
 from mmasr.experiments.benchmark.workload import images
@@ -77,7 +78,7 @@ def plain_formula(layer, v, x, dim):
     ('kind', 'training'),
     [(kind, training) for kind in LAYERS for training in (False, True) if kind != 'SyncBatchNorm' or not training],
 )
-@pytest.mark.parametrize('kappa', ['SE', 'ECA', 'SRM', 'IE', 'SPA'])
+@pytest.mark.parametrize('kappa', asr_attentions())
 def test_value_gradient_and_fold_match_the_plain_formula(kind, training, kappa):
     make, shape, dim = LAYERS[kind]
     # In double precision, so that the bound of 1e-10 is far from rounding (1e-16) and far below any mistake.

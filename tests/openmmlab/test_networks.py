@@ -10,6 +10,7 @@ from mmpretrain.models import ShuffleNetV2
 from torch import nn
 
 import mmasr
+from mmasr.attention import asr_attentions
 from mmasr.convolutions.acnet import ACNet
 from mmasr.core.absorb import absorb_biases
 from mmasr.core.host import Host
@@ -64,7 +65,7 @@ def test_shufflenet_for_small_images_has_mmpretrains_weights():
     assert output.shape == (1, 1024, 4, 4)
 
 
-@pytest.mark.parametrize('kappa', ['SE', 'ECA', 'SRM', 'IE', 'SPA'])
+@pytest.mark.parametrize('kappa', asr_attentions())
 @pytest.mark.parametrize('convs', [None, {'type': 'ACNet'}], ids=['plain', 'ACNet'])
 def test_asr_trains_and_folds(kappa, convs):
     backbone = {'type': 'mmasr.ASRResNetCIFAR', 'depth': 20, 'convs': convs, 'asr': {'attention': {'type': kappa}}}

@@ -11,6 +11,7 @@ from mmpretrain.models import VGG, MobileNetV2, RepVGG, ShuffleNetV2, VisionTran
 from torch import nn
 
 import mmasr
+from mmasr.attention import asr_attentions
 from mmasr.core.host import Host
 from mmasr.deploy.reparameterize import reparameterize
 from mmasr.errors import InputError
@@ -30,7 +31,7 @@ FAMILIES = {
     'RepVGG': (RepVGG, {'arch': SMALL_REPVGG}, 128),
     'VisionTransformer': (VisionTransformer, {'arch': SMALL_VIT, 'img_size': 64}, 32),
 }
-KAPPAS = ['SE', 'ECA', 'SRM', 'IE', 'SPA']
+KAPPAS = asr_attentions()
 
 
 def build(family, **config):

@@ -15,10 +15,11 @@ from mmengine.runner import save_checkpoint
 from torch import nn
 
 import mmasr
+from mmasr.attention import asr_attentions
 from mmasr.core.host import Host
 
 SE = {'type': 'SE'}
-KAPPAS = ['SE', 'ECA', 'SRM', 'IE', 'SPA']
+KAPPAS = asr_attentions()
 STOCK = {'ASRResNet': ResNet, 'ASRResNetV1d': ResNetV1d, 'ASRResNeXt': ResNeXt}
 
 

@@ -78,7 +78,7 @@ def kappa(name):
 
 
 MODULES = {
-    **{name: (kappa(name), lambda m, x: m.weights(x)) for name in ('SE', 'ECA', 'SRM', 'IE', 'SPA', 'CBAM')},
+    **{name: (kappa(name), lambda m, x: m.weights(x)) for name in ATTENTIONS},
     'mmdet SELayer': (lambda: DetSELayer(16, 4), lambda m, x: m.conv2(m.conv1(x.mean((2, 3), keepdim=True)))),
     'mmpretrain SELayer': (lambda: PretrainSELayer(16, ratio=4), lambda m, x: m.conv2(m.conv1(x.mean((2, 3), keepdim=True)))),
     'timm SE': (
