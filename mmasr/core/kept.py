@@ -6,7 +6,9 @@ from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import nn
+from torch import is_grad_enabled, nn
+from torch.compiler import is_compiling
+from torch.jit import is_tracing
 
 _version = attrgetter('_version')
 
@@ -35,16 +37,21 @@ class _State:
             raise TypeError('a tensor without a version')
         # They keep the memory from being given to others, should a tensor leave it.
         self.aliases = [tensor.detach() for tensor in self.tensors]
-        self.device = self.tensors[0].device
+        device = self.tensors[0].device
+        self.cuda = device if device.type == 'cuda' else None
         self.content = self.now()
+        if self.content is None:
+            raise TypeError('a CUDA graph holds on to the memory')
 
-    def now(self) -> list[Any]:
-        """What can be told of the content; equal as long as nobody has written where autograd sees it."""
+    def now(self) -> list[Any] | None:
+        """What can be told of the content: equal as long as nobody has written where autograd sees it, None in a CUDA graph."""
         found = [*map(id, chain.from_iterable(map(dict.values, self.tables)))]
         found += map(_version, self.tensors)
         found += map(torch.Tensor.data_ptr, self.tensors)
-        if self.device.type == 'cuda':  # what one stream has computed may not be ready for another
-            found.append(torch.cuda.current_stream(self.device))
+        if self.cuda:
+            if torch.cuda.is_current_stream_capturing():
+                return None
+            found.append(torch.cuda.current_stream(self.cuda))  # what it has computed may not be ready for another
         return found
 
 
@@ -64,12 +71,10 @@ def keep(module: nn.Module, compute: Callable[[], Any]) -> Any:
     Returns:
         Any: The result, which must not be changed.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if is_compiling() or is_tracing():
         return compute()
-    if module.training or torch.is_grad_enabled():
+    if module.training or is_grad_enabled():
         forget(module)
-        return compute()
-    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
         return compute()
     owner, state, result = module.__dict__.get('_kept', (None, None, None))
     if owner != id(module) or state.now() != state.content:  # a replica of DataParallel has what its original kept
