@@ -15,13 +15,14 @@ Why it is neither of torch's own tools for this:
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
 from .by_class import by_class
 from .computed import Computed
-from .kept import forget, keep
+from .kept import forget, keep, without_kept
 from .merge import ADAPTERS
 from .scaling import is_batch_norm
 from .surgery import Mixed, mixed_class, twin
@@ -50,6 +51,9 @@ class Host(Mixed):
     def _apply(self, *args, **kwargs) -> nn.Module:
         forget(self)
         return super()._apply(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return without_kept(super().__getstate__())
 
     def init_weights(self) -> None:
         """Give the child its initial state; OpenMMLab calls this once it has initialised what is around."""

@@ -90,3 +90,8 @@ def keep(module: nn.Module, compute: Callable[[], Any]) -> Any:
 def forget(module: nn.Module) -> None:
     """Let the next :func:`keep` of a module compute."""
     module.__dict__.pop('_kept', None)
+
+
+def without_kept(state: dict[str, Any]) -> dict[str, Any]:
+    """The attributes of a module that go into its copies and pickles."""
+    return {name: value for name, value in state.items() if name != '_kept'}

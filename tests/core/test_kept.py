@@ -3,6 +3,7 @@ old ones: at once where autograd sees it, and otherwise from the next call of ``
 
 import copy
 import threading
+import weakref
 
 import pytest
 import torch
@@ -12,7 +13,6 @@ from mmengine.model import ExponentialMovingAverage
 from torch import nn
 
 import mmasr
-from mmasr.core.kept import _kept
 
 X = torch.randn(2, 8, 3, 3, generator=torch.Generator().manual_seed(0))
 
@@ -331,7 +331,7 @@ def test_copies_keep_nothing_of_the_original():
     with torch.no_grad():
         net(X)
         copied = copy.deepcopy(net)
-        assert copied[1] not in _kept
+        assert '_kept' not in vars(copied[1])
         edit(copied)
         torch.testing.assert_close(copied(X), expected(copied))
 
@@ -384,13 +384,25 @@ def test_reentrant_checkpointing_trains():
     torch.testing.assert_close(*trained)
 
 
-def test_nothing_is_kept_of_a_network_that_is_gone():
+def test_nothing_holds_on_to_a_network_that_is_gone():
     net = network()
     with torch.no_grad():
         net(X)
-    size = len(_kept)
+    host = weakref.ref(net[1])
     del net
-    assert len(_kept) == size - 1
+    assert host() is None  # at once, without the garbage collector
+
+
+def test_a_replica_computes_its_own():
+    """DataParallel's replicas have the attributes of their original, in which it keeps what is on another device."""
+    net = network()
+    with torch.no_grad():
+        net(X)
+        replica = net[1]._replicate_for_data_parallel()
+        replica.weight, replica.bias, replica.asr = net[1].weight.detach() * 3, net[1].bias.detach(), net[1].asr
+        replica.__dict__.update(net[1]._buffers)
+        x = net[0](X)
+        assert not torch.allclose(replica(x), net[1](x))
 
 
 def test_the_mode_of_attention_counts():
@@ -412,5 +424,5 @@ def test_nothing_is_kept_while_training():
     with torch.no_grad():
         net(X)
     net(X)
-    assert net[1] not in _kept
+    assert '_kept' not in vars(net[1])
     assert {type(parameter) for parameter in net.parameters()} == {nn.Parameter}

@@ -11,10 +11,14 @@ import torch
 import torchvision
 from helpers import ROOT, SHAPES_CONFIG, run_tool
 from mmengine.analysis import FlopAnalyzer
+from mmpretrain.models import RepVGG
 from torch import nn
 
+from mmasr import ASR
+from mmasr.core.host import Host
 from mmasr.experiments.benchmark.measure import Cost, flops, measure
 from mmasr.experiments.benchmark.memory import saved_for_backward
+from mmasr.experiments.benchmark.network import config_model
 from mmasr.experiments.benchmark.picture import draw_speed
 from mmasr.experiments.benchmark.steps import inference, training_step
 from mmasr.experiments.benchmark.tables import tables
@@ -274,3 +278,10 @@ def test_the_tool_says_what_is_wrong(args, message, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, 'argv', ['benchmark.py', *args])
     with pytest.raises(SystemExit, match=re.escape(message)):
         runpy.run_path(str(ROOT / 'tools/benchmark.py'), run_name='__main__')
+
+
+def test_a_network_is_measured_as_it_trains():
+    """Without ASR, with the branches that it merges when it is deployed."""
+    network = config_model(ROOT / 'configs/cifar100/repvgg_a0_asr_se.py', 'backbone')
+    assert not any(isinstance(module, Host | ASR) for module in network.modules())
+    assert network.state_dict().keys() == RepVGG('A0').state_dict().keys()

@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from ...core.fold import fold
+from ...core.merge import can_merge
 from ...errors import InputError, one_line
 
 
@@ -30,7 +32,7 @@ def torchvision_model(name: str) -> nn.Module:
 
 
 def config_model(path: str, part: str = 'whole') -> nn.Module:
-    """Build the network of a config, without ASR and with random weights.
+    """Build the network of a config as it trains, but without ASR, with random weights.
 
     Args:
         path (str): A config of a detector or a classifier.
@@ -43,21 +45,22 @@ def config_model(path: str, part: str = 'whole') -> nn.Module:
         InputError: If OpenMMLab is not installed, the config does not load or build, or it has no such part.
     """
     try:
+        from mmengine.config import ConfigDict
         from mmengine.registry import MODELS, init_default_scope
 
-        from ...deploy.deployed_config import deployed_config
-        from ...openmmlab.config import load_config
+        from ...openmmlab.config import load_config, without_downloads
     except ImportError as error:
         raise InputError(f'{path}: a config needs OpenMMLab ({error}); a classifier of torchvision does not') from None
     config = load_config(path)
     if 'model' not in config:
         raise InputError(f'{path}: has no model')
-    config = deployed_config(config)
     init_default_scope(config.get('default_scope', 'mmengine'))
     try:
-        model = MODELS.build(config.model)
+        model = MODELS.build(ConfigDict(without_downloads(config.model.to_dict())))
     except Exception as error:  # of whatever the config asks for
         raise InputError(one_line(f'{path} does not build', error)) from error
+    # The branches of a RepVGG are there while it trains, with ASR or without.
+    fold(model, [name for name, module in model.named_modules() if can_merge(module)])
     if part == 'whole':
         return model
     if not hasattr(model, 'backbone'):
