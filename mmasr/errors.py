@@ -28,8 +28,9 @@ def exit_on_input_error(main: Callable[[], None], **options: str) -> None:
 
 
 def one_line(problem: str, error: Exception) -> str:
-    """Say in one line what went wrong and why."""
-    return f'{problem}: {type(error).__name__}: {error}'.splitlines()[0]
+    """Say in one line what went wrong and why. What stands between backquotes in the error is no parameter of ours."""
+    why = str(error).replace('`', "'")
+    return f'{problem}: {type(error).__name__}: {why}'.splitlines()[0]
 
 
 def some(names: list[str]) -> str:
