@@ -100,6 +100,6 @@ def _check(modules: dict[str, nn.Module], kind: type[Merging] | type[Computed], 
     if isinstance(layer, Host):
         raise ValueError(f'{name} ({type(layer).__name__}) carries an {type(layer.computed()).__name__} already')
     kind.check(name, layer)
-    if issubclass(kind, Merging):
-        for around in (outer for outer in modules if name.startswith(f'{outer}.') and is_merging(modules[outer])):
-            raise ValueError(f'{name} is in {around} ({type(modules[around]).__name__}), whose branches merge by themselves')
+    around = next((outer for outer in modules if name.startswith(f'{outer}.') and is_merging(modules[outer])), None)
+    if around and issubclass(kind, Merging):
+        raise ValueError(f'{name} is in {around} ({type(modules[around]).__name__}), whose branches merge by themselves')

@@ -13,7 +13,6 @@ Why it is neither of torch's own tools for this:
   (:func:`mmasr.core.surgery.twin`) has neither problem.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -84,7 +83,7 @@ def _folding_first(method: str) -> Callable[[Host], None]:
         self.fold()
         getattr(self, method)()
 
-    return functools.wraps(merge)(merge)
+    return merge
 
 
 def write(layer: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
