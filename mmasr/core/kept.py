@@ -62,7 +62,7 @@ def keep(module: nn.Module, compute: Callable[[], Any]) -> Any:
     forward pass with gradients, and when something that it depends on is another one or was written where autograd sees it.
     Nothing is kept in graphs that outlive the call: those of ``torch.compile``, ``torch.jit.trace`` and CUDA contain the
     computation itself. What it can't see is a write past autograd, through ``parameter.data`` or by a fused optimizer, between
-    two forward passes in eval mode without a call of ``train()`` or ``eval()`` between them.
+    two forward passes in eval mode without a call of ``train()`` or ``eval()`` between them; nor such a call on a child alone.
 
     Args:
         module (nn.Module): The result depends on its own parameters and on what is in its children.

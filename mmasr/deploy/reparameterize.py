@@ -225,13 +225,11 @@ def _fold(trained: _Trained, attention: MeanFold | None) -> _Deployed:
     model, source = trained.model, trained.source
     with replaced(model, attention.constants() if attention else {}):
         expected, folded = _run_trained(model, source)
-    stay = [name for name, module in model.named_modules() if can_merge(module) and stays_in_files(module)]
-    merged = {
-        name: stock_class(type(module)).__name__
-        for name, module in model.named_modules()
-        if can_merge(module) and name not in stay
-    }
-    too_many_biases = [name for name, m in model.named_modules() if isinstance(m, Merging) and not m.stock_bias]
+    merging = {name: module for name, module in model.named_modules() if can_merge(module)}
+    stay = [name for name, module in merging.items() if stays_in_files(module)]
+    merged = {name: stock_class(type(module)).__name__ for name, module in merging.items() if name not in stay}
+    too_many_biases = [name for name, m in merging.items() if isinstance(m, Merging) and not m.stock_bias]
+    del merging  # what has been merged need not stay in memory
     try:
         fold(model, stay)
         absorb_biases(model, too_many_biases, functools.partial(_outputs, model))

@@ -197,5 +197,6 @@ def fold_means(model: nn.Module, means: dict[str, torch.Tensor], hosts: dict[str
     """
     for name, host in hosts.items():
         attach(model, lambda channels, name=name: Constant(means[name]), sites=[host])
+        model.get_submodule(host).fold()  # and nothing else: branches of other libraries may be there to stay
         model.set_submodule(name, nn.Identity())
-    return fold(model)
+    return model

@@ -9,6 +9,7 @@ from helpers import SE_CONFIG, classifier, plugin, randomize, run_tool, save_net
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmpretrain.models import MobileNetV3, SEResNet
+from timm.models.byobnet import RepVggBlock
 from torch import nn
 
 import mmasr
@@ -429,3 +430,12 @@ def test_missing_data_is_said_and_nothing_is_written(se_checkpoint, tmp_path, mo
     with pytest.raises(InputError, match=r'train\.json is not there, and the embedded config takes its train_data'):
         reparameterize(se_checkpoint[1], out='other.pth', calibration=Calibration())
     assert not list(tmp_path.iterdir())
+
+
+def test_folding_means_merges_nothing():
+    """What a config can't build merged has to keep its branches."""
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), mmasr.SE(8), RepVggBlock(8, 8)).eval()
+    fold_means(network, {'2': torch.rand(8)}, {'2': '1'})
+    assert type(network[1]) is nn.BatchNorm2d
+    assert type(network[2]) is nn.Identity
+    assert network[3].reparam_conv is None
