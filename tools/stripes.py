@@ -14,7 +14,7 @@ from mmasr.deploy.compare import is_detector
 from mmasr.errors import InputError, exit_on_input_error
 from mmasr.openmmlab.arguments import add_output, add_settings
 from mmasr.openmmlab.building import build_model, load_weights
-from mmasr.openmmlab.checkpoint import read_checkpoint
+from mmasr.openmmlab.checkpoint import only_data, read_checkpoint
 from mmasr.openmmlab.config import load_config
 from mmasr.openmmlab.data_sources import check_data
 from mmasr.openmmlab.evaluation import build_loader, evaluate, untracked
@@ -36,6 +36,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@only_data()
 def main() -> None:
     args = parse_args()
     if args.images is not None and args.images < 2:

@@ -7,7 +7,7 @@ from mmengine.evaluator import DumpResults
 from mmasr.errors import InputError, exit_on_input_error
 from mmasr.openmmlab.arguments import add_arguments, config_from_arguments
 from mmasr.openmmlab.building import build_runner
-from mmasr.openmmlab.checkpoint import read_checkpoint
+from mmasr.openmmlab.checkpoint import only_data, read_checkpoint
 from mmasr.openmmlab.data_sources import check_data
 
 
@@ -21,6 +21,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@only_data()
 def main() -> None:
     args = parse_args()
     config = config_from_arguments(args)

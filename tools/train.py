@@ -7,6 +7,7 @@ import torch
 from mmasr.errors import InputError, exit_on_input_error
 from mmasr.openmmlab.arguments import add_arguments, config_from_arguments
 from mmasr.openmmlab.building import build_runner
+from mmasr.openmmlab.checkpoint import only_data
 from mmasr.openmmlab.data_sources import check_data
 
 
@@ -26,6 +27,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@only_data()
 def main() -> None:
     args = parse_args()
     config = config_from_arguments(args)

@@ -6,7 +6,10 @@ The deployed network is checked against the trained one before anything is writt
 import dataclasses
 import functools
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -22,15 +25,19 @@ from ..core.surgery import stock_class
 from ..errors import InputError, one_line, some
 from ..files import output_files, temporary_files
 from ..openmmlab.building import build_model, load_weights
-from ..openmmlab.checkpoint import read_checkpoint, write_checkpoint
-from ..openmmlab.config import load_config, without_downloads
+from ..openmmlab.checkpoint import only_data, read_checkpoint, write_checkpoint
+from ..openmmlab.config import load_config
 from ..openmmlab.data_sources import check_data
-from ..openmmlab.evaluation import Track, calibration_dataset, evaluate, untracked
+from ..openmmlab.evaluation import Track, evaluate, untracked
 from ..stripes.mean_fold import fold_means, replaced
 from .calibrate import Calibration, MeanFold, calibrate
 from .compare import Difference, compare, network_outputs
+from .config_text import parse_config, write_config
 from .deployed_config import deployed_config
-from .untrusted_config import WAYS_ON, check_config, check_data_config, import_modules, parse_config
+from .restraint import restrained
+from .untrusted_config import CALIBRATION, check_config, read_config
+
+WAYS_ON = 'give the config as a file of your own with `config`'
 
 #: Largest difference allowed, relative to the largest value of an output, by the coarsest type of the weights. Half
 #: precision rounds every folded product again, by up to eps / 2 (5e-4 and 4e-3); its bounds are ten times that, about ten
@@ -54,6 +61,7 @@ class Report:
         differences (list[Difference]): How far the networks are apart, output by output.
         bound (float): What was allowed, relative to the largest value of an output.
         seconds (float): How long it took.
+        left_out (dict[str, str]): Parts of the embedded config that the deployed one does not have -> why.
         attention (MeanFold, optional): What was found of attention that depends on its input, if it was to be folded.
         after (dict[str, float], optional): Metrics of the deployed network, likewise.
     """
@@ -68,10 +76,12 @@ class Report:
     differences: list[Difference]
     bound: float
     seconds: float
+    left_out: dict[str, str]
     attention: MeanFold | None = None
     after: dict[str, float] | None = None
 
 
+@only_data()
 def reparameterize(
     checkpoint: str | Path,
     config: str | Path | None = None,
@@ -87,11 +97,11 @@ def reparameterize(
     Args:
         checkpoint (str | Path): A checkpoint of mmengine's runner, or weights.
         config (str | Path, optional): The config it was trained with. Default: the one in the checkpoint, which is read as
-            data.
+            data, reduced to what deploying needs, and held against what is allowed.
         out (str | Path, optional): The deployed checkpoint, ``*.pth``; its config goes beside it as ``*.py``. Default:
             ``<name>_deploy.pth`` beside the input.
         force (bool): Replace what is there. Default: False.
-        trust_imports (bool): Run any ``custom_imports`` of the embedded config. Default: False, only OpenMMLab's.
+        trust_imports (bool): Run any ``custom_imports`` of the embedded config, and allow what they register. Default: False.
         calibration (Calibration, optional): Fold attention that depends on its input as well, replaced by its mean; the network
             is then evaluated before and after. Default: such attention stays.
         track (callable): As ``rich.progress.track``. Default: nothing is shown.
@@ -139,6 +149,7 @@ def reparameterize(
         differences=differences,
         bound=trained.bound,
         seconds=time.perf_counter() - start,
+        left_out=trained.left_out or {},
         attention=attention,
         after=metrics,
     )
@@ -155,6 +166,8 @@ class _Trained:
         model (nn.Module | None): The network with its weights, in float32.
         dtypes (dict[str, torch.dtype]): Types of the weights in the checkpoint.
         coarsest (torch.dtype): The coarsest of them.
+        trust_imports (bool): As of :func:`reparameterize`.
+        left_out (dict[str, str] | None): What was left out of a stranger's config; None of a config of the user's own.
     """
 
     source: Path
@@ -163,6 +176,12 @@ class _Trained:
     model: nn.Module | None
     dtypes: dict[str, torch.dtype]
     coarsest: torch.dtype
+    trust_imports: bool
+    left_out: dict[str, str] | None
+
+    def restrained(self, weights: dict[str, torch.Tensor]) -> AbstractContextManager:
+        """The bounds of a stranger's network, by its weights."""
+        return nullcontext() if self.left_out is None else restrained(weights)
 
     @property
     def bound(self) -> float:
@@ -177,7 +196,7 @@ class _Deployed:
     Attributes:
         expected (dict[str, Tensor]): What the trained network puts out.
         folded, merged, means (dict[str, str]): As in :class:`Report`.
-        text (str): The deployed config.
+        config (dict): The deployed config.
         checkpoint (dict): The deployed checkpoint.
     """
 
@@ -185,7 +204,7 @@ class _Deployed:
     folded: dict[str, str]
     merged: dict[str, str]
     means: dict[str, str]
-    text: str
+    config: dict
     checkpoint: dict
 
 
@@ -199,13 +218,22 @@ def _load(source: Path, loaded: dict, config: str | Path | None, trust_imports: 
             f'{source}: weights are {weights[odd[0]].dtype} in {some(odd)}; only float and integer types are known'
         )
     dtypes = {name: tensor.dtype for name, tensor in weights.items()}
-    train_config = _read_config(source, meta, config, trust_imports)
+    train_config, left_out = _read_config(source, loaded, config, trust_imports, calibrated)
+    coarsest = max((dtype for dtype in dtypes.values() if dtype in BOUNDS), key=BOUNDS.get, default=torch.float32)
+    trained = _Trained(
+        source=source,
+        meta=meta,
+        config=train_config,
+        model=None,
+        dtypes=dtypes,
+        coarsest=coarsest,
+        trust_imports=trust_imports,
+        left_out=left_out,
+    )
     if calibrated:
         check_data(train_config, 'train_dataloader', 'test_dataloader', 'test_evaluator')
-        if not config:
-            test = train_config.get('test_dataloader'), train_config.get('test_evaluator')
-            check_data_config(calibration_dataset(train_config), *test)
-    model = build_model(train_config)
+    with trained.restrained(weights):
+        trained.model = model = build_model(train_config)
     load_weights(model, weights, source)
     if broken := [name for name, t in weights.items() if t.is_floating_point() and not t.isfinite().all()]:
         raise InputError(f'{source}: NaN or Inf in {some(broken)}; take an earlier checkpoint')
@@ -216,14 +244,13 @@ def _load(source: Path, loaded: dict, config: str | Path | None, trust_imports: 
     foldable = [m for m in foldable.values() if isinstance(m, Host | Computed) or not stays_in_files(m)]
     if not (calibrated or foldable):
         raise InputError(f'{source} has no ASR in it and no branches to merge, so there is nothing to fold')
-    coarsest = max((dtype for dtype in dtypes.values() if dtype in BOUNDS), key=BOUNDS.get, default=torch.float32)
-    return _Trained(source=source, meta=meta, config=train_config, model=model, dtypes=dtypes, coarsest=coarsest)
+    return trained
 
 
 def _fold(trained: _Trained, attention: MeanFold | None) -> _Deployed:
     """Run the trained network, fold it in place, and make its checkpoint and config."""
     model, source = trained.model, trained.source
-    with replaced(model, attention.constants() if attention else {}):
+    with replaced(model, attention.constants() if attention else {}), trained.restrained(model.state_dict()):
         expected, folded = _run_trained(model, source)
     merging = {name: module for name, module in model.named_modules() if can_merge(module)}
     stay = [name for name, module in merging.items() if stays_in_files(module)]
@@ -238,31 +265,36 @@ def _fold(trained: _Trained, attention: MeanFold | None) -> _Deployed:
     means = attention.hosts if attention else {}
     if attention:
         fold_means(model, attention.means, means)
-    try:
-        text = deployed_config(trained.config, list(means), model).pretty_text
-    except Exception as error:  # mmengine does not write every config it can hold
-        raise InputError(one_line(f"{source}: the deployed config can't be written", error)) from None
+    config = deployed_config(trained.config, list(means), model).to_dict()
+    if trained.left_out is not None:
+        config = {name: value for name, value in config.items() if name not in CALIBRATION}
     record = {'source': source.name, 'folded': folded, 'merged': merged, 'means': means}
-    kept = {key: value for key, value in trained.meta.items() if key not in ('cfg', 'hook_msgs')}
     checkpoint = {
-        'meta': {**kept, 'mmasr': record, 'cfg': text},
+        'meta': {**trained.meta, 'mmasr': record, 'cfg': write_config(config)},
         # A convolution that branches were merged into is new.
         'state_dict': {
             name: tensor.to(trained.dtypes.get(name, trained.coarsest)) for name, tensor in model.state_dict().items()
         },
     }
-    return _Deployed(expected=expected, folded=folded, merged=merged, means=means, text=text, checkpoint=checkpoint)
+    return _Deployed(expected=expected, folded=folded, merged=merged, means=means, config=config, checkpoint=checkpoint)
 
 
 def _write_and_verify(trained: _Trained, deployed: _Deployed, files: list[Path]) -> tuple[nn.Module, list[Difference]]:
     """Write checkpoint and config, build a network from these files, and compare it with the trained one."""
     weights_file, config_file = files
-    config_file.write_text(deployed.text)
+    config_file.write_text(deployed.checkpoint['meta']['cfg'], encoding='utf-8')
     write_checkpoint(deployed.checkpoint, weights_file)
     deployed.checkpoint = {}
-    rebuilt = build_model(Config(parse_config(config_file.read_text())))
-    load_weights(rebuilt, read_checkpoint(weights_file, mmap=True)['state_dict'], weights_file.name)
-    differences = compare(deployed.expected, _outputs(rebuilt))
+    weights = read_checkpoint(weights_file, mmap=True)['state_dict']
+    config = parse_config(config_file.read_text(encoding='utf-8'))
+    if repr(config) != repr(deployed.config):  # which are equal where a NaN is
+        raise InputError(f'{trained.source}: the deployed config reads back otherwise than it was written')
+    if trained.left_out is not None:
+        _said_of(trained.source, check_config, config, weights, trained.trust_imports)
+    with trained.restrained(weights):
+        rebuilt = build_model(Config(config))
+        load_weights(rebuilt, weights, weights_file.name)
+        differences = compare(deployed.expected, _outputs(rebuilt))
     worst = max(differences, key=lambda difference: difference.relative)
     if not worst.relative <= trained.bound:
         raise InputError(
@@ -276,21 +308,25 @@ def _count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _read_config(source: Path, meta: dict, path: str | Path | None, trust_imports: bool) -> Config:
+def _read_config(
+    source: Path, loaded: dict, path: str | Path | None, trust_imports: bool, calibrated: bool
+) -> tuple[Config, dict[str, str] | None]:
+    """The config of a checkpoint, and what was left out of it if it came inside."""
     if path:
-        return load_config(path)
-    if not isinstance(meta.get('cfg'), str):
+        return load_config(path), None
+    text = loaded['meta'].get('cfg')
+    if not isinstance(text, str):
         raise InputError(f'{source} has no config in it; give the one it was trained with with `config`')
+    config, left_out = _said_of(source, read_config, text, loaded['state_dict'], trust_imports, calibrated)
+    return Config(config), left_out
+
+
+def _said_of(source: Path, check: Callable, *args) -> Any:
+    """What a check of the embedded config returns; what it finds, said of the checkpoint."""
     try:
-        config = parse_config(meta['cfg'])
-        if not isinstance(config.get('model'), dict):
-            raise InputError(f'the embedded config has no model; {WAYS_ON}')
-        config['model'] = without_downloads(config['model'])
-        import_modules(config, trust_imports)
-        check_config(config)
-        return Config(config)
+        return check(*args)
     except InputError as error:
-        raise InputError(f'{source}: {error}') from None
+        raise InputError(f'{source}: the embedded config is not used: {error}; {WAYS_ON}') from None
     except Exception as error:  # a stranger's values can be of any type
         raise InputError(one_line(f"{source}: the embedded config can't be used; {WAYS_ON}", error)) from None
 

@@ -1,197 +1,288 @@
-"""The config inside a checkpoint: text from a stranger, read as data and checked before anything is built from it."""
+"""The config inside a checkpoint: data from a stranger, reduced to what deploying needs and held against a list of what is
+allowed, :mod:`mmasr.deploy.allowed`.
 
-import ast
-import contextlib
+A model that is not allowed is refused; data that are not are left out, unless they are to be read.
+"""
+
 import importlib
 import math
+import os
 import re
+import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import mmcv.ops
 import mmengine.registry.root
-from mmengine.config.utils import MODULE2PACKAGE
+import torch
+from mmengine.config import Config
 from mmengine.registry import Registry
-from mmengine.utils import get_object_from_string, import_modules_from_strings
+from mmengine.utils import import_modules_from_strings
 
 from ..attention import ATTENTIONS
+from ..core.asr import ASR
 from ..core.attach import CONVOLUTIONS
+from ..core.computed import Computed
 from ..errors import InputError
 from ..openmmlab.config import walk
+from ..openmmlab.evaluation import calibration_dataset
+from .allowed import ARGUMENTS, DATA, LEFT_OUT, LOADER, MODEL, PACKAGES, PATHS
+from .config_text import parse_config
 
-#: Packages that an embedded config may import: mmasr and OpenMMLab's.
-TRUSTED_PACKAGES = {'mmasr', 'mmengine', 'mmcv', *MODULE2PACKAGE}
-WAYS_ON = 'give the config as a file of your own with `config`'
+#: Parts of a config that deploying needs, the model's and those for evaluation.
+_MODEL = ('model', 'data_preprocessor')
+_DATA = ('test_dataloader', 'test_evaluator', 'test_cfg', 'test_pipeline', 'metainfo', 'classes', 'palette')
+#: Parts that calibration needs, and no deployed config.
+CALIBRATION = ('train_dataloader', 'default_hooks')
+
+_WORD = re.compile(r'[\w @+-]*', re.ASCII)
+#: Words with a dot or a slash: the sizes of RegNet and ConvMixer, and timm's names with a tag.
+_WORDS = {'arch': re.compile(r'regnet[xy]_\d+\.\d+gf|\d+/\d+'), 'model_name': re.compile(r'\w+\.\w+', re.ASCII)}
+_PATH = re.compile(r'[\w .,@+()/-]*')
+#: Entries of a config, of which OpenMMLab's largest have some thousand, and how much of everything else is plausible.
+_MOST_ENTRIES, _MOST = 100_000, {'batch_size': 1024, 'num_workers': 64}
 
 
-def parse_config(text: str) -> dict:
-    """Read the text of a config, as mmengine writes it, without executing it.
+def read_config(
+    text: str, weights: Mapping[str, torch.Tensor], trust_imports: bool = False, calibrated: bool = False
+) -> tuple[dict, dict[str, str]]:
+    """Read the config of a checkpoint as data, reduce it, and check it.
 
     Args:
-        text (str): Assignments of literals and ``dict(...)``.
+        text (str): The config.
+        weights (Mapping[str, Tensor]): The state dict that came with it. Numbers are measured by it, and it says what layers
+            have an ASR or branches: a stranger's ``sites`` are not evaluated.
+        trust_imports (bool): Import, and so run, any module that the config asks for, and allow what is registered there.
+            Default: False.
+        calibrated (bool): Whether its data are to be read. Default: False.
 
     Returns:
-        dict: Name -> value.
+        tuple[dict, dict[str, str]]: The config, and the parts that were left out of it -> why.
 
     Raises:
-        InputError: If the text holds anything else.
+        InputError: If it is no config, or has a model, or data that are to be read, with anything that is not allowed.
     """
+    config = parse_config(text)
+    if not isinstance(config.get('model'), dict):
+        raise InputError('it has no model')
+    kept = ('default_scope', 'custom_imports', *_MODEL, *_DATA)
+    left_out = dict.fromkeys((name for name in config if name not in kept), 'deploying does not need it')
+    if calibrated:
+        dataset = calibration_dataset(Config({name: config.get(name) for name in ('train_dataloader', 'test_dataloader')}))
+        best = config.get('default_hooks', {}).get('checkpoint', {}).get('save_best')
+        config.update(train_dataloader={'dataset': dataset}, default_hooks={'checkpoint': {'save_best': best}})
+        kept += CALIBRATION
+    config = {name: _without_initial_values(config[name]) for name in kept if config.get(name) is not None}
+    sites = list(_take_sites(config['model']))
+    check = _Check(config, weights, trust_imports)
+    check.model()
+    for place, where, kind in sites:
+        place['sites'] = _sites(where, kind or ASR, weights)
     try:
-        statements = ast.parse(text).body
-        return dict(_assignment(statement) for statement in statements)
-    except SyntaxError as error:
-        raise InputError(f'the embedded config is no Python (line {error.lineno}); {WAYS_ON}') from None
-    except (RecursionError, MemoryError, ValueError) as error:
-        if isinstance(error, InputError):
+        check.data()
+    except InputError as error:
+        if calibrated:
             raise
-        raise InputError(f"the embedded config can't be read ({error}); {WAYS_ON}") from None
+        left_out.update({name: str(error) for name in _DATA if name in config})
+        config = {name: value for name, value in config.items() if name not in _DATA}
+    return config, left_out
 
 
-def _assignment(node: ast.stmt) -> tuple[str, Any]:
-    match node:
-        case ast.Assign(targets=[ast.Name(id=name)], value=value):
-            return name, _value(value)
-    raise _not_data(node)
+def check_config(config: dict, weights: Mapping[str, torch.Tensor], trust_imports: bool = False) -> None:
+    """Check a config that is made of one that :func:`read_config` has read. Arguments, and what is raised, as there."""
+    check = _Check(config, weights, trust_imports)
+    check.model()
+    check.data()
 
 
-def _value(node: ast.expr) -> Any:
-    match node:
-        case ast.Constant(value=value):
-            return value
-        case ast.List(elts=items):
-            return [_value(item) for item in items]
-        case ast.Tuple(elts=items):
-            return tuple(_value(item) for item in items)
-        case ast.Set(elts=items):
-            return {_value(item) for item in items}
-        case ast.Dict(keys=keys, values=values) if None not in keys:
-            return {_value(key): _value(value) for key, value in zip(keys, values, strict=True)}
-        case ast.Call(func=ast.Name(id='dict'), args=[], keywords=items) if all(item.arg for item in items):
-            return {item.arg: _value(item.value) for item in items}
-        case ast.Call(func=ast.Name(id='dict'), args=[ast.Dict() as items], keywords=[]):
-            return _value(items)
-        case ast.Name(id='inf' | 'nan' as name):
-            return getattr(math, name)
-        case ast.UnaryOp(op=ast.USub(), operand=operand) if isinstance(number := _value(operand), int | float | complex):
-            return -number
-    raise _not_data(node)
+def _without_initial_values(config: Any) -> Any:
+    """A copy of a config without ``pretrained`` and ``init_cfg``: the weights come from the checkpoint."""
+    if isinstance(config, list | tuple):
+        return type(config)(_without_initial_values(value) for value in config)
+    if not isinstance(config, dict):
+        return config
+    return {key: _without_initial_values(value) for key, value in config.items() if key not in ('pretrained', 'init_cfg')}
 
 
-def _not_data(node: ast.AST) -> InputError:
-    code = ast.unparse(node).splitlines()[0][:60]
-    return InputError(f'the embedded config is not plain data (line {node.lineno}: {code}) and is not executed; {WAYS_ON}')
+def _take_sites(config: Any, where: tuple[str, ...] = ()) -> Iterator[tuple[dict, tuple[str, ...], type | None]]:
+    """Take the ``sites`` out of the configs of backbones; yield where they were, of which module, and of what but an ASR."""
+    if isinstance(config, dict):
+        for key, place in (('', config), ('asr', config.get('asr')), ('convs', config.get('convs'))):
+            if isinstance(place, dict) and place.pop('sites', None) is not None:
+                kind = CONVOLUTIONS.get(str(place.get('type')).removeprefix('mmasr.')) if key == 'convs' else None
+                yield place, where, kind
+        for key, value in config.items():
+            yield from _take_sites(value, (*where, str(key)))
+    elif isinstance(config, list | tuple):
+        for index, value in enumerate(config):
+            yield from _take_sites(value, (*where, str(index)))
 
 
-def import_modules(config: dict, trust: bool) -> None:
-    """Import what an embedded config's ``custom_imports`` name.
-
-    Args:
-        config (dict): The parsed config.
-        trust (bool): Import any module; otherwise only those of :data:`TRUSTED_PACKAGES`.
-
-    Raises:
-        InputError: If a module is not trusted, or can't be imported.
-    """
-    imports = (config.get('custom_imports') or {}).get('imports') or []
-    for name in [imports] if isinstance(imports, str) else imports:
-        if not trust and str(name).split('.')[0] not in TRUSTED_PACKAGES:
-            raise InputError(f'the embedded config imports {name}, which was not run; {WAYS_ON}, or pass `trust_imports`')
-        try:
-            import_modules_from_strings(name)
-        except ImportError as error:
-            raise InputError(f"the embedded config imports {name}, which can't be imported: {error}") from None
+def _sites(where: tuple[str, ...], kind: type, weights: Mapping[str, torch.Tensor]) -> list[str]:
+    """The layers of a module that carry an ASR or branches, by the names of their weights."""
+    mark = kind.child if issubclass(kind, Computed) else kind.outputs[0]
+    names = (f'.{name}'.partition(f'.{mark}.')[0] for name in weights if f'.{mark}.' in name)
+    # A detector can be inside of another one, and so further down in the weights than in the config.
+    inside = (name.partition(f'.{where[-1]}.')[2] if where else name[1:] for name in names)
+    return list(dict.fromkeys(filter(None, inside)))
 
 
-def check_config(config: dict) -> None:
-    """Refuse a config that would run or load more than registered classes, here or when the deployed config is used.
-
-    mmengine takes a ``type`` it does not know for a path to any callable (``os.system``) and runs ``_base_`` and ``{{...}}``
-    of a file; mmcv and mmdet evaluate a few strings as Python (the ``type`` of an NMS, a tracker's ``warp_mode``); and some
-    classes load a file or a repository that is named.
+class _Check:
+    """Holds a config against what is allowed.
 
     Args:
-        config (dict): The parsed config, its modules imported.
-
-    Raises:
-        InputError: If it has any of that.
+        config (dict): The config.
+        weights (Mapping[str, Tensor]): The state dict.
+        trust_imports (bool): Allow what any module registers that it asks for.
     """
-    for name in ('_base_', '_delete_', '_deprecation_', 'filename', 'text', 'pretty_text', 'env_variables'):
-        if name in config:
-            raise InputError(f'the embedded config sets {name}, which is not its own to set; {WAYS_ON}')
-    values = list(walk(config))
-    if any('{{' in text for pair in values for text in pair if isinstance(text, str)):
-        raise InputError(f'the embedded config has {{{{ in it, which would be substituted when it is loaded; {WAYS_ON}')
-    model = [config.get('model'), config.get('data_preprocessor')]
-    for key, value in walk(model):
-        if isinstance(value, str):
-            _check_string(key, value)
-    types = [(key, value) for key, value in values if key in ('type', 'constructor', 'runner_type') and value is not None]
-    scopes = {config.get('default_scope'), *(value for key, value in values if key == '_scope_')} - {None}
-    if strange := scopes - TRUSTED_PACKAGES:
-        raise InputError(f'the embedded config has the scope {strange.pop()!r}, which is none of OpenMMLab; {WAYS_ON}')
-    packages = TRUSTED_PACKAGES.intersection([*scopes, *(str(name).split('.')[0] for _, name in types)])
-    for scope in packages:
-        with contextlib.suppress(ImportError):
-            importlib.import_module(f'{scope}.registry')
-    in_model = [value for key, value in walk(model) if key == 'type' and value is not None]
-    elsewhere = [value for _, value in types if value not in in_model]
-    for names, kinds in (
-        (in_model, ('model', 'task util', 'weight initializer', 'batch augment')),  # what a model is built with
-        (elsewhere, None),
-    ):
-        known = list(_registries(kinds, packages)) if names else []
-        for name in names:
-            if not _is_registered(name, known):
-                raise InputError(f'the embedded config builds {name!r}, which no registry has for this; {WAYS_ON}')
+
+    def __init__(self, config: dict, weights: Mapping[str, torch.Tensor], trust_imports: bool) -> None:
+        self.config = config
+        self.weights = weights
+        if sum(1 for _ in walk(config)) > _MOST_ENTRIES:
+            raise InputError(f'it has more than {_MOST_ENTRIES:,} entries')
+        self.largest = max(2**15, 4 * max((max(tensor.shape, default=0) for tensor in weights.values()), default=0))
+        self.trusted = tuple(_import_modules(config, trust_imports))
+        scopes = {config.get('default_scope', 'mmengine'), *(value for key, value in walk(config) if key == '_scope_')}
+        for scope in scopes:
+            if scope not in PACKAGES and scope not in self.trusted:
+                raise InputError(f'it has the scope {scope!r}, which is not known')
+        named = {str(value).split('.')[0] for key, value in walk(config) if key == 'type'}
+        self.packages = scopes | (named & {*PACKAGES, *self.trusted})
+        for package in self.packages:
+            with suppress(ImportError):
+                importlib.import_module(f'{package}.registry')
+
+    def model(self) -> None:
+        """Check the model and its data preprocessor."""
+        self._types = _Types(('model', 'task util', 'batch augment'), self.packages)
+        for name in _MODEL:
+            self._value(name, name, self.config.get(name), self._model_arguments)
+
+    def data(self) -> None:
+        """Check the data, how they are loaded and evaluated."""
+        self._types = _Types(('dataset', 'transform', 'data sampler', 'function', 'metric', 'loop'), self.packages)
+        for name in ('train_dataloader', *_DATA):
+            value = self.config.get(name)
+            if name.endswith('_dataloader') and isinstance(value, dict):
+                self._arguments(name, value, LOADER)
+            if name in ('metainfo', 'classes', 'palette'):
+                self._metainfo(name, value)
+            else:
+                self._value(name, name, value, self._data_arguments)
+
+    def _value(self, where: str, key: str, value: Any, arguments: Any) -> None:
+        """Check a value of any kind; ``arguments`` says what a type may be given, None if that is anything."""
+        if value is None or isinstance(value, bool):
+            return
+        if isinstance(value, int):
+            most = _MOST.get(key, self.largest)
+            if abs(value) > most:
+                raise InputError(f'{where} is {value}, and more than {most} is not plausible')
+        elif isinstance(value, float):
+            if math.isnan(value):
+                raise InputError(f'{where} is no number')
+        elif isinstance(value, str):
+            self._text(where, key, value)
+        elif isinstance(value, list | tuple):
+            for index, item in enumerate(value):
+                self._value(f'{where}[{index}]', key, item, arguments)
+        elif isinstance(value, dict):
+            if value.get('type') is not None:
+                allowed = arguments(where, value)
+                if allowed is not None:
+                    self._arguments(where, value, allowed)
+            for name, item in value.items():
+                if not (isinstance(name, str) and name.isidentifier()) or (name.startswith('_') and name != '_scope_'):
+                    raise InputError(f'{where} has the key {name!r}, which is not allowed')
+                if name == 'metainfo' and arguments == self._data_arguments:
+                    self._metainfo(f'{where}.{name}', item)
+                elif name != 'type':
+                    self._value(f'{where}.{name}', key if key in PATHS else name, item, arguments)
+        else:
+            raise InputError(f'{where} is {value!r} ({type(value).__name__}), which is no plain data')
+
+    def _text(self, where: str, key: str, value: str) -> None:
+        """Check a string: a plain word, the name of a layer, or a path."""
+        if _WORD.fullmatch(value) or (key in _WORDS and _WORDS[key].fullmatch(value)):
+            return
+        if key == 'sites' and any(f'.{value}.' in f'.{name}' for name in self.weights):
+            return
+        if key in PATHS and self._types.data and _PATH.fullmatch(value):
+            _check_path(where, value)
+            return
+        raise InputError(f'{where} is {value[:60]!r}, which is no plain word and could name a file, an address, or code')
+
+    def _arguments(self, where: str, config: dict, allowed: tuple[str, ...]) -> None:
+        """Check that a config has no arguments but these, and of others only what switches them off."""
+        for key, value in config.items():
+            if key not in allowed and key not in ('type', '_scope_') and value is not None and value is not False:
+                raise InputError(f'{where}.{key} is {str(value)[:60]!r}, and may not be set')
+
+    def _metainfo(self, where: str, value: Any, listed: bool = False) -> None:
+        """Check names and colours of classes. A bare string mmengine takes for a file with names."""
+        if isinstance(value, dict):
+            for name, item in value.items():
+                self._metainfo(f'{where}.{name}', item)
+        elif isinstance(value, list | tuple):
+            for item in value:
+                self._metainfo(where, item, listed=True)
+        elif not (value is None or isinstance(value, bool | int | float)):
+            name = listed and isinstance(value, str) and value.isprintable()
+            if not name:
+                raise InputError(f'{where} is {str(value)[:60]!r}, which is no name in a list')
+
+    def _model_arguments(self, where: str, config: dict) -> tuple[str, ...] | None:
+        name = config['type']
+        if name in mmcv.ops.__all__:  # RoIAlign and nms, say, are looked up there
+            return None
+        found = self._types.find(name)
+        if not found and str(name).removeprefix('mmasr.') in {**ATTENTIONS, **CONVOLUTIONS}:  # of asr and convs
+            return None
+        if not found:
+            raise InputError(f'{where} builds {name!r}, which no registry has for this')
+        for path in map(_path, found):
+            if not (_below(path, MODEL) or _below(path, self.trusted)) or _below(path, LEFT_OUT):
+                reason = next((reason for part, reason in LEFT_OUT.items() if _below(path, [part])), 'it is not known')
+                raise InputError(f'{where} builds {name!r}, which is not allowed: {reason}')
+            if path in ARGUMENTS:
+                return ARGUMENTS[path]
+        return None
+
+    def _data_arguments(self, where: str, config: dict) -> tuple[str, ...]:
+        found = self._types.find(config['type'])
+        arguments = [DATA[path] for path in map(_path, found) if path in DATA]
+        if not found or len(arguments) < len(found):
+            raise InputError(f'{where} is of type {config["type"]!r}, which is not known to read local images only')
+        if 'download' in arguments[0] and config.get('download') is not False:
+            raise InputError(f'{where} would download its data')
+        return arguments[0]
 
 
-#: What a data pipeline from a stranger may consist of: it reads images and annotations from local files, and writes none.
-_DATA_TYPES = {
-    *('CocoDataset', 'ImageNet', 'STL10', 'CustomDataset', 'ConcatDataset'),
-    *('LoadImageFromFile', 'LoadAnnotations', 'Resize', 'ResizeEdge', 'CenterCrop', 'Pad', 'PackDetInputs', 'PackInputs'),
-    *('CocoMetric', 'Accuracy', 'SingleLabelMetric'),
-    *('DefaultSampler', 'pseudo_collate', 'default_collate'),
-}
-_REFUSED_DATA_KEYS = {'outfile_prefix', 'collect_dir', 'format_only', 'backend_args', 'file_client_args', 'worker_init_fn'}
+class _Types:
+    """What is registered under a name, for some kinds of things."""
+
+    def __init__(self, kinds: tuple[str, ...], packages: set[str]) -> None:
+        self.data = 'dataset' in kinds
+        self.registries = list(_registries(kinds, packages))
+        self.by_path = {_path(found): found for registry in self.registries for found in registry.module_dict.values()}
+
+    def find(self, name: Any) -> list[object]:
+        """Everything that a name or the full path of a class stands for."""
+        scope, _, key = str(name).rpartition('.')
+        found = []
+        for registry in self.registries:
+            if not scope or registry.scope == scope:
+                if hasattr(registry, 'load'):  # ours import the file of a type when it is asked for
+                    registry.load(key)
+                found += [registry.module_dict[key]] if key in registry.module_dict else []
+        return found or ([self.by_path[name]] if name in self.by_path else [])
 
 
-def check_data_config(*parts: Any) -> None:
-    """Refuse datasets, pipelines and evaluators that would do more than read local images and annotations and count.
-
-    Args:
-        *parts: Configs, of a config that has passed :func:`check_config`.
-
-    Raises:
-        InputError: If one has a type that is not known to be harmless, a file it would write, or an address.
-    """
-    for key, value in walk(parts):
-        if key in ('type', 'collate_fn') and isinstance(value, str) and value.rpartition('.')[2] not in _DATA_TYPES:
-            raise InputError(f"the embedded config's data uses {value!r}, which was not run; {WAYS_ON}")
-        if key == 'type' and not isinstance(value, str):
-            raise InputError(f"the embedded config's data uses {value!r}, which was not run; {WAYS_ON}")
-        if (key in _REFUSED_DATA_KEYS and value) or (isinstance(value, str) and ('://' in value or value.endswith('.pkl'))):
-            raise InputError(f"the embedded config's data has {key} = {value!r}, which was not used; {WAYS_ON}")
-
-
-def _check_string(key: str, value: str) -> None:
-    """Refuse a string of the model's config that is a file to load, a repository, code, or an endless regular expression."""
-    if (
-        '://' in value
-        or value.endswith(('.pth', '.pt', '.pkl', '.ckpt', '.bin', '.py'))
-        or value.startswith(('hf_hub:', 'hf-hub:', 'local-dir:'))
-        or key in ('name_or_path', 'pretrained_model_name_or_path')
-    ):
-        raise InputError(f'the embedded config has the model load {value!r} ({key}), which was not done; {WAYS_ON}')
-    if key == 'sites':
-        if re.search(r'\)[*+?{]', value) or len(re.findall(r'[*+?{]', value)) > 8:
-            raise InputError(f'the embedded config has an expression that may never end ({key}: {value[:60]!r}); {WAYS_ON}')
-    elif set(value) & set('([{') or key == 'warp_mode':
-        raise InputError(f'the embedded config has code in it ({key}: {value[:60]!r}), which was not run; {WAYS_ON}')
-
-
-def _registries(names: tuple[str, ...] | None, packages: set[str]) -> Iterator[Registry]:
-    """The registries of mmengine and some other packages, of these names or of any, each with its modules imported."""
+def _registries(kinds: tuple[str, ...], packages: set[str]) -> Iterator[Registry]:
+    """The registries of mmengine and some other packages, of these kinds, each with its modules imported."""
 
     def below(registry: Registry) -> Iterator[Registry]:
         if registry.scope in {'mmengine', *packages}:  # another package may lack what it needs, and none of it is needed here
@@ -202,28 +293,42 @@ def _registries(names: tuple[str, ...] | None, packages: set[str]) -> Iterator[R
     # Most have their root in mmengine; a few, such as mmpretrain's BATCH_AUGMENTS, are a package's own.
     modules = [mmengine.registry.root, *(sys.modules.get(f'{package}.registry') for package in sorted(packages))]
     for value in [value for module in modules if module for value in vars(module).values()]:
-        if isinstance(value, Registry) and value.parent is None and (names is None or value.name in names):
+        if isinstance(value, Registry) and value.parent is None and value.name in kinds:
             for registry in list(below(value)):
                 registry.import_from_location()
                 yield registry
 
 
-def _is_registered(name: Any, registries: list[Registry]) -> bool:
-    if name in mmcv.ops.__all__:  # RoIAlign and nms, say, are looked up there
-        return True
-    scope, _, key = str(name).rpartition('.')
-    if scope in ('', 'mmasr') and key in {**ATTENTIONS, **CONVOLUTIONS}:  # of asr and convs
-        return True
-    for registry in [r for r in registries if '.' not in scope and (not scope or r.scope == scope)]:
-        if hasattr(registry, 'load'):  # ours import the file of a type when it is asked for
-            registry.load(key)
-        if key in registry.module_dict:
-            return True
-    # Configs of the newer style name a class by its full path.
-    if scope.split('.')[0] not in TRUSTED_PACKAGES:
-        return False
-    try:
-        found = get_object_from_string(name)
-    except Exception:
-        return False
-    return any(found is known for registry in registries for known in registry.module_dict.values())
+def _import_modules(config: dict, trust: bool) -> set[str]:
+    """Import what ``custom_imports`` names; return the packages whose types are allowed for it."""
+    imports = (config.get('custom_imports') or {}).get('imports') or []
+    imports = [imports] if isinstance(imports, str) else imports
+    for name in imports:
+        known = name in PACKAGES or name in {f'{package}.models' for package in PACKAGES} or _below(name, MODEL)
+        if not (trust or known):
+            raise InputError(f'it imports {name}, which was not run; pass `trust_imports` if you trust it')
+        try:
+            import_modules_from_strings(name)
+        except ImportError as error:
+            raise InputError(f"it imports {name}, which can't be imported: {error}") from None
+    return {name.split('.')[0] for name in imports} - PACKAGES
+
+
+def _check_path(where: str, path: str) -> None:
+    """Check that a path is of a file or folder that is read to its end without unpickling."""
+    if os.path.splitext(path)[1].lower() not in ('', '.json', '.txt', '.bin'):
+        raise InputError(f'{where} is {path!r}, which is no .json, .txt or .bin')
+    with suppress(OSError):
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise InputError(f'{where} is {path!r}, which is no file and no folder')
+    if os.path.realpath(path).startswith(('/dev/', '/proc/', '/sys/')):
+        raise InputError(f'{where} is {path!r}, which is no data')
+
+
+def _path(found: object) -> str:
+    return f'{getattr(found, "__module__", "")}.{getattr(found, "__qualname__", "")}'
+
+
+def _below(path: str, parts: Any) -> bool:
+    return any(path == part or path.startswith(f'{part}.') for part in parts)

@@ -6,25 +6,15 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, RUNNERS, init_default_scope
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import Runner
 from torch import nn
 
 from ..errors import InputError, one_line, some
-from .checkpoint import read_checkpoint
 from .config import without_downloads
 
 
 def build_runner(config: Config) -> Runner:
-    """Build the runner that a config asks for.
-
-    From then on mmengine reads local checkpoints with :func:`read_checkpoint`, not with its own loader, which falls back to
-    unrestricted unpickling.
-    """
-
-    def load_from_local(filename, map_location):
-        return read_checkpoint(filename)
-
-    CheckpointLoader.register_scheme('', load_from_local, force=True)
+    """Build the runner that a config asks for."""
     try:
         return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
     except InputError:

@@ -1,18 +1,22 @@
 """Read and write checkpoints safely.
 
-A checkpoint is data from a stranger. It is unpickled with torch's restricted unpickler and a fixed list of what a
-checkpoint of mmengine holds, and never with anything else.
+A checkpoint is data from a stranger. It is unpickled with torch's restricted unpickler, and what it may name is narrowed down
+further, to what a checkpoint of mmengine holds: weights, numbers, text, and the log history.
 """
 
+import contextlib
+import os
+import pickletools
 import re
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from pickle import UnpicklingError
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
-from numpy._core import multiarray
+from mmengine.runner import CheckpointLoader
 
 from ..errors import InputError
 
@@ -24,19 +28,62 @@ def _statistic(owner: object, name: str) -> object:
     raise UnpicklingError('GLOBAL builtins.getattr')
 
 
-_ALLOWED = [
+class _Dtype:
+    """Takes the place of numpy's dtype, whose own ``__setstate__`` makes anything of it, an array of pointers too."""
+
+    def __init__(self, code: str, align: bool = False, copy: bool = True) -> None:
+        if not re.fullmatch(r'b1|[iu][1248]|f[248]', code):
+            raise UnpicklingError(f'GLOBAL numpy.dtype.{code}')
+        self.code = code
+
+    def __setstate__(self, state: tuple) -> None:
+        order = state[1]
+        self.code = f'{order if order in ("<", ">") else "|"}{self.code}'
+
+
+class _Array(np.ndarray):
+    """An array of plain numbers. It is pickled as numpy's own."""
+
+    def __setstate__(self, state: tuple) -> None:
+        version, shape, dtype, fortran, data = state
+        if not isinstance(dtype, _Dtype):
+            raise UnpicklingError('GLOBAL numpy.dtype')
+        super().__setstate__((version, shape, np.dtype(dtype.code), fortran, data))
+
+    def __reduce__(self) -> tuple:
+        return np.asarray(self).__reduce__()
+
+
+def _reconstruct(*_: object) -> _Array:
+    return np.empty(0).view(_Array)  # shape and numbers come with the state
+
+
+def _scalar(dtype: _Dtype, data: bytes) -> np.generic:
+    return np.frombuffer(data, dtype.code)[0]
+
+
+_STAND_INS = [
     HistoryBuffer,
     (_statistic, 'builtins.getattr'),
-    np.ndarray,
-    np.dtype,
-    *{type(np.dtype(kind)) for kind in np.typecodes['All']},
+    (_Array, 'numpy.ndarray'),
+    (_Dtype, 'numpy.dtype'),
     # numpy 1 and 2 name the module differently, and either may have written the file.
-    *(
-        (getattr(multiarray, f), f'numpy.{core}.multiarray.{f}')
-        for f in ('_reconstruct', 'scalar')
-        for core in ('core', '_core')
-    ),
+    *((_reconstruct, f'numpy.{core}.multiarray._reconstruct') for core in ('core', '_core')),
+    *((_scalar, f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')),
 ]
+#: Everything that a checkpoint may name: of torch's own list without what takes memory that is not in the file.
+_NAMES = re.compile(
+    r'collections (OrderedDict|Counter)|_codecs encode|(builtins|__builtin__) getattr|torch Size'
+    r'|torch (Double|Float|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage|torch\._utils _rebuild_(tensor_v2|parameter)'
+    r'|numpy (ndarray|dtype)|numpy\._?core\.multiarray (_reconstruct|scalar)|mmengine\.logging\.history_buffer HistoryBuffer'
+)
+#: What is kept of ``meta``, and of what type. mmengine would execute its ``config``.
+_META = {
+    **dict.fromkeys(('epoch', 'iter', 'seed'), int),
+    **dict.fromkeys(('cfg', 'experiment_name', 'time', 'mmengine_version'), str),
+    **dict.fromkeys(('dataset_meta', 'mmasr'), dict),
+    **dict.fromkeys(('CLASSES', 'PALETTE'), list | tuple),  # MMDetection 2
+}
 
 
 def read_checkpoint(path: str | Path, mmap: bool = False) -> dict:
@@ -48,26 +95,28 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict:
             as it is while they are in use. Default: False.
 
     Returns:
-        dict: The checkpoint, its ``state_dict`` stripped of a ``module.`` before every name, its ``meta`` a dict.
+        dict: The checkpoint, its ``state_dict`` stripped of a ``module.`` before every name, its ``meta`` a dict of plain data
+        with the entries that mmengine needs.
 
     Raises:
-        InputError: If the file is missing, unreadable, truncated, no checkpoint, or refers to anything but weights,
-            numbers and text.
+        InputError: If the file is missing, unreadable, damaged, no checkpoint, larger once unpacked than it is, or refers to
+            anything but weights, numbers and text.
     """
     path = Path(path)
     try:
-        with torch.serialization.safe_globals(_ALLOWED):
-            checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
+        is_zip = _check_file(path)
+        with torch.serialization.safe_globals(_STAND_INS):
+            checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=mmap and is_zip)
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f'{path}: {error.strerror or error}') from None
     except UnpicklingError as error:
         if found := re.search(r'(?:GLOBAL|global|class|function) ([\w.]+)', str(error)):
-            raise InputError(
-                f'{path}: refused, since loading it would use {found[1]}; a checkpoint needs weights, numbers and text only'
-            ) from None
+            raise _refused(path, found[1]) from None
         raise InputError(f'{path}: not a PyTorch checkpoint, or a damaged one') from None
     except Exception:  # torch has many ways to say that a file is no checkpoint
-        raise InputError(f'{path}: not a PyTorch checkpoint, or an empty or truncated one') from None
+        raise InputError(f'{path}: not a PyTorch checkpoint, or an empty, truncated or damaged one') from None
     if not isinstance(checkpoint, dict):
         raise InputError(f'{path}: not a checkpoint but a {type(checkpoint).__name__}')
     if 'state_dict' not in checkpoint:
@@ -75,15 +124,118 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict:
     state_dict = checkpoint['state_dict']
     if not isinstance(state_dict, dict) or not state_dict or not all(map(_is_weight, state_dict, state_dict.values())):
         raise InputError(f'{path}: not a checkpoint: it holds no dict of weights')
+    if sum(tensor.nbytes for tensor in state_dict.values()) > 16 * path.stat().st_size:  # many names share one tensor
+        raise InputError(f'{path}: refused, since its weights take more than 16 times the memory that the file has')
     if all(name.startswith('module.') for name in state_dict):
         state_dict = {name.removeprefix('module.'): tensor for name, tensor in state_dict.items()}
-    meta = checkpoint.get('meta')
-    return {**checkpoint, 'state_dict': state_dict, 'meta': meta if isinstance(meta, dict) else {}}
+    return {**checkpoint, 'state_dict': state_dict, 'meta': _plain_meta(checkpoint.get('meta'))}
+
+
+def _check_file(path: Path) -> bool:
+    """Check what unpickling would name, and of an archive its checksums and sizes; return whether it is an archive."""
+    with path.open('rb') as file:
+        is_zip = file.read(4) == b'PK\x03\x04'  # torch's own test
+        file.seek(0)
+        if not is_zip:
+            for _ in range(5):  # magic number, version, system, content and keys of the storages, one pickle each
+                _check_names(path, pickletools.genops(file))
+            return False
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            if sum(entry.file_size for entry in entries) > path.stat().st_size:
+                raise InputError(f'{path}: refused, since it unpacks to more than the file has')
+            if len({entry.filename for entry in entries}) < len(entries) or (archive.testzip() is not None):
+                raise InputError(f'{path}: damaged: its checksums are wrong')
+            for entry in entries:
+                if entry.filename.endswith('.pkl'):
+                    _check_names(path, pickletools.genops(archive.read(entry)))
+    return True
+
+
+def _check_names(path: Path, operations: Iterator) -> None:
+    for operation, argument, _ in operations:
+        if operation.name == 'GLOBAL' and not _NAMES.fullmatch(argument):
+            raise _refused(path, argument.replace(' ', '.'))
+
+
+def _refused(path: Path, name: str) -> InputError:
+    return InputError(f'{path}: refused, since loading it would use {name}; a checkpoint needs weights, numbers and text only')
+
+
+def _plain_meta(meta: object) -> dict:
+    kept = {}
+    for key, kind in _META.items() if isinstance(meta, dict) else ():
+        with contextlib.suppress(KeyError, ValueError, TypeError):
+            value = meta[key] if key == 'cfg' else _plain(meta[key])
+            if isinstance(value, kind):
+                kept[key] = value
+    return kept
+
+
+def _plain(value: object, depth: int = 0) -> object:
+    """Data as plain Python has it; raises ValueError of anything else."""
+    value = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+    if value is None or isinstance(value, bool | int | float) or (isinstance(value, str) and value.isprintable()):
+        return value
+    if depth < 8 and isinstance(value, list | tuple):
+        return type(value)(_plain(item, depth + 1) for item in value)
+    if depth < 8 and isinstance(value, dict):
+        return {_plain(key, depth + 1): _plain(item, depth + 1) for key, item in value.items()}
+    raise ValueError('no plain data')
 
 
 def _is_weight(name: object, value: object) -> bool:
-    is_tensor = isinstance(name, str) and isinstance(value, torch.Tensor)
-    return is_tensor and value.layout == torch.strided and value.device.type == 'cpu' and not value.is_quantized
+    return (
+        isinstance(name, str)
+        and name.isprintable()
+        and isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and value.device.type == 'cpu'
+        and not value.is_quantized
+        and value.nbytes <= value.untyped_storage().nbytes()  # a stride of 0 makes much out of nothing
+    )
+
+
+@contextlib.contextmanager
+def only_data() -> Iterator[None]:
+    """Whoever loads a checkpoint meanwhile, in this process, gets data only.
+
+    mmengine reads local files with :func:`read_checkpoint`, and every other ``torch.load``, that of a download say, is
+    restricted. Otherwise mmengine's loader falls back to unrestricted unpickling.
+    """
+    schemes, forced = dict(CheckpointLoader._schemes), os.environ.get('TORCH_FORCE_WEIGHTS_ONLY_LOAD')
+    CheckpointLoader.register_scheme('', _load_from_local, force=True)
+    os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
+    try:
+        with torch.serialization.safe_globals(_STAND_INS):
+            yield
+    finally:
+        CheckpointLoader._schemes = schemes
+        if forced is None:
+            del os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD']
+        else:
+            os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = forced
+
+
+def _load_from_local(filename: str, map_location: object) -> dict:
+    """Read a checkpoint for mmengine, without the names of files elsewhere, which its CheckpointHook would delete."""
+    checkpoint = read_checkpoint(filename)
+    hub = checkpoint.get('message_hub')
+    for part in hub.values() if isinstance(hub, dict) else ():
+        for name in list(part) if isinstance(part, dict) else ():
+            own = not str(name).startswith(('best_ckpt', 'last_ckpt', 'keep_ckpt_ids')) or _is_beside(
+                part[name], Path(filename)
+            )
+            if not (str(name).isprintable() and own):
+                del part[name]
+    return checkpoint
+
+
+def _is_beside(value: object, checkpoint: Path) -> bool:
+    """Whether a value is the number of a checkpoint, or its path in the same folder as this one."""
+    if isinstance(value, list):
+        return all(isinstance(item, int) for item in value)
+    return isinstance(value, str) and Path(value).resolve().parent == checkpoint.resolve().parent
 
 
 def write_checkpoint(checkpoint: dict, path: Path) -> None:

@@ -1,0 +1,104 @@
+"""What a config from a stranger may build, and with what: classes that only compute, and those that only read local images and
+annotations.
+
+Of everything that is registered under :data:`MODEL`, the constructor and the forward were looked at: what they do with numbers,
+booleans and plain words. Nothing else may be built, of OpenMMLab's other packages either.
+"""
+
+#: Packages whose registered names are known.
+PACKAGES = {'mmasr', 'mmcv', 'mmdet', 'mmengine', 'mmpretrain'}
+
+#: Modules with what a model is built from.
+MODEL = (
+    *('mmasr.attention', 'mmasr.convolutions', 'mmasr.core', 'mmasr.openmmlab'),
+    *('mmcv.cnn.bricks', 'mmcv.ops', 'torch.nn.modules'),
+    *('mmengine.model.base_model', 'mmengine.utils.dl_utils.parrots_wrapper'),  # the latter has SyncBatchNorm
+    *(
+        f'mmdet.models.{room}'
+        for room in (
+            *('backbones', 'data_preprocessors', 'dense_heads', 'detectors', 'layers', 'losses', 'mot', 'necks', 'reid'),
+            *('roi_heads', 'seg_heads', 'task_modules', 'test_time_augs', 'trackers', 'tracking_heads', 'utils', 'vis'),
+        )
+    ),
+    *(
+        f'mmpretrain.models.{room}'
+        for room in ('backbones', 'classifiers', 'heads', 'losses', 'necks', 'selfsup', 'tta', 'utils')
+    ),
+)
+
+#: What is left out of them, module or class, and why.
+LEFT_OUT = {
+    'mmdet.models.dense_heads.atss_vlfusion_head': 'downloads a language model',
+    'mmdet.models.detectors.d2_wrapper': "builds Detectron2's models from its own configs",
+    'mmdet.models.detectors.kd_one_stage': 'loads a teacher from a config and a checkpoint that it names',
+    'mmdet.models.detectors.lad': 'loads a teacher from a checkpoint that it names',
+    'mmdet.models.task_modules.tracking.aflink': 'loads a checkpoint that it names',
+    'mmdet.models.task_modules.tracking.camera_motion_compensation': 'evaluates a string as Python',
+    'mmpretrain.models.classifiers.hugging_face': 'downloads what it is told to',
+    'mmpretrain.models.selfsup.milan': 'loads a checkpoint that it names',
+    'mmpretrain.models.utils.huggingface': 'downloads what it is told to',
+    'mmpretrain.models.utils.tokenizer': 'downloads what it is told to',
+    'mmpretrain.models.utils.vector_quantizer': 'loads a checkpoint that it names',
+}
+
+_TIMM = ('in_channels', 'in_chans', 'num_classes', 'drop_rate', 'drop_path_rate', 'model_name', 'features_only', 'out_indices')
+_DATASET = (
+    *('ann_file', 'data_root', 'data_prefix', 'metainfo', 'classes', 'pipeline'),
+    *('filter_cfg', 'indices', 'serialize_data', 'test_mode', 'lazy_init', 'max_refetch'),
+)
+_SCALE = ('scale', 'scale_factor', 'keep_ratio', 'clip_object_border', 'backend', 'interpolation')
+_COCO_METRIC = ('ann_file', 'metric', 'classwise', 'proposal_nums', 'iou_thrs', 'metric_items', 'sort_categories', 'prefix')
+_LOAD_ANNOTATIONS = (
+    *('with_bbox', 'with_label', 'with_mask', 'with_seg', 'with_keypoints', 'poly2mask', 'box_type', 'reduce_zero_label'),
+    *('ignore_index', 'imdecode_backend'),
+)
+
+#: What data may consist of, and with which arguments.
+DATA = {
+    'mmdet.datasets.coco.CocoDataset': (*_DATASET, 'return_classes'),
+    'mmdet.datasets.lvis.LVISV1Dataset': (*_DATASET, 'return_classes'),
+    'mmdet.datasets.objects365.Objects365V2Dataset': (*_DATASET, 'return_classes'),
+    'mmdet.datasets.dataset_wrappers.ConcatDataset': ('datasets', 'lazy_init'),
+    'mmpretrain.datasets.imagenet.ImageNet': (*_DATASET, 'split', 'with_label', 'extensions'),
+    'mmpretrain.datasets.custom.CustomDataset': (*_DATASET, 'with_label', 'extensions'),
+    # They unpickle, but only files whose checksums they know.
+    'mmpretrain.datasets.cifar.CIFAR10': (*_DATASET, 'split', 'download'),
+    'mmpretrain.datasets.cifar.CIFAR100': (*_DATASET, 'split', 'download'),
+    'mmasr.openmmlab.datasets.STL10': _DATASET,
+    'mmengine.dataset.sampler.DefaultSampler': ('shuffle', 'seed', 'round_up'),
+    'mmengine.dataset.utils.pseudo_collate': (),
+    'mmengine.dataset.utils.default_collate': (),
+    'mmcv.transforms.loading.LoadImageFromFile': ('to_float32', 'color_type', 'imdecode_backend', 'ignore_empty'),
+    'mmcv.transforms.loading.LoadAnnotations': _LOAD_ANNOTATIONS,
+    'mmdet.datasets.transforms.loading.LoadAnnotations': _LOAD_ANNOTATIONS,
+    'mmcv.transforms.processing.Resize': _SCALE,
+    'mmdet.datasets.transforms.transforms.Resize': _SCALE,
+    'mmdet.datasets.transforms.transforms.FixScaleResize': _SCALE,
+    'mmdet.datasets.transforms.transforms.FixShapeResize': ('width', 'height', 'pad_val', *_SCALE),
+    'mmpretrain.datasets.transforms.processing.ResizeEdge': ('scale', 'edge', 'backend', 'interpolation'),
+    'mmpretrain.datasets.transforms.processing.EfficientNetCenterCrop': (
+        *('crop_size', 'crop_padding', 'interpolation', 'backend'),
+    ),
+    'mmcv.transforms.processing.CenterCrop': ('crop_size', 'auto_pad', 'pad_cfg', 'clip_object_border'),
+    'mmcv.transforms.processing.Normalize': ('mean', 'std', 'to_rgb'),
+    'mmcv.transforms.processing.Pad': ('size', 'size_divisor', 'pad_to_square', 'pad_val', 'padding_mode'),
+    'mmdet.datasets.transforms.transforms.Pad': ('size', 'size_divisor', 'pad_to_square', 'pad_val', 'padding_mode'),
+    'mmdet.datasets.transforms.formatting.PackDetInputs': ('meta_keys',),
+    'mmpretrain.datasets.transforms.formatting.PackInputs': ('input_key', 'algorithm_keys', 'meta_keys'),
+    'mmdet.evaluation.metrics.coco_metric.CocoMetric': _COCO_METRIC,
+    'mmdet.evaluation.metrics.lvis_metric.LVISMetric': _COCO_METRIC,
+    'mmpretrain.evaluation.metrics.single_label.Accuracy': ('topk', 'thrs', 'prefix'),
+    'mmpretrain.evaluation.metrics.single_label.SingleLabelMetric': ('thrs', 'items', 'average', 'num_classes', 'prefix'),
+    'mmengine.runner.loops.TestLoop': ('fp16',),
+}
+
+#: Arguments of those that hand others on to code that loads files, and of all of :data:`DATA`. Any other may be None or False.
+ARGUMENTS = {
+    'mmpretrain.models.backbones.timm_backbone.TIMMBackbone': _TIMM,
+    'mmpretrain.models.classifiers.timm.TimmClassifier': (*_TIMM, 'loss', 'train_cfg', 'with_cp', 'data_preprocessor'),
+    **DATA,
+}
+#: What a dataloader may be given.
+LOADER = ('batch_size', 'num_workers', 'persistent_workers', 'pin_memory', 'drop_last', 'sampler', 'dataset', 'collate_fn')
+#: Arguments that name files or folders of data.
+PATHS = ('ann_file', 'data_root', 'data_prefix')

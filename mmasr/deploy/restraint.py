@@ -1,0 +1,75 @@
+"""Building and running a stranger's network within the bounds that its weights set."""
+
+import resource
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import torch
+from mmengine.registry import registry
+from mmengine.utils import get_object_from_string
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
+
+from .allowed import PACKAGES
+
+#: What a network may have more than its checkpoint, so that the smallest one builds: parameters, modules, bytes of memory.
+_PARAMETERS, _MODULES, _BYTES = 10**7, 10**4, 8 * 2**30
+
+
+@contextmanager
+def restrained(weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Meanwhile no network is built that is out of proportion to a checkpoint, not much more memory is taken, and a type that
+    no registry has is not imported, as mmengine would do.
+
+    Args:
+        weights (Mapping[str, Tensor]): The checkpoint's state dict.
+
+    Raises:
+        RuntimeError: Within, if a network is out of proportion, or memory is.
+    """
+    elements = sum(tensor.numel() for tensor in weights.values())
+    left = {'elements': 4 * elements + _PARAMETERS, 'modules': 16 * len(weights) + _MODULES}
+
+    def spend(what: str, amount: int) -> None:
+        left[what] -= amount
+        if left[what] < 0:
+            raise RuntimeError('its network is many times larger than the weights are')
+
+    def count_tensor(module, name, tensor):
+        spend('elements', 0 if tensor is None else tensor.numel())
+
+    def count_module(module, name, child):
+        spend('modules', 1)
+
+    with ExitStack() as stack:
+        for register in (register_module_parameter_registration_hook, register_module_buffer_registration_hook):
+            stack.callback(register(count_tensor).remove)
+        stack.callback(register_module_module_registration_hook(count_module).remove)
+        stack.callback(setattr, registry, 'get_object_from_string', registry.get_object_from_string)
+        registry.get_object_from_string = _of_openmmlab
+        stack.enter_context(_memory(_BYTES + 32 * elements))
+        yield
+
+
+def _of_openmmlab(path: str) -> object:
+    """The class that a full path is of, as configs of the newer style name it."""
+    package, dot, _ = path.partition('.')
+    return get_object_from_string(path) if dot and package in PACKAGES else None
+
+
+@contextmanager
+def _memory(more: int) -> Iterator[None]:
+    """Take at most so many bytes of address space more than now, where the system can say and limit that."""
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    with suppress(OSError):
+        used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
+        bounds = [bound for bound in (used + more, *limits) if bound != resource.RLIM_INFINITY]
+        resource.setrlimit(resource.RLIMIT_AS, (min(bounds), limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
