@@ -23,8 +23,12 @@ def exit_on_input_error(main: Callable[[], None], **options: str) -> None:
         main()
     except InputError as error:
         message = re.sub(r'`(\w+)`', lambda name: f'--{options.get(name[1], name[1]).replace("_", "-")}', str(error))
-        # Names from a stranger's file may hold control sequences of a terminal.
-        sys.exit(''.join(c if c.isprintable() or c == '\n' else repr(c)[1:-1] for c in f'error: {message}'))
+        sys.exit(printable(f'error: {message}'))
+
+
+def printable(text: object) -> str:
+    """Text without control sequences of a terminal, which names from a stranger's file may hold."""
+    return ''.join(c if c.isprintable() or c == '\n' else repr(c)[1:-1] for c in str(text))
 
 
 def one_line(problem: str, error: Exception) -> str:

@@ -4,7 +4,7 @@ import argparse
 
 from mmasr.attention import asr_attentions
 from mmasr.deploy.convert import convert
-from mmasr.errors import exit_on_input_error
+from mmasr.errors import exit_on_input_error, printable
 from mmasr.openmmlab.arguments import add_output
 
 
@@ -27,7 +27,7 @@ def main() -> None:
     backbone = converted.backbone
     kept = ' and ordinary attention' if 'plugins' in backbone else ''
     print(f'{backbone["type"]} of depth {backbone["depth"]} with {converted.hosts} ASRs{kept}')
-    print(f'wrote {converted.checkpoint} and {converted.config}')
+    print(printable(f'wrote {converted.checkpoint} and {converted.config}'))
 
 
 if __name__ == '__main__':

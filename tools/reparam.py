@@ -8,7 +8,7 @@ from rich.table import Table
 
 from mmasr.deploy.calibrate import Calibration, points
 from mmasr.deploy.reparameterize import Report, reparameterize
-from mmasr.errors import InputError, exit_on_input_error
+from mmasr.errors import InputError, exit_on_input_error, printable
 from mmasr.openmmlab.arguments import add_output
 from mmasr.stripes.report import stripes_table
 
@@ -61,19 +61,23 @@ def show(report: Report) -> None:
     table.add_row('checkpoint, MiB', *(f'{size:.1f}' for size in mebibytes))
     folded = Table('layer', 'folded')
     for layer, attention in report.folded.items():
-        folded.add_row(layer, attention)
+        folded.add_row(printable(layer), printable(attention))
     for module, kind in report.merged.items():
-        folded.add_row(module, f'branches of {kind}')
+        folded.add_row(printable(module), printable(f'branches of {kind}'))
     for module, host in report.means.items():
-        folded.add_row(module, f'mean of {report.attention.stripes[module].kind}, into {host}')
+        folded.add_row(printable(module), printable(f'mean of {report.attention.stripes[module].kind}, into {host}'))
     outputs = Table('output', 'largest difference', f'relative (bound {report.bound:.0e})')
     for difference in report.differences:
-        outputs.add_row(difference.output, f'{difference.absolute:.1e}', f'{difference.relative:.1e}')
-    console = Console()
+        outputs.add_row(printable(difference.output), f'{difference.absolute:.1e}', f'{difference.relative:.1e}')
+    console = Console(markup=False)
     console.print(folded, outputs, table)
     if report.attention:
         show_attention(console, report)
-    console.print(f'{report.seconds:.1f} s; wrote {report.checkpoint} and {report.config}', soft_wrap=True, markup=False)
+    for reason in dict.fromkeys(report.left_out.values()):
+        parts = ', '.join(name for name, why in report.left_out.items() if why == reason)
+        console.print(printable(f'left out of the config: {parts}: {reason}'), soft_wrap=True)
+    wrote = f'{report.seconds:.1f} s; wrote {report.checkpoint} and {report.config}'
+    console.print(printable(wrote), soft_wrap=True)
 
 
 def show_attention(console: Console, report: Report) -> None:
@@ -81,12 +85,12 @@ def show_attention(console: Console, report: Report) -> None:
     attention = report.attention
     console.print(stripes_table(attention.stripes.values(), 'Attention over the calibration images'))
     for name, reason in attention.staying.items():
-        console.print(f'{name} stays: {reason}', soft_wrap=True, markup=False)
+        console.print(printable(f'{name} stays: {reason}'), soft_wrap=True)
     metrics = Table('metric', 'before', 'after', 'points', title='Test data, before and after attention was folded')
     for name, before in attention.before.items():
         after = report.after.get(name, 0)  # no detections at all have no metric
         style = 'bold' if name == attention.metric else None
-        metrics.add_row(name, f'{before:.4f}', f'{after:.4f}', f'{points(name, after - before):+.2f}', style=style)
+        metrics.add_row(printable(name), f'{before:.4f}', f'{after:.4f}', f'{points(name, after - before):+.2f}', style=style)
     console.print(metrics)
 
 

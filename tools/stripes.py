@@ -11,7 +11,7 @@ from rich.progress import track
 
 import mmasr
 from mmasr.deploy.compare import is_detector
-from mmasr.errors import InputError, exit_on_input_error
+from mmasr.errors import InputError, exit_on_input_error, printable
 from mmasr.openmmlab.arguments import add_output, add_settings
 from mmasr.openmmlab.building import build_model, load_weights
 from mmasr.openmmlab.checkpoint import only_data, read_checkpoint
@@ -71,12 +71,12 @@ def main() -> None:
         'torch': torch.__version__,
     }
     paths = write_report(out, stripes, about, is_detector(model), args.modules)
-    Console().print(stripes_table(stripes))
+    Console(markup=False).print(stripes_table(stripes))
     if never:
-        print(f'never ran, and left out: {", ".join(never)}')
+        print(printable(f'never ran, and left out: {", ".join(never)}'))
     if spatial := [s.name for s in stripes if s.spatial]:
-        print(f'stripes are a matter of channels, so without its spatial map: {", ".join(spatial)}')
-    print('wrote', *paths)
+        print(printable(f'stripes are a matter of channels, so without its spatial map: {", ".join(spatial)}'))
+    print(printable(f'wrote {" ".join(map(str, paths))}'))
 
 
 if __name__ == '__main__':

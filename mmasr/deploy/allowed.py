@@ -5,6 +5,8 @@ Of everything that is registered under :data:`MODEL`, the constructor and the fo
 booleans and plain words. Nothing else may be built, of OpenMMLab's other packages either.
 """
 
+from collections.abc import Iterable
+
 #: Packages whose registered names are known.
 PACKAGES = {'mmasr', 'mmcv', 'mmdet', 'mmengine', 'mmpretrain'}
 
@@ -12,7 +14,7 @@ PACKAGES = {'mmasr', 'mmcv', 'mmdet', 'mmengine', 'mmpretrain'}
 MODEL = (
     *('mmasr.attention', 'mmasr.convolutions', 'mmasr.core', 'mmasr.openmmlab'),
     *('mmcv.cnn.bricks', 'mmcv.ops', 'torch.nn.modules'),
-    *('mmengine.model.base_model', 'mmengine.utils.dl_utils.parrots_wrapper'),  # the latter has SyncBatchNorm
+    *('mmengine.model.base_model', 'mmengine.model.weight_init', 'mmengine.utils.dl_utils.parrots_wrapper'),
     *(
         f'mmdet.models.{room}'
         for room in (
@@ -28,13 +30,21 @@ MODEL = (
 
 #: What is left out of them, module or class, and why.
 LEFT_OUT = {
+    'mmengine.model.weight_init.PretrainedInit': 'loads a checkpoint that it names',
     'mmdet.models.dense_heads.atss_vlfusion_head': 'downloads a language model',
     'mmdet.models.detectors.d2_wrapper': "builds Detectron2's models from its own configs",
     'mmdet.models.detectors.kd_one_stage': 'loads a teacher from a config and a checkpoint that it names',
+    'mmdet.models.detectors.glip': 'needs a language model, which is downloaded',
+    'mmdet.models.detectors.grounding_dino': 'needs a language model, which is downloaded',
     'mmdet.models.detectors.lad': 'loads a teacher from a checkpoint that it names',
     'mmdet.models.task_modules.tracking.aflink': 'loads a checkpoint that it names',
     'mmdet.models.task_modules.tracking.camera_motion_compensation': 'evaluates a string as Python',
     'mmpretrain.models.classifiers.hugging_face': 'downloads what it is told to',
+    'mmpretrain.models.heads.grounding_head': 'needs a tokenizer, which is downloaded',
+    'mmpretrain.models.heads.itc_head': 'needs a tokenizer, which is downloaded',
+    'mmpretrain.models.heads.itm_head': 'needs a tokenizer, which is downloaded',
+    'mmpretrain.models.heads.seq_gen_head': 'needs a tokenizer, which is downloaded',
+    'mmpretrain.models.heads.vqa_head': 'loads answers from a file that it names',
     'mmpretrain.models.selfsup.milan': 'loads a checkpoint that it names',
     'mmpretrain.models.utils.huggingface': 'downloads what it is told to',
     'mmpretrain.models.utils.tokenizer': 'downloads what it is told to',
@@ -102,3 +112,26 @@ ARGUMENTS = {
 LOADER = ('batch_size', 'num_workers', 'persistent_workers', 'pin_memory', 'drop_last', 'sampler', 'dataset', 'collate_fn')
 #: Arguments that name files or folders of data.
 PATHS = ('ann_file', 'data_root', 'data_prefix')
+
+
+def path_of(found: object) -> str:
+    """The full name of a class or a function."""
+    return f'{getattr(found, "__module__", "")}.{getattr(found, "__qualname__", "")}'
+
+
+def reason_against(found: object, trusted: Iterable[str] = ()) -> str | None:
+    """Why something that is registered may not be built into a model; None if it may.
+
+    Args:
+        found (object): A class or a function.
+        trusted (Iterable[str]): Modules of which everything may be.
+    """
+    if is_below(found, LEFT_OUT):
+        return next(reason for part, reason in LEFT_OUT.items() if is_below(found, [part]))
+    return None if is_below(found, [*MODEL, *trusted]) else 'it is not known'
+
+
+def is_below(found: object, parts: Iterable[str]) -> bool:
+    """Whether something, or what has this full name, is one of some modules and classes, or within one."""
+    path = found if isinstance(found, str) else path_of(found)
+    return any(path == part or path.startswith(f'{part}.') for part in parts)

@@ -35,7 +35,7 @@ from .compare import Difference, compare, network_outputs
 from .config_text import parse_config, write_config
 from .deployed_config import deployed_config
 from .restraint import restrained
-from .untrusted_config import CALIBRATION, check_config, read_config
+from .untrusted_config import CALIBRATION, check_config, imported, read_config
 
 WAYS_ON = 'give the config as a file of your own with `config`'
 
@@ -181,7 +181,7 @@ class _Trained:
 
     def restrained(self, weights: dict[str, torch.Tensor]) -> AbstractContextManager:
         """The bounds of a stranger's network, by its weights."""
-        return nullcontext() if self.left_out is None else restrained(weights)
+        return nullcontext() if self.left_out is None else restrained(weights, imported(self.config))
 
     @property
     def bound(self) -> float:

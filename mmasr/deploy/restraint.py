@@ -1,12 +1,12 @@
 """Building and running a stranger's network within the bounds that its weights set."""
 
 import resource
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import torch
-from mmengine.registry import registry
+from mmengine.registry import Registry, registry
 from mmengine.utils import get_object_from_string
 from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
@@ -14,22 +14,23 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from .allowed import PACKAGES
+from .allowed import PACKAGES, reason_against
 
 #: What a network may have more than its checkpoint, so that the smallest one builds: parameters, modules, bytes of memory.
 _PARAMETERS, _MODULES, _BYTES = 10**7, 10**4, 8 * 2**30
 
 
 @contextmanager
-def restrained(weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Meanwhile no network is built that is out of proportion to a checkpoint, not much more memory is taken, and a type that
-    no registry has is not imported, as mmengine would do.
+def restrained(weights: Mapping[str, torch.Tensor], trusted: Iterable[str] = ()) -> Iterator[None]:
+    """Meanwhile nothing is built that is not allowed or out of proportion to a checkpoint, not much more memory is taken, and a
+    type that no registry has is not imported, as mmengine would do.
 
     Args:
         weights (Mapping[str, Tensor]): The checkpoint's state dict.
+        trusted (Iterable[str]): Modules of which everything is allowed. Default: none.
 
     Raises:
-        RuntimeError: Within, if a network is out of proportion, or memory is.
+        RuntimeError: Within, where any of that happens.
     """
     elements = sum(tensor.numel() for tensor in weights.values())
     left = {'elements': 4 * elements + _PARAMETERS, 'modules': 16 * len(weights) + _MODULES}
@@ -45,12 +46,21 @@ def restrained(weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
     def count_module(module, name, child):
         spend('modules', 1)
 
+    def get(registry: Registry, key: str) -> object:
+        found = found_by_mmengine(registry, key)
+        if found is not None and (reason := reason_against(found, trusted)):
+            raise RuntimeError(f'it builds {key!r}, which is not allowed: {reason}')
+        return found
+
+    found_by_mmengine = Registry.get
     with ExitStack() as stack:
         for register in (register_module_parameter_registration_hook, register_module_buffer_registration_hook):
             stack.callback(register(count_tensor).remove)
         stack.callback(register_module_module_registration_hook(count_module).remove)
         stack.callback(setattr, registry, 'get_object_from_string', registry.get_object_from_string)
         registry.get_object_from_string = _of_openmmlab
+        stack.callback(setattr, Registry, 'get', Registry.get)
+        Registry.get = get  # a string may name a type under keys other than type, too
         stack.enter_context(_memory(_BYTES + 32 * elements))
         yield
 

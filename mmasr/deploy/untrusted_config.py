@@ -28,7 +28,7 @@ from ..core.computed import Computed
 from ..errors import InputError
 from ..openmmlab.config import walk
 from ..openmmlab.evaluation import calibration_dataset
-from .allowed import ARGUMENTS, DATA, LEFT_OUT, LOADER, MODEL, PACKAGES, PATHS
+from .allowed import ARGUMENTS, DATA, LOADER, MODEL, PACKAGES, PATHS, is_below, path_of, reason_against
 from .config_text import parse_config
 
 #: Parts of a config that deploying needs, the model's and those for evaluation.
@@ -75,6 +75,8 @@ def read_config(
         config.update(train_dataloader={'dataset': dataset}, default_hooks={'checkpoint': {'save_best': best}})
         kept += CALIBRATION
     config = {name: _without_initial_values(config[name]) for name in kept if config.get(name) is not None}
+    if names := imported(config):
+        config['custom_imports'] = {'imports': names, 'allow_failed_imports': False}
     sites = list(_take_sites(config['model']))
     check = _Check(config, weights, trust_imports)
     check.model()
@@ -144,7 +146,8 @@ class _Check:
         if sum(1 for _ in walk(config)) > _MOST_ENTRIES:
             raise InputError(f'it has more than {_MOST_ENTRIES:,} entries')
         self.largest = max(2**15, 4 * max((max(tensor.shape, default=0) for tensor in weights.values()), default=0))
-        self.trusted = tuple(_import_modules(config, trust_imports))
+        _import_modules(imported(config), trust_imports)
+        self.trusted = {name.split('.')[0] for name in imported(config)} - PACKAGES
         scopes = {config.get('default_scope', 'mmengine'), *(value for key, value in walk(config) if key == '_scope_')}
         for scope in scopes:
             if scope not in PACKAGES and scope not in self.trusted:
@@ -243,17 +246,14 @@ class _Check:
             return None
         if not found:
             raise InputError(f'{where} builds {name!r}, which no registry has for this')
-        for path in map(_path, found):
-            if not (_below(path, MODEL) or _below(path, self.trusted)) or _below(path, LEFT_OUT):
-                reason = next((reason for part, reason in LEFT_OUT.items() if _below(path, [part])), 'it is not known')
+        for kind in found:
+            if reason := reason_against(kind, self.trusted):
                 raise InputError(f'{where} builds {name!r}, which is not allowed: {reason}')
-            if path in ARGUMENTS:
-                return ARGUMENTS[path]
-        return None
+        return next((ARGUMENTS[path] for path in map(path_of, found) if path in ARGUMENTS), None)
 
     def _data_arguments(self, where: str, config: dict) -> tuple[str, ...]:
         found = self._types.find(config['type'])
-        arguments = [DATA[path] for path in map(_path, found) if path in DATA]
+        arguments = [DATA[path] for path in map(path_of, found) if path in DATA]
         if not found or len(arguments) < len(found):
             raise InputError(f'{where} is of type {config["type"]!r}, which is not known to read local images only')
         if 'download' in arguments[0] and config.get('download') is not False:
@@ -267,7 +267,7 @@ class _Types:
     def __init__(self, kinds: tuple[str, ...], packages: set[str]) -> None:
         self.data = 'dataset' in kinds
         self.registries = list(_registries(kinds, packages))
-        self.by_path = {_path(found): found for registry in self.registries for found in registry.module_dict.values()}
+        self.by_path = {path_of(found): found for registry in self.registries for found in registry.module_dict.values()}
 
     def find(self, name: Any) -> list[object]:
         """Everything that a name or the full path of a class stands for."""
@@ -299,19 +299,21 @@ def _registries(kinds: tuple[str, ...], packages: set[str]) -> Iterator[Registry
                 yield registry
 
 
-def _import_modules(config: dict, trust: bool) -> set[str]:
-    """Import what ``custom_imports`` names; return the packages whose types are allowed for it."""
-    imports = (config.get('custom_imports') or {}).get('imports') or []
-    imports = [imports] if isinstance(imports, str) else imports
-    for name in imports:
-        known = name in PACKAGES or name in {f'{package}.models' for package in PACKAGES} or _below(name, MODEL)
+def imported(config: Mapping) -> list[str]:
+    """The modules that a config's ``custom_imports`` name."""
+    names = (config.get('custom_imports') or {}).get('imports') or []
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _import_modules(names: list[str], trust: bool) -> None:
+    for name in names:
+        known = name in PACKAGES or name in {f'{package}.models' for package in PACKAGES} or is_below(name, MODEL)
         if not (trust or known):
             raise InputError(f'it imports {name}, which was not run; pass `trust_imports` if you trust it')
         try:
             import_modules_from_strings(name)
         except ImportError as error:
             raise InputError(f"it imports {name}, which can't be imported: {error}") from None
-    return {name.split('.')[0] for name in imports} - PACKAGES
 
 
 def _check_path(where: str, path: str) -> None:
@@ -324,11 +326,3 @@ def _check_path(where: str, path: str) -> None:
             raise InputError(f'{where} is {path!r}, which is no file and no folder')
     if os.path.realpath(path).startswith(('/dev/', '/proc/', '/sys/')):
         raise InputError(f'{where} is {path!r}, which is no data')
-
-
-def _path(found: object) -> str:
-    return f'{getattr(found, "__module__", "")}.{getattr(found, "__qualname__", "")}'
-
-
-def _below(path: str, parts: Any) -> bool:
-    return any(path == part or path.startswith(f'{part}.') for part in parts)

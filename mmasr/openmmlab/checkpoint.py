@@ -5,6 +5,7 @@ further, to what a checkpoint of mmengine holds: weights, numbers, text, and the
 """
 
 import contextlib
+import itertools
 import os
 import pickletools
 import re
@@ -19,6 +20,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
 from ..errors import InputError
+from .config import walk
 
 
 def _statistic(owner: object, name: str) -> object:
@@ -77,13 +79,14 @@ _NAMES = re.compile(
     r'|torch (Double|Float|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage|torch\._utils _rebuild_(tensor_v2|parameter)'
     r'|numpy (ndarray|dtype)|numpy\._?core\.multiarray (_reconstruct|scalar)|mmengine\.logging\.history_buffer HistoryBuffer'
 )
-#: What is kept of ``meta``, and of what type. mmengine would execute its ``config``.
+#: What is kept of ``meta`` beside the text of the config, and of what type. mmengine would execute its ``config``.
 _META = {
     **dict.fromkeys(('epoch', 'iter', 'seed'), int),
-    **dict.fromkeys(('cfg', 'experiment_name', 'time', 'mmengine_version'), str),
+    **dict.fromkeys(('experiment_name', 'time', 'mmengine_version'), str),
     **dict.fromkeys(('dataset_meta', 'mmasr'), dict),
     **dict.fromkeys(('CLASSES', 'PALETTE'), list | tuple),  # MMDetection 2
 }
+_MOST = 100_000  # entries of one of them
 
 
 def read_checkpoint(path: str | Path, mmap: bool = False) -> dict:
@@ -165,22 +168,24 @@ def _refused(path: Path, name: str) -> InputError:
 def _plain_meta(meta: object) -> dict:
     kept = {}
     for key, kind in _META.items() if isinstance(meta, dict) else ():
-        with contextlib.suppress(KeyError, ValueError, TypeError):
-            value = meta[key] if key == 'cfg' else _plain(meta[key])
-            if isinstance(value, kind):
+        with contextlib.suppress(KeyError, ValueError, TypeError, RecursionError):
+            entries = itertools.islice(walk(meta[key]), _MOST + 1)  # without end, where a list holds the same one many times
+            if sum(1 for _ in entries) <= _MOST and isinstance(value := _plain(meta[key]), kind):
                 kept[key] = value
+    if isinstance(meta, dict) and isinstance(meta.get('cfg'), str):
+        kept['cfg'] = meta['cfg']
     return kept
 
 
-def _plain(value: object, depth: int = 0) -> object:
+def _plain(value: object) -> object:
     """Data as plain Python has it; raises ValueError of anything else."""
     value = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
     if value is None or isinstance(value, bool | int | float) or (isinstance(value, str) and value.isprintable()):
         return value
-    if depth < 8 and isinstance(value, list | tuple):
-        return type(value)(_plain(item, depth + 1) for item in value)
-    if depth < 8 and isinstance(value, dict):
-        return {_plain(key, depth + 1): _plain(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value))
+    if isinstance(value, dict):
+        return {_plain(key): _plain(item) for key, item in value.items()}
     raise ValueError('no plain data')
 
 

@@ -11,7 +11,7 @@ import jinja2
 from rich.box import SIMPLE
 from rich.table import Column, Table
 
-from ..errors import InputError
+from ..errors import InputError, printable
 from ..files import temporary_files
 from .figures import choose, draw_deviations, draw_stripes
 from .observer import STEADY, Stripes
@@ -29,7 +29,7 @@ def stripes_table(stripes: Iterable[Stripes], title: str = 'Stripes') -> Table:
     for s in stripes:
         found = s.summary()
         figures = f'{found["median_std"]:.4f}', f'{found["steady_share"]:.1%}', f'{found["between_channels"]:.4f}'
-        table.add_row(s.name, s.kind, str(len(s.v.mean)), *figures)
+        table.add_row(printable(s.name), printable(s.kind), str(len(s.v.mean)), *figures)
     return table
 
 
