@@ -6,12 +6,12 @@ A model that is not allowed is refused; data that are not are left out, unless t
 
 import importlib
 import math
-import os
 import re
 import stat
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import mmcv.ops
@@ -38,8 +38,12 @@ _DATA = ('test_dataloader', 'test_evaluator', 'test_cfg', 'test_pipeline', 'meta
 CALIBRATION = ('train_dataloader', 'default_hooks')
 
 _WORD = re.compile(r'[\w @+-]*', re.ASCII)
-#: Words with a dot or a slash: the sizes of RegNet and ConvMixer, and timm's names with a tag.
-_WORDS = {'arch': re.compile(r'regnet[xy]_\d+\.\d+gf|\d+/\d+'), 'model_name': re.compile(r'\w+\.\w+', re.ASCII)}
+#: Words with a dot or a slash: the sizes of RegNet and ConvMixer, timm's names with a tag, and of mmasr.WithoutAttention.
+_WORDS = {
+    'arch': re.compile(r'regnet[xy]_\d+\.\d+gf|\d+/\d+'),
+    'model_name': re.compile(r'\w+\.\w+', re.ASCII),
+    'modules': re.compile(r'\w+(\.\w+)*', re.ASCII),
+}
 _PATH = re.compile(r'[\w .,@+()/-]*')
 #: Entries of a config, of which OpenMMLab's largest have some thousand, and how much of everything else is plausible.
 _MOST_ENTRIES, _MOST = 100_000, {'batch_size': 1024, 'num_workers': 64}
@@ -318,11 +322,11 @@ def _import_modules(names: list[str], trust: bool) -> None:
 
 def _check_path(where: str, path: str) -> None:
     """Check that a path is of a file or folder that is read to its end without unpickling."""
-    if os.path.splitext(path)[1].lower() not in ('', '.json', '.txt', '.bin'):
+    if Path(path).suffix.lower() not in ('', '.json', '.txt', '.bin'):
         raise InputError(f'{where} is {path!r}, which is no .json, .txt or .bin')
     with suppress(OSError):
-        mode = os.stat(path).st_mode
+        mode = Path(path).stat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise InputError(f'{where} is {path!r}, which is no file and no folder')
-    if os.path.realpath(path).startswith(('/dev/', '/proc/', '/sys/')):
+    if any(Path(path).resolve().is_relative_to(folder) for folder in ('/dev', '/proc', '/sys')):
         raise InputError(f'{where} is {path!r}, which is no data')

@@ -54,4 +54,7 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: str
     if any(problems.values()):
         found = '; '.join(f'{problem}: {some(names)}' for problem, names in problems.items() if names)
         raise InputError(f"{source}: config and weights don't fit: {found}")
-    model.load_state_dict(weights)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:  # some networks have hooks that want more than they save
+        raise InputError(one_line(f"{source}: the weights don't load", error)) from None
