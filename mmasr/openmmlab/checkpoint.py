@@ -5,6 +5,7 @@ further, to what a checkpoint of mmengine holds: weights, numbers, text, and the
 """
 
 import contextlib
+import errno
 import itertools
 import os
 import pickletools
@@ -113,6 +114,8 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict:
     except InputError:
         raise
     except OSError as error:
+        if error.errno == errno.EINVAL:  # an archive points out of itself
+            raise InputError(f'{path}: not a PyTorch checkpoint, or a damaged one') from None
         raise InputError(f'{path}: {error.strerror or error}') from None
     except UnpicklingError as error:
         if found := re.search(r'(?:GLOBAL|global|class|function) ([\w.]+)', str(error)):

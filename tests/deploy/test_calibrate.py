@@ -261,9 +261,13 @@ def test_backbones_become_stock_ones(config, tmp_path, name):
 
 
 def test_attention_that_a_deployed_network_has_left(config, tmp_path):
-    save_network(tmp_path / 'a.pth', config(BACKBONES['ASR + SE'][0], 256), ready)
-    deployed = reparameterize(tmp_path / 'a.pth').checkpoint
-    report = reparameterize(deployed, calibration=Calibration(images=5))
+    trained = config(BACKBONES['ASR + SE'][0], 256)
+    save_network(tmp_path / 'a.pth', trained, ready)
+    deployed = reparameterize(tmp_path / 'a.pth')
+    with_data = Config.fromfile(deployed.config)  # a deployed config has no training data
+    with_data.train_dataloader = trained.train_dataloader
+    with_data.dump(tmp_path / 'with_data.py')
+    report = reparameterize(deployed.checkpoint, tmp_path / 'with_data.py', calibration=Calibration(images=5))
     assert len(report.means) == len(report.attention.hosts) == 16
     assert Config.fromfile(report.config).model.backbone.type == 'mmdet.ResNet'
 

@@ -52,7 +52,7 @@ def test_a_word_that_no_registry_has_is_not_imported(tmp_path, monkeypatch):
 
 
 def test_a_type_that_is_not_allowed_is_not_built_under_any_key():
-    with pytest.raises(RuntimeError, match='StochasticWeightAverage.*is not allowed'), restrained(SMALL):
+    with pytest.raises(RuntimeError, match=r'StochasticWeightAverage.*is not allowed'), restrained(SMALL):
         MODELS.get('StochasticWeightAverage')
 
 
