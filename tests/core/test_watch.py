@@ -129,3 +129,14 @@ def test_the_watched_network_compiles_without_a_graph_break():
     model = network()
     compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
     torch.testing.assert_close(compiled(X), model(X))
+
+
+def test_torchs_fusing_for_quantization_refuses_a_host():
+    with pytest.raises(AssertionError, match='did not find fuser method'):
+        torch.ao.quantization.fuse_modules(network(), [['0.conv', '0.bn']])
+
+
+def test_a_convolution_that_is_a_host_stays_one_when_it_is_fused():
+    """Which docs/method.md says is wrong and goes unnoticed."""
+    conv = mmasr.attach(nn.Conv2d(3, 8, 3), {'type': 'SE'}, sites='').eval()
+    assert isinstance(fuse_conv_bn_eval(conv, nn.BatchNorm2d(8).eval()), Host)
