@@ -4,7 +4,6 @@ Of torch's own layers that is known. A layer of somebody else may do anything wi
 standardization), so that a scale cancels and an ASR would do nothing, or add something that is not scaled.
 """
 
-import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
@@ -64,6 +63,8 @@ def _problem(layer: nn.Module, device: torch.device) -> str | None:
         args = [arg.to(device) for arg in args]
         try:
             copied = _random_copy(layer, device)
+            if 'act' in copied._modules:
+                copied.act = nn.Identity()
             before = _run(copied, args)
             after = _run(twin(copied, type(copied), scaled(copied, v)), args)
             expected = before * v.view([-1 if i == dim % before.dim() else 1 for i in range(before.dim())])
@@ -77,29 +78,40 @@ def _problem(layer: nn.Module, device: torch.device) -> str | None:
                 'normalization after it'
             )
     entry = f'{type(layer).__module__.split(".")[0]}.{type(layer).__name__}'
-    why = str(error).partition('\n')[0]
+    why = str(error).partition('\n')[0] or type(error).__name__
     return (
         f'only running it can tell whether its output scales, and that failed ({why}); say how it runs in '
         f'mmasr.core.probe.INPUTS[{entry!r}]'
     )
 
 
-def _random_copy(layer: nn.Module, device: torch.device) -> nn.Module:
-    """A copy of a layer, without hooks and activation, that computes something whatever the layer has learned."""
-    bare = twin(layer, type(layer), {})
-    vars(bare).update({name: OrderedDict() for name in vars(bare) if name.endswith('_hooks')})  # they are no part of it
-    copied = copy.deepcopy(bare).float().eval()
-    if next(layer.parameters()).is_meta:
-        copied.to_empty(device=device)
-        for buffer in copied.buffers():
-            buffer.fill_(1)
-    for parameter in copied.parameters():
-        # Sums of about 1, so that no part of the output is lost beside another.
-        spread = (parameter.shape[:1].numel() / parameter.numel()) ** 0.5
-        parameter.copy_(spread * torch.randn(parameter.shape, device='cpu'))
-    if 'act' in copied._modules:
-        copied.act = nn.Identity()
+def _random_copy(module: nn.Module, device: torch.device) -> nn.Module:
+    """A copy of a layer, without hooks, in eval mode and float32, that computes something whatever the layer has learned."""
+    # Not deepcopy, which would go on to whatever a layer refers to: a process group can't be copied.
+    copied = twin(module, type(module), {})
+    tables = {name: OrderedDict() for name in vars(copied) if name.endswith('_hooks')}
+    tables['_modules'] = {
+        name: None if child is None else _random_copy(child, device) for name, child in module._modules.items()
+    }
+    for kind, make in (('_parameters', _random), ('_buffers', _same)):
+        tensors = getattr(module, kind).items()
+        tables[kind] = {name: tensor if tensor is None else make(tensor, device) for name, tensor in tensors}
+    vars(copied).update(tables, training=False)
     return copied
+
+
+def _random(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
+    if not parameter.is_floating_point():
+        return nn.Parameter(_same(parameter, device), requires_grad=False)
+    # Sums of about 1, so that no part of the output is lost beside another.
+    spread = (parameter.shape[:1].numel() / parameter.numel()) ** 0.5
+    return nn.Parameter(spread * torch.randn(parameter.shape, device='cpu').to(device))
+
+
+def _same(buffer: torch.Tensor, device: torch.device) -> torch.Tensor:
+    if buffer.is_meta:
+        return torch.ones_like(buffer, device=device)
+    return buffer.detach().clone().to(torch.float32 if buffer.is_floating_point() else buffer.dtype)
 
 
 def _inputs(layer: nn.Module) -> Iterator[tuple[tuple[torch.Tensor, ...], int]]:

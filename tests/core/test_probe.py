@@ -138,6 +138,13 @@ def test_the_check_changes_nothing(grad):
     assert seen == []
 
 
+def test_what_a_layer_refers_to_is_not_copied(process_group):
+    """A process group can't be."""
+    world = torch.distributed.group.WORLD
+    for layer in (timm.layers.SyncBatchNormAct(C, process_group=world), mmcv.ops.SyncBatchNorm(C, group=world)):
+        assert isinstance(mmasr.attach(layer, SE, sites=''), Host)
+
+
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.double])
 def test_half_and_double_precision_are_looked_at_alike(dtype):
     assert isinstance(mmasr.attach(timm.layers.Conv2dSame(6, C, 3).to(dtype), SE, sites=''), Host)
