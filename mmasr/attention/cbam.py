@@ -7,7 +7,8 @@ from .base import ChannelAttention, hidden_channels
 
 
 class CBAM(ChannelAttention):
-    """Channel weights (equation 2 of the paper), then a spatial map of what they leave (equation 3).
+    """Channel weights σ(W₂ relu(W₁ GAP(x)) + W₂ relu(W₁ GMP(x))) (equation 2 of the paper), then a spatial map of what they
+    leave (equation 3).
 
     The map differs from position to position and from image to image, so no constant can stand in for it:
     CBAM is for use as ordinary attention, and ASR refuses it.
@@ -24,8 +25,8 @@ class CBAM(ChannelAttention):
     def __init__(self, channels: int, ratio: int = 16, **options) -> None:
         super().__init__(**options)
         hidden = hidden_channels(channels, ratio)
-        self.fc1 = nn.Linear(channels, hidden)
-        self.fc2 = nn.Linear(hidden, channels)
+        self.fc1 = nn.Linear(channels, hidden, bias=False)
+        self.fc2 = nn.Linear(hidden, channels, bias=False)
         self.conv = nn.Conv2d(2, 1, 7, padding=3, bias=False)
         self.init_weights()
 
@@ -34,7 +35,6 @@ class CBAM(ChannelAttention):
             layer.reset_parameters()
         if self.init_identity:
             nn.init.zeros_(self.fc2.weight)
-            nn.init.zeros_(self.fc2.bias)
             nn.init.zeros_(self.conv.weight)
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:

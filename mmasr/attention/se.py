@@ -7,7 +7,10 @@ from .base import ChannelAttention, hidden_channels, squeeze
 
 
 class SE(ChannelAttention):
-    """Squeeze and excitation: σ(W₂ relu(W₁ GAP(x) + b₁) + b₂), equation 3 of the paper.
+    """Squeeze and excitation: σ(W₂ relu(W₁ GAP(x) + b₁) + b₂).
+
+    That is equation 3 of the paper, which has no biases. The networks with SE in ASR's Table 1 have them, by their numbers of
+    parameters.
 
     Args:
         channels (int): Number of channels C.

@@ -10,10 +10,31 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from ..attention import build_attention
+from ..attention import ATTENTIONS, ChannelAttention, build_attention
 from .computed import Computed
 from .known import find_sites
+from .probe import check_scales
 from .scaling import check_scalable, output_channels, output_layers, scaled
+
+
+def for_transformer(options: dict) -> dict:
+    """Options of an ASR with what the paper gives it in a vision transformer where they say nothing else: the gate is tanh, and
+    ψ and every parameter of κ start at 1e-3.
+
+    Args:
+        options (dict): ``attention`` and the other options of :class:`ASR`.
+
+    Returns:
+        dict: The options; as they were with a κ of one's own, which has its own gate, and with ``init_identity``, which tanh
+        can't have.
+    """
+    attention = options['attention']
+    name = str(attention.get('type')).removeprefix('mmasr.') if isinstance(attention, dict) else None
+    kappa = ATTENTIONS.get(name)
+    gated = isinstance(kappa, type) and issubclass(kappa, ChannelAttention)
+    if not gated or options.get('init_identity') or attention.get('init_identity'):
+        return options
+    return {'psi': 1e-3, 'init': 1e-3, **options, 'attention': {'gate': 'tanh', **attention}}
 
 
 class ASR(Computed):
@@ -30,8 +51,7 @@ class ASR(Computed):
         delta (int): Number δ of attention modules, each with its own ψ (the paper's Table 7). Default: 1.
         psi (float | dict): Initial value of every element of ψ, or ``dict(std=s)`` to draw them from N(0, s²)
             (the paper's Tables 8 and 13). Default: 0.1.
-        init (float, optional): Initial value of every parameter of κ (1e-3 in the paper's vision transformers). Default: the
-            initial values that κ has by itself.
+        init (float, optional): Initial value of every parameter of κ. Default: the initial values that κ has by itself.
         learnable (bool): Whether ψ is trained, or stays as drawn (the paper's Table 8). Default: True.
         init_identity (bool): Scale by v(ψ) / v(ψ₀) with ψ₀ the initial state, exactly 1 at the start, so that
             ASR can be put into a pretrained network. Default: False, since the paper trains from scratch.
@@ -138,8 +158,13 @@ class ASR(Computed):
         """The kinds of its attention modules, such as ``SE x SE``."""
         return ' x '.join(type(attention).__name__ for attention in self.attention)
 
-    check = staticmethod(check_scalable)
     sites = staticmethod(find_sites)
+
+    @classmethod
+    def check(cls, name: str, layer: nn.Module) -> None:
+        """Raise a ValueError, with the layer's name, if a layer has nothing to scale, or its output does not scale with it."""
+        check_scalable(name, layer)
+        check_scales(name, layer)
 
     @classmethod
     def of(cls, layer: nn.Module, **options) -> 'ASR':

@@ -1,17 +1,18 @@
 """Putting re-parameterization into a network. Needs torch only."""
 
-import functools
 import re
 from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from .asr import ASR
+from .asr import ASR, for_transformer
 from .computed import Computed
 from .host import Host, become_host
+from .known import find_transformer_sites
 from .merge import Merging, is_merging
 from .scaling import output_channels
 from .surgery import replace
+from .watch import watch
 
 #: Convolutions that train with branches, by the name that a config has for them. One of one's own is added with
 #: ``CONVOLUTIONS['Mine'] = Mine``, a subclass of :class:`mmasr.core.merge.Merging` or :class:`mmasr.core.computed.Computed`.
@@ -37,8 +38,9 @@ def attach(
             or a sequence of names. Default: for an ASR the sites of the paper, which are known for ResNet, ResNeXt, VGG with
             batch normalization, RepVGG, ShuffleNetV2, MobileNet and ViT of torchvision, timm and OpenMMLab; for a convolution
             those that it says, such as all 3 x 3 convolutions.
-        **options: Of an ASR ``delta``, ``psi``, ``init``, ``learnable``, ``init_identity``, see :class:`mmasr.ASR`; of a
-            convolution its own.
+        **options: Of an ASR ``delta``, ``psi``, ``init``, ``learnable``, ``init_identity``, see :class:`mmasr.ASR`; at the
+            paper's sites of a ViT, named or not, also its defaults are the paper's, see :func:`mmasr.core.asr.for_transformer`.
+            Of a convolution its own.
 
     Returns:
         nn.Module: ``model``; or, where the whole model is one convolution, what takes its place.
@@ -55,21 +57,23 @@ def attach(
         >>> mmasr.attach(model, dict(type='ACNet'), sites='0')[0].merged().kernel_size
         (3, 3)
     """
-    kind, make = ASR, functools.partial(ASR.of, attention=attention, **options)
+    kind, options = ASR, {'attention': attention, **options}
     if isinstance(attention, dict) and (name := str(attention.get('type')).removeprefix('mmasr.')) in CONVOLUTIONS:
-        kind = CONVOLUTIONS[name]
-        make = functools.partial(kind.of, **{key: value for key, value in attention.items() if key != 'type'}, **options)
+        kind, options = CONVOLUTIONS[name], {**attention, **options}
+        del options['type'], options['attention']
     modules = dict(model.named_modules())
     names = _find(model, modules, kind, sites)
     for name in names:
         _check(modules, kind, name)
-    made = {name: make(modules[name]) for name in names}
+    transformer = find_transformer_sites(model) if kind is ASR else ()
+    made = {name: kind.of(modules[name], **(for_transformer(options) if name in transformer else options)) for name in names}
     for name, new in made.items():
         if isinstance(new, Computed):
             become_host(modules[name])
             setattr(modules[name], new.child, new)
         else:
             model = replace(model, name, new)
+    watch(model, [name for name, new in made.items() if isinstance(new, Computed)])
     return model
 
 
@@ -99,6 +103,8 @@ def _check(modules: dict[str, nn.Module], kind: type[Merging] | type[Computed], 
     layer = modules[name]
     if isinstance(layer, Host):
         raise ValueError(f'{name} ({type(layer).__name__}) carries an {type(layer.computed()).__name__} already')
+    if 'forward' in vars(layer):  # it would hide a host's, and be gone with a convolution that is replaced
+        raise ValueError(f'{name} ({type(layer).__name__}) has another forward than its class; undo that, or do it afterwards')
     kind.check(name, layer)
     around = next((outer for outer in modules if name.startswith(f'{outer}.') and is_merging(modules[outer])), None)
     if around and issubclass(kind, Merging):

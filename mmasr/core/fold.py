@@ -10,6 +10,7 @@ from .host import Host
 from .merge import can_merge, merged
 from .plugins import find_plugins
 from .surgery import Mixed, replace
+from .watch import check_watched, unwatch
 
 
 def find_foldable(model: nn.Module) -> dict[str, nn.Module]:
@@ -25,6 +26,8 @@ def find_foldable(model: nn.Module) -> dict[str, nn.Module]:
     Raises:
         ValueError: If something can't be folded; see :func:`fold`.
     """
+    for module in model.modules():
+        check_watched(module)
     hosts = {name: module for name, module in model.named_modules() if isinstance(module, Host)}
     for name, host in hosts.items():
         type(host.computed()).check(name, host)
@@ -54,9 +57,9 @@ def fold(model: nn.Module, stay: Collection[str] = ()) -> nn.Module:
         nn.Module: ``model``; or, if it is a module with branches itself, what it becomes.
 
     Raises:
-        ValueError: If an ASR can't be folded: it is neither in a host nor a plugin, comes after attention that depends on
-            the image, has a negative scale after a ReLU, or its layer has no parameter to take the scale. The model is then
-            as it was.
+        ValueError: If an ASR can't be folded: it is neither in a host nor a plugin, was taken out of the network with its
+            layer, comes after attention that depends on the image, has a negative scale after a ReLU, or its layer has no
+            parameter to take the scale. The model is then as it was.
 
     Example:
         >>> import torch, mmasr
@@ -69,6 +72,7 @@ def fold(model: nn.Module, stay: Collection[str] = ()) -> nn.Module:
         'BatchNorm2d'
     """
     find_foldable(model)  # raises before anything is changed
+    unwatch(model)
     for plugin in find_plugins(model).values():
         plugin.fold()
     for module in list(model.modules()):

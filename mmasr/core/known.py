@@ -80,3 +80,14 @@ def find_sites(model: nn.Module) -> list[str]:
         elif kind:
             sites += ['.'.join(filter(None, (name, layer))) for layer in BLOCKS[kind](block)]
     return sites
+
+
+def find_transformer_sites(model: nn.Module) -> set[str]:
+    """Name the layers of a network that are what attention and MLP of a vision transformer's block put out, for which the paper
+    has a gate and initial values of their own."""
+    return {
+        f'{name}.{layer}'.lstrip('.')
+        for name, block in model.named_modules()
+        if any(base.__name__ in BLOCKS and BLOCKS[base.__name__] is _transformer for base in type(block).__mro__)
+        for layer in _transformer(block)
+    }

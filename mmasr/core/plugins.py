@@ -7,7 +7,7 @@ from torch import nn
 
 from .asr import ASR
 from .host import write
-from .scaling import check_scalable, scaled
+from .scaling import scaled
 
 _POSITIONS = (1, 2, 3)  # a block calls its plugins after its convolutions
 
@@ -77,4 +77,4 @@ def _check(path: str, plugin: Plugin, ahead: str | None) -> None:
         raise ValueError(f'{cannot}it has a negative scale and comes after a ReLU, which no layer can give')
     if not hasattr(block, f'norm{position}'):
         raise ValueError(f'{cannot}its block has no normalization after convolution {position}')
-    check_scalable(f'{path}.norm{position}'.lstrip('.'), getattr(block, f'norm{position}'))
+    ASR.check(f'{path}.norm{position}'.lstrip('.'), getattr(block, f'norm{position}'))

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.parameter import is_lazy
 
 from .merge import branch_outputs
 
@@ -106,7 +107,7 @@ def check_scalable(name: str, layer: nn.Module) -> None:
         layer (nn.Module): Any module.
 
     Raises:
-        ValueError: If it has no output channels that are known, no weight of its own to scale, or is never called.
+        ValueError: If it has no output channels that are known, no weight of its own to scale (yet), or is never called.
     """
     kind = type(layer).__name__
     if output_channels(layer) is None:
@@ -118,3 +119,5 @@ def check_scalable(name: str, layer: nn.Module) -> None:
         raise ValueError(f'{name} is read by its MultiheadAttention, never called; name the MultiheadAttention itself')
     if any(part._parameters.get('weight') is None for part in output_layers(layer).values()):
         raise ValueError(f"{name} ({kind}) can't carry an ASR: it has no weight to scale (affine=False, or parametrized)")
+    if any(map(is_lazy, layer.parameters())):
+        raise ValueError(f'{name} ({kind}) has no weight yet; run the network once, or say how many channels it has')

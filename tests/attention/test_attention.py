@@ -46,7 +46,7 @@ def spa(m, x):
 
 def cbam(m, x):
     def mlp(v):
-        return torch.relu(v @ m.fc1.weight.T + m.fc1.bias) @ m.fc2.weight.T + m.fc2.bias
+        return torch.relu(v @ m.fc1.weight.T) @ m.fc2.weight.T
 
     return torch.sigmoid(mlp(x.mean((2, 3))) + mlp(x.amax((2, 3))))
 
@@ -93,6 +93,7 @@ def test_init_identity_is_the_identity_and_learns(name):
     [
         ('SE', {'fc1.weight': (2, C), 'fc1.bias': (2,), 'fc2.weight': (C, 2), 'fc2.bias': (C,)}),
         ('SPA', {'fc1.weight': (2, 21 * C), 'fc2.weight': (C, 2)}),
+        ('CBAM', {'fc1.weight': (2, C), 'fc2.weight': (C, 2), 'conv.weight': (1, 2, 7, 7)}),
         ('SRM', {'cfc': (C, 2), 'bn.weight': (C,), 'bn.bias': (C,)}),
         ('IE', {'weight': (C,), 'bias': (C,)}),
     ],

@@ -1,10 +1,13 @@
 import pytest
+import timm
 import torch
+import torchvision
 from helpers import randomize
 from torch import nn
 
+import mmasr
 from mmasr import ASR
-from mmasr.attention import SE, asr_attentions
+from mmasr.attention import ATTENTIONS, SE, asr_attentions
 
 C = 32
 KAPPAS = asr_attentions()
@@ -139,3 +142,62 @@ def test_initial_value_of_kappa(name):
     nn.init.ones_(asr.psi)
     asr.init_weights()
     assert asr.psi.eq(1e-3).all()
+
+
+VITS = {
+    'torchvision': lambda: torchvision.models.VisionTransformer(32, 16, 1, 2, 8, 16),
+    'timm': lambda: timm.create_model('vit_tiny_patch16_224', img_size=32, depth=1, embed_dim=8, num_heads=2),
+}
+TIMM_SITES = ['blocks.0.attn.proj', 'blocks.0.mlp.fc2']
+
+
+def asrs(model):
+    return [module for module in model.modules() if isinstance(module, ASR)]
+
+
+@pytest.mark.parametrize('kappa', KAPPAS)
+@pytest.mark.parametrize('library', VITS)
+def test_a_vision_transformer_gets_the_gate_and_initial_values_of_the_paper(library, kappa):
+    found = asrs(mmasr.attach(VITS[library](), {'type': kappa}))
+    assert len(found) == 2
+    assert {asr.attention[0].gate for asr in found} == {'tanh'}
+    assert all(parameter.eq(1e-3).all() for asr in found for parameter in asr.parameters())
+
+
+@pytest.mark.parametrize('sites', [['norm', *TIMM_SITES], r'.*\.(proj|fc2)'], ids=['by name', 'by expression'])
+def test_they_come_with_the_sites_also_where_these_are_named(sites):
+    found = asrs(mmasr.attach(VITS['timm'](), {'type': 'SE'}, sites=sites))
+    # The normalization at the end and the patch embedding are no sites of the paper.
+    assert sorted(asr.attention[0].gate for asr in found) == ['sigmoid', 'tanh', 'tanh']
+
+
+class Plain(SE):
+    def __init__(self, channels):
+        super().__init__(channels)
+
+
+@pytest.mark.parametrize(
+    ('attention', 'options', 'gate', 'psi', 'init'),
+    [
+        ({'type': 'SE', 'gate': 'sigmoid'}, {}, 'sigmoid', 1e-3, 1e-3),
+        ({'type': 'SE'}, {'psi': 0.5}, 'tanh', 0.5, 1e-3),
+        ({'type': 'SE'}, {'init': 0.5}, 'tanh', 1e-3, 0.5),
+        ({'type': 'SE'}, {'init_identity': True}, 'sigmoid', 0.1, None),
+        (Plain, {}, 'sigmoid', 0.1, None),
+    ],
+)
+def test_what_is_said_for_a_vision_transformer_comes_first(attention, options, gate, psi, init):
+    for asr in asrs(mmasr.attach(VITS['timm'](), attention, **options)):
+        assert (asr.attention[0].gate, asr.psi_init, asr.init) == (gate, psi, init)
+
+
+def test_a_registered_attention_without_a_gate_is_taken_as_it_is(monkeypatch):
+    class NoGate(nn.Module):
+        def __init__(self, channels):
+            super().__init__()
+
+        def weights(self, x):
+            return x.sigmoid()
+
+    monkeypatch.setitem(ATTENTIONS, 'Mine', NoGate)
+    assert {asr.psi_init for asr in asrs(mmasr.attach(VITS['timm'](), {'type': 'Mine'}))} == {0.1}

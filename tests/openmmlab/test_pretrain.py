@@ -90,6 +90,37 @@ def test_can_be_pickled(family, kappa):
 
 
 @pytest.mark.parametrize('family', FAMILIES)
+def test_takes_an_attention_of_ones_own(family):
+    network = build(family, asr={'attention': mmasr.SE})
+    hosts = [module for module in network.modules() if isinstance(module, Host)]
+    assert hosts
+    assert {host.asr.attention[0].gate for host in hosts} == {'sigmoid'}
+    assert all(host.asr.psi.eq(0.1).all() for host in hosts)
+
+
+@pytest.mark.parametrize('sites', [None, r'layers\.0\..*(proj|layers\.1)'], ids=['by default', 'named'])
+@pytest.mark.parametrize('wrapped', [False, True], ids=['registered', 'ASRBackbone'])
+def test_the_gate_of_a_vision_transformer_comes_with_its_sites(wrapped, sites):
+    asr = {'attention': {'type': 'SE'}, 'sites': sites}
+    vit = {'type': 'mmpretrain.VisionTransformer', **FAMILIES['VisionTransformer'][1]}
+    if wrapped:
+        network = MODELS.build({'type': 'mmasr.ASRBackbone', 'backbone': vit, 'asr': asr})
+    else:
+        network = build('VisionTransformer', asr=asr)
+    asrs = [module for module in network.modules() if isinstance(module, mmasr.ASR)]
+    assert len(asrs) == (2 if sites else 4)
+    assert {asr.attention[0].gate for asr in asrs} == {'tanh'}
+    assert all(parameter.eq(1e-3).all() for asr in asrs for parameter in asr.parameters())
+
+
+def test_a_vgg_without_normalization_says_so():
+    with pytest.raises(ValueError, match=r"no normalization to carry an ASR; pass norm_cfg=dict\(type='BN'\)$"):
+        build('VGG', norm_cfg=None, asr={'attention': {'type': 'SE'}})
+    assert isinstance(build('VGG', norm_cfg=None, asr={'attention': {'type': 'SE'}, 'sites': ['features.0.conv']}), VGG)
+    build('VGG', norm_cfg=None)
+
+
+@pytest.mark.parametrize('family', FAMILIES)
 def test_without_asr_it_is_the_stock_network(family):
     stock, options, _ = FAMILIES[family]
     assert build(family).state_dict().keys() == stock(**options).state_dict().keys()

@@ -14,9 +14,17 @@ class ASRVGG(WithASR, VGG):
     Args:
         asr, convs (dict, optional): As of :class:`mmasr.openmmlab.backbones.base.WithASR`. Default: None, the stock network.
         *args, **kwargs: The arguments of mmpretrain's VGG.
+
+    Raises:
+        ValueError: If there is no ``norm_cfg``, and ``asr`` names no other sites.
     """
 
     stock = VGG
+
+    def __init__(self, *args, asr: dict | None = None, **kwargs) -> None:
+        if asr is not None and asr.get('sites') is None and kwargs.get('norm_cfg') is None:
+            raise ValueError("ASRVGG has no normalization to carry an ASR; pass norm_cfg=dict(type='BN')")
+        super().__init__(*args, asr=asr, **kwargs)
 
 
 @MODELS.register_module()
@@ -56,15 +64,8 @@ class ASRRepVGG(WithASR, RepVGG):
 class ASRVisionTransformer(WithASR, VisionTransformer):
     """mmpretrain's VisionTransformer with ASR at what multi-head attention and MLP put out, over the feature dimension.
 
-    Args:
-        asr (dict, optional): As of :class:`ASRVGG`; where it says nothing else, the gate is tanh, and ψ and all parameters of κ
-            start at 1e-3 (as in the paper). Default: None, the stock network.
-        *args, **kwargs: The arguments of mmpretrain's VisionTransformer.
+    There the gate is tanh, and ψ and all parameters of κ start at 1e-3 (as in the paper), unless ``asr`` says something else
+    (:func:`mmasr.core.asr.for_transformer`). Arguments as of :class:`ASRVGG`.
     """
 
     stock = VisionTransformer
-
-    def __init__(self, *args, asr: dict | None = None, **kwargs) -> None:
-        if asr is not None:
-            asr = {'psi': 1e-3, 'init': 1e-3, **asr, 'attention': {'gate': 'tanh', **asr['attention']}}
-        super().__init__(*args, asr=asr, **kwargs)

@@ -1,0 +1,140 @@
+"""Whether a layer's output scales with its parameters, found by running it. Needs torch only.
+
+Of torch's own layers that is known. A layer of somebody else may do anything with its weight: normalize it (weight
+standardization), so that a scale cancels and an ASR would do nothing, or add something that is not scaled.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from .by_class import by_class
+from .merge import branch_outputs
+from .scaling import output_channels, scaled
+from .surgery import Mixed, twin
+
+#: How to run a layer that does not take what a layer of its base does, by package and class: layer -> the arguments of its
+#: ``forward``, on the CPU, and the dimension of the channels in its output. One of one's own is added with
+#: ``INPUTS['package.Class'] = lambda layer: ((torch.randn(2, layer.in_channels, 64, 64),), 1)``.
+INPUTS: dict[str, Callable[[nn.Module], tuple[tuple[torch.Tensor, ...], int]]] = {}
+
+_TOLERANCE = 1e-2  # of the largest value, for layers that compute in half precision; a scale that cancels misses it by far
+
+
+def check_scales(name: str, layer: nn.Module) -> None:
+    """Check that B_P(x) ⊙ v = B_{P ⊙ v}(x) holds for a layer, by a small run of every class that is not torch's own.
+
+    It runs a copy with random parameters, in eval mode and float32, so nothing depends on what the layer has learned, and
+    nothing of it changes, nor does the state of the random numbers. An activation inside, a child ``act`` as in timm's
+    BatchNormAct2d, is left out: the scale comes before it, as it does where the activation is a layer of its own.
+
+    Args:
+        name (str): The layer's name, for the error.
+        layer (nn.Module): A layer that :func:`mmasr.core.scaling.check_scalable` takes.
+
+    Raises:
+        ValueError: If the output does not scale, or the layer takes none of the inputs that its base does and has none in
+            :data:`INPUTS`.
+    """
+    for part in (branch_outputs(layer) or {'': layer}).values():
+        if type(part).__module__.startswith('torch.nn.modules.') or isinstance(part, Mixed):
+            continue  # a host was looked at when it became one
+        device = _device(part)
+        with torch.no_grad(), torch.random.fork_rng([device] if device.type == 'cuda' else []):
+            torch.default_generator.manual_seed(0)
+            problem = _problem(part, device)
+        if problem:
+            raise ValueError(f"{name} ({type(part).__name__}) can't carry an ASR: {problem}")
+
+
+def _device(layer: nn.Module) -> torch.device:
+    """Where a layer can run: where it is, or on the CPU if it has no values yet."""
+    device = next(layer.parameters()).device
+    return torch.device('cpu') if device.type == 'meta' else device
+
+
+def _problem(layer: nn.Module, device: torch.device) -> str | None:
+    """What keeps a layer from scaling; None if it does."""
+    v, error = 0.5 + 1.5 * torch.rand(output_channels(layer), device='cpu').to(device), None
+    for args, dim in _inputs(layer):
+        args = [arg.to(device) for arg in args]
+        try:
+            copied = _random_copy(layer, device)
+            if 'act' in copied._modules:
+                copied.act = nn.Identity()
+            before = _run(copied, args)
+            after = _run(twin(copied, type(copied), scaled(copied, v)), args)
+            expected = before * v.view([-1 if i == dim % before.dim() else 1 for i in range(before.dim())])
+        except Exception as raised:  # of whatever it does with an input that is not meant for it
+            error = error or raised
+        else:
+            if (after - expected).abs().max() < _TOLERANCE * expected.abs().max():
+                return None
+            return (
+                'its output does not scale with its weight and bias, as where a layer normalizes its own weight; name a '
+                'normalization after it'
+            )
+    entry = f'{type(layer).__module__.split(".")[0]}.{type(layer).__name__}'
+    why = str(error).partition('\n')[0] or type(error).__name__
+    return (
+        f'only running it can tell whether its output scales, and that failed ({why}); say how it runs in '
+        f'mmasr.core.probe.INPUTS[{entry!r}]'
+    )
+
+
+def _random_copy(module: nn.Module, device: torch.device) -> nn.Module:
+    """A copy of a layer, without hooks, in eval mode and float32, that computes something whatever the layer has learned."""
+    # Not deepcopy, which would go on to whatever a layer refers to: a process group can't be copied.
+    copied = twin(module, type(module), {})
+    tables = {name: OrderedDict() for name in vars(copied) if name.endswith('_hooks')}
+    tables['_modules'] = {
+        name: None if child is None else _random_copy(child, device) for name, child in module._modules.items()
+    }
+    for kind, make in (('_parameters', _random), ('_buffers', _same)):
+        tensors = getattr(module, kind).items()
+        tables[kind] = {name: tensor if tensor is None else make(tensor, device) for name, tensor in tensors}
+    vars(copied).update(tables, training=False)
+    return copied
+
+
+def _random(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
+    if not parameter.is_floating_point():
+        return nn.Parameter(_same(parameter, device), requires_grad=False)
+    # Sums of about 1, so that no part of the output is lost beside another.
+    spread = (parameter.shape[:1].numel() / parameter.numel()) ** 0.5
+    return nn.Parameter(spread * torch.randn(parameter.shape, device='cpu').to(device))
+
+
+def _same(buffer: torch.Tensor, device: torch.device) -> torch.Tensor:
+    if buffer.is_meta:
+        return torch.ones_like(buffer, device=device)
+    return buffer.detach().clone().to(torch.float32 if buffer.is_floating_point() else buffer.dtype)
+
+
+def _inputs(layer: nn.Module) -> Iterator[tuple[tuple[torch.Tensor, ...], int]]:
+    """What a layer may take, and the dimension of the channels in what it puts out; the likeliest first."""
+    if make := by_class(INPUTS, layer):
+        yield make(layer)
+        return
+    channels = output_channels(layer)
+    if isinstance(layer, _ConvNd):
+        size = [8 + dilation * (kernel - 1) for kernel, dilation in zip(layer.kernel_size, layer.dilation, strict=True)]
+        shapes = [((2, layer.in_channels, *size), 1)]
+    elif isinstance(layer, nn.Linear):
+        shapes = [((2, 5, layer.in_features), -1), ((2, layer.in_features), -1)]
+    elif isinstance(layer, nn.MultiheadAttention):
+        shapes = [((2, 5, channels), -1)]
+    elif isinstance(layer, nn.LayerNorm):  # that of ConvNeXt normalizes over the channels of a map
+        shapes = [((2, 5, *layer.normalized_shape), -1), ((2, channels, 5, 7), 1)]
+    else:
+        shapes = [((2, channels, *size), 1) for size in ((5, 7), (7,), (5, 7, 3), ())]
+    for shape, dim in shapes:
+        yield (torch.randn(shape, device='cpu'),) * (3 if isinstance(layer, nn.MultiheadAttention) else 1), dim
+
+
+def _run(layer: nn.Module, args: list[torch.Tensor]) -> torch.Tensor:
+    result = layer.forward(*args)
+    return result[0] if isinstance(result, tuple | list) else result
