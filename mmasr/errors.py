@@ -22,7 +22,11 @@ def exit_on_input_error(main: Callable[[], None], **options: str) -> None:
     try:
         main()
     except InputError as error:
-        message = re.sub(r'`(\w+)`', lambda name: f'--{options.get(name[1], name[1]).replace("_", "-")}', str(error))
+        # A worker of a DataLoader hands its traceback on, of which the last line is the error's.
+        text = (
+            str(error).rstrip().rpartition('InputError: ')[2] if str(error).startswith('Caught InputError in') else str(error)
+        )
+        message = re.sub(r'`(\w+)`', lambda name: f'--{options.get(name[1], name[1]).replace("_", "-")}', text)
         sys.exit(printable(f'error: {message}'))
 
 

@@ -9,6 +9,7 @@ from mmasr.openmmlab.arguments import add_arguments, config_from_arguments
 from mmasr.openmmlab.building import build_runner
 from mmasr.openmmlab.checkpoint import only_data
 from mmasr.openmmlab.data_sources import check_data
+from mmasr.openmmlab.training import FiniteLossHook, checkpoint_to_resume, prepare
 
 
 def parse_args() -> argparse.Namespace:
@@ -41,10 +42,14 @@ def main() -> None:
             raise InputError(f'--auto-scale-lr needs auto_scale_lr.base_batch_size, which {args.config} does not have')
         config.auto_scale_lr.enable = True
     if args.resume:
-        config.resume = True
-        config.load_from = None if args.resume == 'auto' else args.resume
+        config.load_from = checkpoint_to_resume(args.resume, config.work_dir)
+        config.resume = config.load_from is not None
+        print(f'resuming from {config.load_from}' if config.resume else f'no checkpoint in {config.work_dir}: starting anew')
     check_data(config, 'train_dataloader', 'val_dataloader', 'val_evaluator')
-    build_runner(config).train()
+    runner = build_runner(config)
+    prepare(runner)
+    runner.register_hook(FiniteLossHook())
+    runner.train()
 
 
 if __name__ == '__main__':

@@ -1,13 +1,21 @@
-"""Whether the data that a config names is there, and where it comes from if it is not."""
+"""Whether the data that a config names is there, where it comes from if it is not, and what is wrong with it."""
 
+import functools
 import inspect
+import json
 import os
+import sys
 
+from mmcv.transforms import BaseTransform, LoadImageFromFile
 from mmengine.config import Config
+from mmengine.dist import is_main_process
 from mmengine.registry import DATASETS
 
-from ..errors import InputError
+from ..core.by_class import by_class
+from ..errors import InputError, one_line, printable, some
 from .config import walk
+
+EMPTY = 'the dataset is empty: there is no image to run on'
 
 NO_DATA = """{path} is not there, and {config} takes its {key} from it.{where}
   Data of your own: `cfg_options` train_dataloader.dataset.data_root=... (docs/own-data.md)
@@ -31,6 +39,10 @@ _WHERE = {
 }
 
 
+#: Whether a class reads annotations as COCO has them, of its own base classes too.
+_AS_COCO = {'mmdet.CocoDataset': True, 'mmdet.LVISV05Dataset': False, 'mmdet.CocoPanopticDataset': False}
+
+
 def check_data(config: Config, *parts: str) -> None:
     """Check that the data of a config is where it says.
 
@@ -39,7 +51,8 @@ def check_data(config: Config, *parts: str) -> None:
         *parts (str): Its keys to look at, such as ``train_dataloader``.
 
     Raises:
-        InputError: If an annotation file or a folder of images is missing; it names the path and the ways on.
+        InputError: If an annotation file or a folder of images is missing; it names the path and the ways on. Or if the
+            annotations to train or validate with have no images or boxes, lack classes of the config or images of the folder.
     """
     for part in parts:
         for _, dataset in walk(config.get(part)):
@@ -49,6 +62,67 @@ def check_data(config: Config, *parts: str) -> None:
                     where = f'\n  {known}' if known else ''
                     config_name = config.filename or 'the embedded config'
                     raise InputError(NO_DATA.format(path=path, config=config_name, key=part, where=where))
+            if part in ('train_dataloader', 'val_dataloader') and is_main_process():
+                _check_annotations(dataset, config.get('default_scope'))
+
+
+def _check_annotations(dataset: object, scope: str | None) -> None:
+    """Look at COCO's annotations, as MMDetection's CocoDataset is about to, and say what it would pass over."""
+    if not (isinstance(dataset, dict) and dataset.get('type') and str(dataset.get('ann_file')).endswith('.json')):
+        return
+    with DATASETS.switch_scope_and_registry(scope) as registry:
+        kind = registry.get(dataset['type'])
+    if (
+        by_class({'mmdet.CocoDataset': True, 'mmdet.LVISV05Dataset': False, 'mmdet.CocoPanopticDataset': False}, kind)
+        is not True
+    ):
+        return
+    path = os.path.join(dataset.get('data_root') or '', dataset['ann_file'])
+    if '://' in path:
+        return
+    try:
+        with open(path) as file:
+            content = json.load(file)
+        images = [image['file_name'] for image in content['images']]
+        annotations = len(content['annotations'])
+        names = {category['name'] for category in content['categories']}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(one_line(f'{path} is no COCO annotation file', error)) from None
+    classes = (dataset.get('metainfo') or {}).get('classes') or kind.METAINFO['classes']
+    for found, what in ((images, 'images'), (annotations, 'annotations')):
+        if not found:
+            raise InputError(f'{path} has no {what}')
+    if unknown := [name for name in classes if name not in names]:
+        raise InputError(f'{path} has no category {some(unknown)}, which metainfo.classes names; it has {some(sorted(names))}')
+    if ignored := sorted(names - set(classes)):
+        print(printable(f'{path}: boxes of {some(ignored)} are not used: metainfo.classes does not name them'), file=sys.stderr)
+    prefix = dataset.get('data_prefix') or {}
+    folder = os.path.join(dataset.get('data_root') or '', prefix.get('img') or prefix.get('img_path') or '')
+    if '://' not in folder and os.path.isdir(folder):
+        there = {entry.name for entry in os.scandir(folder)}
+        missing = [name for name in images if name not in there and not os.path.exists(os.path.join(folder, name))]
+        if missing:
+            raise InputError(f'{len(missing)} of the {len(images)} images of {path} are not in {folder}: {some(missing)}')
+
+
+def name_images(dataset: object) -> None:
+    """Have a dataset name the image that it can't read.
+
+    Args:
+        dataset (Dataset): Of mmengine, or one that wraps others.
+    """
+    for inner in [*getattr(dataset, 'datasets', []), *filter(None, [getattr(dataset, 'dataset', None)])]:
+        name_images(inner)
+    for transform in getattr(getattr(dataset, 'pipeline', None), 'transforms', []):
+        if isinstance(transform, LoadImageFromFile):
+            transform.transform = functools.partial(_load, transform)
+
+
+def _load(transform: BaseTransform, results: dict) -> dict | None:
+    try:
+        return type(transform).transform(transform, results)
+    except Exception as error:  # each backend has its own
+        raise InputError(one_line(f"{results.get('img_path')} can't be read as an image", error)) from None
 
 
 def _paths(dataset: object, scope: str | None) -> list[str]:

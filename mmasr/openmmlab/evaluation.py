@@ -14,9 +14,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 from ..errors import InputError, one_line
+from .data_sources import EMPTY
 
 Track = Callable[..., Iterable]
-EMPTY = 'the dataset is empty: there is no image to run on'
 
 
 def untracked(items: Iterable, description: str = '') -> Iterable:

@@ -1,0 +1,106 @@
+"""What tools/train.py adds to mmengine's runner: it resumes with what is there, and says in a line why it can't go on."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from ..errors import InputError, one_line
+from .checkpoint import read_checkpoint
+from .data_sources import EMPTY, name_images
+
+
+class FiniteLossHook(Hook):
+    """Stops a training whose loss is no number, before a checkpoint is saved of it.
+
+    It looks at every iteration: mmengine's RuntimeInfoHook waits for the loss then anyway, to log it.
+
+    Raises:
+        InputError: Where the loss is NaN or infinite; it names the iteration and the last good checkpoint.
+    """
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, torch.Tensor] | None = None
+    ) -> None:
+        """Look at the loss; arguments as of mmengine's Hook."""
+        loss = float((outputs or {}).get('loss', 0))
+        if not math.isfinite(loss):
+            good = next((path for path, found in _checkpoints(Path(runner.work_dir)) if _is_finite(found)), None)
+            raise InputError(
+                f'the loss is {loss} in iteration {runner.iter + 1} (epoch {runner.epoch + 1}); '
+                + (f'the last good checkpoint is {good}' if good else 'there is no good checkpoint yet')
+                + '; a smaller learning rate, or optim_wrapper.clip_grad, often helps'
+            )
+
+
+def prepare(runner: Runner) -> None:
+    """Build the data of a training and have a file that can't be read named.
+
+    Args:
+        runner (Runner): Built, and not yet run.
+
+    Raises:
+        InputError: If the data don't load, or there are none.
+    """
+    for loop in ('train', 'val'):
+        config = getattr(runner, f'_{loop}_loop')
+        if config is None:
+            continue
+        try:
+            built = getattr(runner, f'build_{loop}_loop')(config)
+        except Exception as error:  # of whatever the config asks for
+            if 'need at least one array to concatenate' in str(error):  # how mmengine's datasets say it
+                raise InputError(f'{loop}_dataloader: {EMPTY}') from None
+            raise InputError(one_line(f'the data of {loop}_dataloader do not load', error)) from error
+        if not len(built.dataloader.dataset):
+            raise InputError(f'{loop}_dataloader: {EMPTY}')
+        name_images(built.dataloader.dataset)
+        setattr(runner, f'_{loop}_loop', built)
+
+
+def checkpoint_to_resume(given: str, work_dir: str) -> str | None:
+    """The checkpoint to go on from.
+
+    Args:
+        given (str): A checkpoint, or ``auto`` for the newest that reads well in the folder of the training. One that a death
+            cut short is passed over.
+        work_dir (str): That folder.
+
+    Returns:
+        str | None: Its path; None if there is none yet.
+
+    Raises:
+        InputError: If the one that is given can't be read, or holds weights only.
+    """
+    if given == 'auto':
+        return next((str(path) for path, found in _checkpoints(Path(work_dir)) if _has_state(found)), None)
+    if '://' not in given and not _has_state(read_checkpoint(given, mmap=True)):
+        raise InputError(
+            f'{given} has no state of a training in it, only weights; to start from them: `cfg_options` load_from={given}'
+        )
+    return given
+
+
+def _checkpoints(folder: Path) -> Iterator[tuple[Path, dict]]:
+    """The checkpoints of a training that can be read, the newest first; the best ones, which may be old, left out."""
+    paths = {path for path in folder.glob('*.pth') if not path.name.startswith('best_')}
+    last = folder / 'last_checkpoint'  # names one that may be in another folder
+    if last.is_file() and (named := last.read_text().strip()) and Path(named).is_file():
+        paths = {path for path in paths if not path.samefile(named)} | {Path(named)}
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        try:
+            yield path, read_checkpoint(path, mmap=True)
+        except InputError as error:
+            print(f'passed over: {error}')
+
+
+def _has_state(checkpoint: dict) -> bool:
+    return 'message_hub' in checkpoint and {'epoch', 'iter'} <= set(checkpoint['meta'])
+
+
+def _is_finite(checkpoint: dict) -> bool:
+    return all(tensor.isfinite().all() for tensor in checkpoint['state_dict'].values() if tensor.is_floating_point())

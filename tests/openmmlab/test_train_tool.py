@@ -1,0 +1,203 @@
+"""A training goes on with what is there, and says in a line why it can't."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import CLASSIFIER
+from mmengine.config import Config
+from mmengine.runner import Runner
+from PIL import Image
+
+from mmasr.errors import InputError
+from mmasr.openmmlab.checkpoint import only_data
+from mmasr.openmmlab.data_sources import check_data
+from mmasr.openmmlab.training import checkpoint_to_resume
+
+STATE = {'meta': {'epoch': 1, 'iter': 2}, 'message_hub': {}, 'state_dict': {'weight': torch.zeros(1000)}}
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """The folder of a training with two good checkpoints."""
+    monkeypatch.chdir(tmp_path)
+    for epoch in (1, 2):
+        torch.save(STATE, f'epoch_{epoch}.pth')
+        os.utime(f'epoch_{epoch}.pth', (epoch, epoch))
+    Path('last_checkpoint').write_text(str(tmp_path / 'epoch_2.pth'))
+    return tmp_path
+
+
+def kill_while_saving():
+    content = Path('epoch_2.pth').read_bytes()
+    Path('epoch_3.pth').write_bytes(content[: len(content) // 2])
+
+
+def kill_while_noting():
+    Path('last_checkpoint').write_text('')
+
+
+def kill_before_noting():
+    Path('last_checkpoint').write_text('epoch_1.pth')
+
+
+def lose_the_note():
+    Path('last_checkpoint').unlink()
+
+
+def name_one_that_is_gone():
+    Path('last_checkpoint').write_text('epoch_0.pth')
+
+
+def save_a_best_one():
+    torch.save(STATE, 'best_coco_bbox_mAP_epoch_1.pth')
+
+
+def deploy_the_last():
+    torch.save({'state_dict': STATE['state_dict'], 'meta': {}}, 'epoch_2_deploy.pth')
+
+
+@pytest.mark.parametrize(
+    'happens',
+    [
+        *(kill_while_saving, kill_while_noting, kill_before_noting, lose_the_note),
+        *(name_one_that_is_gone, save_a_best_one, deploy_the_last),
+    ],
+)
+def test_it_resumes_from_the_newest_that_is_whole(run, happens):
+    happens()
+    assert Path(checkpoint_to_resume('auto', str(run))).name == 'epoch_2.pth'
+
+
+def test_a_damaged_last_checkpoint_is_passed_over(run):
+    Path('epoch_2.pth').write_bytes(b'')
+    assert Path(checkpoint_to_resume('auto', str(run))).name == 'epoch_1.pth'
+
+
+def test_the_last_checkpoint_may_be_elsewhere(run):
+    (run / 'work').mkdir()
+    (run / 'work/last_checkpoint').write_text(str(run / 'epoch_1.pth'))
+    assert checkpoint_to_resume('auto', 'work') == str(run / 'epoch_1.pth')
+
+
+def test_nothing_to_resume_is_nothing(tmp_path):
+    assert checkpoint_to_resume('auto', str(tmp_path / 'none')) is None
+
+
+def test_weights_alone_are_not_resumed(run):
+    deploy_the_last()
+    with pytest.raises(InputError, match='no state of a training'):
+        checkpoint_to_resume('epoch_2_deploy.pth', '.')
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """A folder with eight images in two classes, and a classifier's config."""
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    for name in range(8):
+        folder = Path('data', 'ab'[name % 2])
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder / f'{name}.png')
+    text = CLASSIFIER.replace('data/shapes', 'data').replace(
+        "'LoadImageFromFile')", "'LoadImageFromFile'), dict(type='RandomFlip', prob=0.5)"
+    )
+    Path('config.py').write_text(text)
+    return tmp_path
+
+
+def options(*settings):
+    return ['config.py', '--work-dir', 'work', '--cfg-options', *settings]
+
+
+def test_a_loss_that_is_no_number_stops_the_training(data, refusal):
+    line = refusal('train.py', *options('optim_wrapper.optimizer.lr=1e30', 'train_cfg.max_epochs=3'), cwd=data)
+    assert 'the loss is nan in iteration' in line
+    assert 'there is no good checkpoint yet' in line
+    assert not list(Path('work').glob('*.pth'))
+
+
+def test_it_names_the_last_good_checkpoint(data, refusal):
+    Path('work').mkdir()
+    torch.save(STATE, 'work/epoch_1.pth')
+    torch.save({**STATE, 'state_dict': {'weight': torch.full((1000,), torch.nan)}}, 'work/epoch_2.pth')
+    line = refusal('train.py', *options('optim_wrapper.optimizer.lr=1e30', 'train_cfg.max_epochs=3'), cwd=data)
+    assert 'work/epoch_1.pth; ' in line
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_an_image_that_cannot_be_read_is_named(data, refusal, workers):
+    Path('data/a/4.png').write_bytes(b'no image')
+    line = refusal('train.py', *options(f'train_dataloader.num_workers={workers}'), cwd=data)
+    assert line.startswith("error: data/a/4.png can't be read as an image")
+    assert '\n' not in line
+
+
+def test_a_folder_without_images_is_said(data, refusal):
+    Path('empty/a').mkdir(parents=True)
+    assert 'Found 0 files' in refusal('train.py', *options('train_dataloader.dataset.data_root=empty'), cwd=data)
+
+
+@only_data()
+def trained(name, **changes):
+    config = Config.fromfile('config.py')
+    config.merge_from_dict({'work_dir': name, 'train_dataloader.num_workers': 1, 'randomness': {'seed': 3}, **changes})
+    config.pop('val_dataloader'), config.pop('val_cfg'), config.pop('val_evaluator')
+    runner = Runner.from_cfg(config)
+    runner.train()
+    return {key: tensor.clone() for key, tensor in runner.model.state_dict().items()}
+
+
+def test_with_random_augmentation_a_resumed_training_equals_an_uninterrupted_one(data):
+    """As docs/training.md says: the workers of a dataloader start every epoch with the same seeds."""
+    whole = trained('whole', **{'train_cfg.max_epochs': 2})
+    trained('halves', **{'train_cfg.max_epochs': 1})
+    resumed = trained('halves', **{'train_cfg.max_epochs': 2, 'resume': True})
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    other = trained('other', **{'train_cfg.max_epochs': 2, 'randomness.seed': 4})
+    assert not torch.equal(whole['head.fc.weight'], other['head.fc.weight'])
+
+
+ANNOTATIONS = {
+    'images': [{'id': 1, 'file_name': 'a.jpg'}, {'id': 2, 'file_name': 'deep/b.jpg'}],
+    'annotations': [{'id': 1, 'image_id': 1, 'category_id': 1, 'bbox': [0, 0, 1, 1]}],
+    'categories': [{'id': 1, 'name': 'cat'}, {'id': 2, 'name': 'dog'}],
+}
+
+
+def check_coco(folder, classes=('cat', 'dog'), **changes):
+    for name in ('a.jpg', 'deep/b.jpg'):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    (folder / 'a.json').write_text(json.dumps({**ANNOTATIONS, **changes}))
+    dataset = {'type': 'CocoDataset', 'data_root': f'{folder}/', 'ann_file': 'a.json', 'metainfo': {'classes': classes}}
+    check_data(Config({'default_scope': 'mmdet', 'train_dataloader': {'dataset': dataset}}), 'train_dataloader')
+
+
+def test_whole_annotations_pass(tmp_path, capsys):
+    check_coco(tmp_path)
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'images': []}, 'has no images'),
+        ({'annotations': []}, 'has no annotations'),
+        ({'classes': ('cat', 'dgo')}, r'no category dgo, which metainfo\.classes names; it has cat, dog'),
+        ({'images': [*ANNOTATIONS['images'], {'id': 3, 'file_name': 'c.jpg'}]}, r'1 of the 3 images .*: c\.jpg'),
+        ({'categories': None}, 'is no COCO annotation file'),
+    ],
+    ids=['no images', 'no annotations', 'a typing error', 'a missing image', 'no categories'],
+)
+def test_what_is_wrong_with_annotations_is_said(tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        check_coco(tmp_path, **changes)
+
+
+def test_categories_that_are_not_used_are_said(tmp_path, capsys):
+    check_coco(tmp_path, classes=('cat',))
+    assert 'boxes of dog are not used' in capsys.readouterr().err
