@@ -27,7 +27,7 @@ from ..core.attach import CONVOLUTIONS
 from ..core.computed import Computed
 from ..errors import InputError
 from ..openmmlab.config import walk
-from ..openmmlab.evaluation import calibration_dataset
+from ..openmmlab.evaluation import calibration_dataset, quiet
 from .allowed import ARGUMENTS, DATA, LOADER, MODEL, PACKAGES, PATHS, is_below, path_of, reason_against
 from .config_text import parse_config
 
@@ -170,6 +170,8 @@ class _Check:
 
     def data(self) -> None:
         """Check the data, how they are loaded and evaluated."""
+        if not any(name in self.config for name in ('train_dataloader', *_DATA)):
+            return
         self._types = _Types(('dataset', 'transform', 'data sampler', 'function', 'metric', 'loop'), self.packages)
         for name in ('train_dataloader', *_DATA):
             value = self.config.get(name)
@@ -299,7 +301,8 @@ def _registries(kinds: tuple[str, ...], packages: set[str]) -> Iterator[Registry
     for value in [value for module in modules if module for value in vars(module).values()]:
         if isinstance(value, Registry) and value.parent is None and value.name in kinds:
             for registry in list(below(value)):
-                registry.import_from_location()
+                with quiet():
+                    registry.import_from_location()
                 yield registry
 
 

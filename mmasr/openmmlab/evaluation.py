@@ -25,7 +25,7 @@ def untracked(items: Iterable, description: str = '') -> Iterable:
 
 
 def quiet() -> contextlib.AbstractContextManager:
-    """Hold back what pycocotools prints each time that it loads or evaluates."""
+    """Hold back what pycocotools prints each time that it loads or evaluates, and other packages when they are imported."""
     return contextlib.redirect_stdout(io.StringIO())
 
 
