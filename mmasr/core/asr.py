@@ -12,7 +12,7 @@ from torch import nn
 
 from ..attention import ATTENTIONS, ChannelAttention, build_attention
 from .computed import Computed
-from .known import find_sites
+from .known import find_sites, no_sites
 from .probe import check_scales
 from .scaling import check_scalable, output_channels, output_layers, scaled
 
@@ -159,6 +159,7 @@ class ASR(Computed):
         return ' x '.join(type(attention).__name__ for attention in self.attention)
 
     sites = staticmethod(find_sites)
+    no_sites = staticmethod(no_sites)
 
     @classmethod
     def check(cls, name: str, layer: nn.Module) -> None:

@@ -1,9 +1,11 @@
 """Putting re-parameterization into a network. Needs torch only."""
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from .asr import ASR, for_transformer
 from .computed import Computed
@@ -35,9 +37,8 @@ def attach(
         attention (dict | callable): κ of the ASR, see :class:`mmasr.ASR`; or a convolution of :data:`CONVOLUTIONS` with its
             options, such as ``dict(type='ACNet')``.
         sites (str | Sequence[str], optional): The layers: a regular expression that the whole name of a module must match,
-            or a sequence of names. Default: for an ASR the sites of the paper, which are known for ResNet, ResNeXt, VGG with
-            batch normalization, RepVGG, ShuffleNetV2, MobileNet and ViT of torchvision, timm and OpenMMLab; for a convolution
-            those that it says, such as all 3 x 3 convolutions.
+            or a sequence of names. Default: for an ASR those of docs/method.md, in networks of torchvision, timm, OpenMMLab and
+            Hugging Face whose every block is known; for a convolution those that it says, such as all 3 x 3 convolutions.
         **options: Of an ASR ``delta``, ``psi``, ``init``, ``learnable``, ``init_identity``, see :class:`mmasr.ASR`; at the
             paper's sites of a ViT, named or not, also its defaults are the paper's, see :func:`mmasr.core.asr.for_transformer`.
             Of a convolution its own.
@@ -63,6 +64,8 @@ def attach(
         del options['type'], options['attention']
     modules = dict(model.named_modules())
     names = _find(model, modules, kind, sites)
+    if kind is ASR:
+        _refuse_frozen(modules, names)
     for name in names:
         _check(modules, kind, name)
     transformer = find_transformer_sites(model) if kind is ASR else ()
@@ -83,7 +86,7 @@ def _find(
     """The names of the sites."""
     if sites is None:
         names = kind.sites(model)
-        problem = kind.no_sites
+        problem = kind.no_sites(model)
     elif isinstance(sites, str):
         names = [name for name in modules if re.fullmatch(sites, name)]
         problem = f'has no module whose whole name matches {sites!r}'
@@ -97,6 +100,19 @@ def _find(
         shown = ', '.join(candidates[:8]) + (f' and {len(candidates) - 8} more' if len(candidates) > 8 else '')
         raise ValueError(f'{type(model).__name__} {problem}; pass sites=, the layers that could be named are: {shown}')
     return names
+
+
+def _refuse_frozen(modules: dict[str, nn.Module], names: list[str]) -> None:
+    """Refuse the normalizations by constants that torchvision, timm and Hugging Face write themselves, with the way on."""
+    frozen = [name for name in names if 'FrozenBatchNorm' in type(modules[name]).__name__]
+    if not frozen:
+        return
+    layers = [name for name, module in modules.items() if name in frozen or isinstance(module, _ConvNd)]
+    before = {name: layer for layer, name in itertools.pairwise(layers) if name in frozen}
+    raise ValueError(
+        f'{frozen[0]} ({type(modules[frozen[0]]).__name__}) has constants and nothing to train; the convolution before '
+        f'it works: pass sites={[before.get(name, name) for name in names]}'
+    )
 
 
 def _check(modules: dict[str, nn.Module], kind: type[Merging] | type[Computed], name: str) -> None:

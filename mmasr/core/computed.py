@@ -17,8 +17,6 @@ class Computed(nn.Module):
 
     #: Name of the child in its layer, and so in the state dict.
     child: str
-    #: What to say of a network in which :meth:`sites` finds nothing.
-    no_sites = 'is no network whose sites are known'
 
     def tensors(self, layer: nn.Module) -> dict[str, torch.Tensor]:
         """The parameters that a layer runs with: name in the layer -> tensor of the parameter's shape and dtype."""
@@ -42,6 +40,11 @@ class Computed(nn.Module):
     def sites(cls, model: nn.Module) -> list[str]:
         """Names of the layers of a network that carry one by default."""
         raise NotImplementedError
+
+    @staticmethod
+    def no_sites(model: nn.Module) -> str:
+        """What to say of a network in which :meth:`sites` finds nothing."""
+        return 'is no network whose sites are known'
 
     @classmethod
     def of(cls, layer: nn.Module, **options) -> 'Computed':

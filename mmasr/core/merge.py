@@ -26,8 +26,6 @@ class Merging(nn.Module):
     #: Whether the convolution whose place it takes has a bias. The one that it becomes has, and where that is one too many,
     #: :func:`mmasr.core.absorb.absorb_biases` moves it into the normalization that comes after.
     stock_bias = True
-    #: What to say of a network in which :meth:`sites` finds nothing.
-    no_sites = 'has no 3 x 3 convolution'
 
     def init_weights(self) -> None:
         """Set initial values other than torch's. OpenMMLab's ``init_weights`` comes by here after it has initialised what is
@@ -64,6 +62,11 @@ class Merging(nn.Module):
             for name, layer in model.named_modules()
             if type(layer) is nn.Conv2d and layer.kernel_size == (3, 3) and layer not in inside
         ]
+
+    @staticmethod
+    def no_sites(model: nn.Module) -> str:
+        """What to say of a network in which :meth:`sites` finds nothing."""
+        return 'has no 3 x 3 convolution'
 
     @classmethod
     def of(cls, conv: nn.Conv2d, **options) -> 'Merging':

@@ -1,7 +1,11 @@
-"""Where ASR goes in known networks: the paper's Fig. 7 to 11."""
+"""Where ASR goes in known networks: the paper's Fig. 7 to 11, and its rule in others."""
 
+import ast
 import copy
+from collections import OrderedDict
 
+import mmdet.models.backbones as mmdet
+import mmpretrain.models.backbones as mmpretrain
 import pytest
 import timm
 import torch
@@ -9,12 +13,26 @@ import torchvision
 from helpers import randomize
 from mmdet.models.backbones import ResNet, ResNeXt
 from mmpretrain.models import VGG, MobileNetV2, RepVGG, SEResNeXt, ShuffleNetV2, VisionTransformer
+from torch import nn
+from torchvision.models import convnext, efficientnet, regnet
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.ops import FrozenBatchNorm2d
 
 import mmasr
 from mmasr.core.known import find_sites
 from mmasr.core.merge import is_merging
 
 BN = {'type': 'BN'}
+
+
+def headless(make):
+    """A VGG without its head, which is most of it."""
+    with torch.device('meta'):
+        network = make()
+    network.pre_logits = network.head = network.classifier = nn.Flatten()
+    return network.to_empty(device='cpu')
+
+
 # network -> number of sites, the first and the last
 NETWORKS = {
     # The last normalization of every block, before the addition.
@@ -24,8 +42,8 @@ NETWORKS = {
     'mmdet ResNeXt': (lambda: ResNeXt(depth=50, groups=32, base_width=4), 16, 'layer1.0.bn3', 'layer4.2.bn3'),
     'mmpretrain SEResNeXt': (lambda: SEResNeXt(50), 16, 'layer1.0.bn3', 'layer4.2.bn3'),
     # The normalization before each ReLU.
-    'torchvision vgg': (torchvision.models.vgg11_bn, 8, 'features.1', 'features.26'),
-    'timm vgg': (lambda: timm.create_model('vgg11_bn'), 8, 'features.1', 'features.26'),
+    'torchvision vgg': (lambda: headless(torchvision.models.vgg11_bn), 8, 'features.1', 'features.26'),
+    'timm vgg': (lambda: headless(lambda: timm.create_model('vgg11_bn')), 8, 'features.1', 'features.26'),
     'mmpretrain VGG': (lambda: VGG(19, norm_cfg=BN), 16, 'features.0.bn', 'features.19.bn'),
     # All branches before each ReLU.
     'timm repvgg': (lambda: timm.create_model('repvgg_a0'), 22, 'stem', 'stages.3.0'),
@@ -61,7 +79,9 @@ NETWORKS = {
 
 
 def last(output):
-    return output[-1] if isinstance(output, tuple) else output
+    while not isinstance(output, torch.Tensor):
+        output = list(output.values() if isinstance(output, dict) else output)[-1]
+    return output
 
 
 @pytest.mark.parametrize('name', NETWORKS)
@@ -95,6 +115,235 @@ def test_attach_knows_the_sites_and_fold_gives_the_network_back(name):
     assert network.state_dict().keys() == keys
 
 
+class HuggingFacesConv(nn.Module):
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        self.normalization = nn.BatchNorm2d(outputs)
+
+    def forward(self, x):
+        return self.normalization(self.convolution(x)).relu()
+
+
+class HuggingFacesBlock(nn.Module):
+    def __init__(self, layers, inputs, outputs):
+        super().__init__()
+        self.shortcut = HuggingFacesConv(inputs, outputs)
+        rest = [HuggingFacesConv(outputs, outputs) for _ in range(layers - 1)]
+        self.layer = nn.Sequential(HuggingFacesConv(inputs, outputs), *rest)
+
+    def forward(self, x):
+        return (self.layer(x) + self.shortcut(x)).relu()
+
+
+def hugging_face(network, block, layers):
+    """A stand-in for a ResNet of transformers, which does not go with mmpretrain: the names of its classes and modules."""
+    scope = {'__module__': 'transformers.models'}
+    make = type(block, (HuggingFacesBlock,), scope)
+    blocks = nn.Sequential(make(layers, 8, 8), make(layers, 8, 16))
+    return type(network, (nn.Sequential,), scope)(OrderedDict({'embedder': HuggingFacesConv(3, 8), 'encoder': blocks}))
+
+
+# network, small -> number of sites, the first and the last
+RELATIVES = {
+    # The last normalization of every block, before the addition.
+    'torchvision RegNet': (
+        lambda: regnet.RegNet(regnet.BlockParams([1, 2], [16, 32], [8, 8], [1, 1], [2, 2], 0.25), stem_width=8),
+        *(3, 'trunk_output.block1.block1-0.f.c.1', 'trunk_output.block2.block2-1.f.c.1'),
+    ),
+    'timm RegNet': (lambda: timm.create_model('regnety_002'), 13, 's1.b1.conv3.bn', 's4.b7.conv3.bn'),
+    'mmdet RegNet': (lambda: mmdet.RegNet('regnetx_400mf'), 22, 'layer1.0.bn3', 'layer4.11.bn3'),
+    'mmpretrain RegNet': (lambda: mmpretrain.RegNet('regnetx_400mf'), 22, 'layer1.0.bn3', 'layer4.11.bn3'),
+    'timm Res2Net': (
+        lambda: timm.create_model('res2net50_14w_8s', layers=[1, 2, 1, 1]),
+        *(5, 'layer1.0.bn3', 'layer4.0.bn3'),
+    ),
+    'mmdet Res2Net': (lambda: mmdet.Res2Net(depth=50, base_channels=16), 16, 'layer1.0.bn3', 'layer4.2.bn3'),
+    'mmpretrain Res2Net': (lambda: mmpretrain.Res2Net(depth=50, base_channels=16), 16, 'layer1.0.bn3', 'layer4.2.bn3'),
+    'timm ResNeSt': (lambda: timm.create_model('resnest14d', stem_width=8, base_width=16), 4, 'layer1.0.bn3', 'layer4.0.bn3'),
+    'mmdet ResNeSt': (
+        lambda: mmdet.ResNeSt(depth=50, stem_channels=8, base_channels=16),
+        *(16, 'layer1.0.bn3', 'layer4.2.bn3'),
+    ),
+    'mmpretrain ResNeSt': (
+        lambda: mmpretrain.ResNeSt(depth=50, stem_channels=8, base_channels=16),
+        *(16, 'layer1.0.bn3', 'layer4.2.bn3'),
+    ),
+    "torchvision's detectors": (
+        lambda: IntermediateLayerGetter(torchvision.models.resnet18(), {'layer3': '0'}),
+        *(6, 'layer1.0.bn2', 'layer3.1.bn2'),
+    ),
+    "timm's features": (
+        lambda: timm.create_model('resnet10t', features_only=True),
+        *(4, 'layer1.0.bn2', 'layer4.0.bn2'),
+    ),
+    'transformers ResNet': (
+        lambda: hugging_face('ResNetModel', 'ResNetBottleNeckLayer', 3),
+        *(2, 'encoder.0.layer.2.normalization', 'encoder.1.layer.2.normalization'),
+    ),
+    'transformers ResNet, basic': (
+        lambda: hugging_face('ResNetBackbone', 'ResNetBasicLayer', 2),
+        *(2, 'encoder.0.layer.1.normalization', 'encoder.1.layer.1.normalization'),
+    ),
+    'transformers RT-DETR': (
+        lambda: hugging_face('RTDetrResNetBackbone', 'RTDetrResNetBottleNeckLayer', 3),
+        *(2, 'encoder.0.layer.2.normalization', 'encoder.1.layer.2.normalization'),
+    ),
+    'transformers RT-DETR, basic': (
+        lambda: hugging_face('RTDetrResNetBackbone', 'RTDetrResNetBasicLayer', 2),
+        *(2, 'encoder.0.layer.1.normalization', 'encoder.1.layer.1.normalization'),
+    ),
+    # So too where an activation follows before the addition.
+    'mmdet CSPDarknet': (
+        lambda: mmdet.CSPDarknet(deepen_factor=0.33, widen_factor=0.125),
+        *(8, 'stage1.1.blocks.0.conv2.bn', 'stage4.2.blocks.0.conv2.bn'),
+    ),
+    'mmdet CSPDarknet, depthwise': (
+        lambda: mmdet.CSPDarknet(deepen_factor=0.33, widen_factor=0.125, use_depthwise=True),
+        *(8, 'stage1.1.blocks.0.conv2.pointwise_conv.bn', 'stage4.2.blocks.0.conv2.pointwise_conv.bn'),
+    ),
+    'mmdet CSPNeXt': (
+        lambda: mmdet.CSPNeXt(deepen_factor=0.33, widen_factor=0.125),
+        *(6, 'stage1.1.blocks.0.conv2.pointwise_conv.bn', 'stage4.2.blocks.0.conv2.pointwise_conv.bn'),
+    ),
+    'mmpretrain CSPDarkNet': (
+        lambda: mmpretrain.CSPDarkNet(depth=53),
+        *(23, 'stages.0.blocks.0.conv2.bn', 'stages.4.blocks.3.conv2.bn'),
+    ),
+    # Its last layer is a linear one.
+    'torchvision ConvNeXt': (
+        lambda: convnext.ConvNeXt([convnext.CNBlockConfig(16, 32, 1), convnext.CNBlockConfig(32, None, 2)]),
+        *(3, 'features.1.0.block.5', 'features.3.1.block.5'),
+    ),
+    'timm ConvNeXt': (lambda: timm.create_model('test_convnext'), 9, 'stages.0.blocks.0.mlp.fc2', 'stages.3.blocks.1.mlp.fc2'),
+    'mmpretrain ConvNeXt': (
+        lambda: mmpretrain.ConvNeXt({'depths': [1, 1, 1, 1], 'channels': [8, 16, 24, 32]}),
+        *(4, 'stages.0.0.pointwise_conv2', 'stages.3.0.pointwise_conv2'),
+    ),
+    # MobileNetV2's block: the depthwise and the last convolution.
+    'torchvision EfficientNet': (
+        lambda: efficientnet.EfficientNet([efficientnet.MBConvConfig(*c, 2) for c in ((1, 3, 1, 8, 8), (6, 3, 2, 8, 16))], 0.2),
+        *(8, 'features.1.0.block.0.1', 'features.2.1.block.3.1'),
+    ),
+    'timm EfficientNet': (lambda: timm.create_model('efficientnet_b0'), 32, 'blocks.0.0.bn1', 'blocks.6.0.bn3'),
+    'mmdet EfficientNet': (lambda: mmdet.EfficientNet('b0'), 32, 'layers.1.0.depthwise_conv.bn', 'layers.5.4.linear_conv.bn'),
+    'mmpretrain EfficientNet': (
+        lambda: mmpretrain.EfficientNet('b0'),
+        *(32, 'layers.1.0.depthwise_conv.bn', 'layers.5.4.linear_conv.bn'),
+    ),
+}
+
+
+def vary(network):
+    """In double precision and eval mode, with values per channel that a fold could get wrong: none is 0 or 1."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.numel() == max(parameter.shape):
+                parameter.uniform_(0.5, 0.9)
+        for name, buffer in network.named_buffers():
+            if name.endswith(('running_mean', 'running_var')):
+                buffer.uniform_(0.5, 0.9)
+    network.double().eval()
+    return network
+
+
+@pytest.mark.parametrize('name', RELATIVES)
+def test_relatives_scale_the_end_of_every_branch_in_value_gradient_and_fold(name):
+    make, count, first, end = RELATIVES[name]
+    stock = vary(make())
+    sites = find_sites(stock)
+    assert (len(sites), sites[0], sites[-1]) == (count, first, end)
+
+    network = mmasr.attach(copy.deepcopy(stock), {'type': 'IE'})
+    form = copy.deepcopy(stock)  # the paper's: feature maps are multiplied
+    asrs = {site: copy.deepcopy(randomize(network.get_submodule(site).asr)) for site in sites}
+    for site, asr in asrs.items():
+        layer = form.get_submodule(site)
+        getattr(layer, 'drop', layer).register_forward_hook(  # before the activation that timm's BatchNormAct2d has inside
+            lambda layer, _, out, asr=asr: out * asr.scale() if isinstance(layer, nn.Linear) else asr(out)
+        )
+    x = torch.rand(2, 3, 64, 64, dtype=torch.double)
+    outputs = [last(network(x)), last(form(x))]
+    torch.testing.assert_close(*outputs)
+    assert (outputs[0] - last(stock(x))).abs().max() > 0.01 * outputs[0].abs().max()
+    for output in outputs:
+        output.square().mean().backward()
+    for site, asr in asrs.items():
+        psi = network.get_submodule(site).asr.psi
+        assert psi.grad.abs().max() > 0
+        torch.testing.assert_close(psi.grad, asr.psi.grad)
+    for parameter, other in zip(stock_parameters(network), form.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, other.grad)
+
+    with torch.no_grad():
+        expected = last(network(x))
+        mmasr.fold(network)
+        assert [type(module) for module in network.modules()] == [type(module) for module in stock.modules()]
+        stock.load_state_dict(network.state_dict())
+        assert torch.equal(last(stock(x)), expected)
+
+
+def stock_parameters(network):
+    return [parameter for name, parameter in network.named_parameters() if '.asr.' not in name]
+
+
+@pytest.mark.parametrize(
+    ('name', 'block'),
+    [
+        ('timm:cspnext_s', None),
+        ('timm:mobilevit_xxs', r'stages\.0\.0 \(BottleneckBlock\)'),
+        ('timm:efficientnet_es', r'blocks\.0\.0 \(EdgeResidual\)'),
+        ('timm:skresnet18', r'layer1\.0\.conv1 \(SelectiveKernel\)'),
+        ('timm:hrnet_w18_small', None),
+        ('timm:vit_base_patch16_siglip_224', r'attn_pool \(AttentionPoolLatent\)'),
+        ('torchvision:efficientnet_v2_s', r'features\.2\.0 \(FusedMBConv\)'),
+    ],
+)
+def test_a_network_that_is_known_in_part_is_refused_with_what_could_be_named(name, block):
+    package, name = name.split(':')
+    with torch.device('meta'):
+        network = timm.create_model(name) if package == 'timm' else getattr(torchvision.models, name)()
+    problem = f'is known in part only, without {block}' if block else 'is no network whose sites are known'
+    with pytest.raises(ValueError, match=rf'{problem}; pass sites=, the layers that could be named are: \w+.* more$'):
+        mmasr.attach(network, {'type': 'SE'})
+
+
+def test_the_backbone_of_a_detector_is_known_and_its_neck_is_left_alone():
+    network = nn.ModuleDict(
+        {
+            'backbone': mmdet.CSPNeXt(deepen_factor=0.33, widen_factor=0.125),
+            'neck': mmdet.cspnext.CSPLayer(8, 8, use_cspnext_block=True),
+        }
+    )
+    assert {site.split('.')[0] for site in find_sites(network)} == {'backbone'}
+
+
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda: torchvision.models.resnet18(norm_layer=FrozenBatchNorm2d),
+        lambda: IntermediateLayerGetter(torchvision.models.resnet18(norm_layer=FrozenBatchNorm2d), {'layer4': '0'}),
+        lambda: timm.layers.freeze_batch_norm_2d(timm.create_model('resnet18')),
+        lambda: torchvision.models.mobilenet_v3_small(norm_layer=FrozenBatchNorm2d),
+    ],
+    ids=['torchvision', "torchvision's detectors", 'timm', 'MobileNetV3'],
+)
+def test_frozen_normalizations_are_refused_with_the_convolutions_before_them(make):
+    network = make().eval()
+    with pytest.raises(ValueError, match=r'\(FrozenBatchNorm2d\) has constants and nothing to train; the convolution') as error:
+        mmasr.attach(network, {'type': 'SE'})
+    sites = ast.literal_eval(str(error.value).partition('sites=')[2])
+    assert len(sites) == len(find_sites(network))
+    mmasr.attach(network, {'type': 'SE'}, sites)
+    assert all(isinstance(network.get_submodule(site), nn.Conv2d) for site in sites)
+    x = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        expected = last(network(x))
+        assert torch.equal(last(mmasr.fold(network)(x)), expected)
+
+
 def test_an_unknown_network_has_none():
-    assert find_sites(torchvision.models.vgg11()) == []  # nothing before its ReLUs can be scaled but convolutions
+    with torch.device('meta'):
+        vgg = torchvision.models.vgg11()
+    assert find_sites(vgg) == []  # nothing before its ReLUs can be scaled but convolutions
     assert find_sites(torch.nn.Sequential(torch.nn.BatchNorm2d(3))) == []

@@ -10,7 +10,7 @@ from ...attention import ATTENTIONS, build_attention
 from ...core.asr import ASR
 from ...core.attach import attach
 from ...core.fold import fold
-from ...core.known import find_sites
+from ...core.known import find_sites, no_sites
 from ...core.scaling import output_channels
 
 
@@ -54,7 +54,7 @@ def variants(plain: nn.Module, attentions: Sequence[str], deltas: Sequence[int] 
     """
     sites = find_sites(plain)
     if not sites:
-        raise ValueError(f'no site for attention found in {type(plain).__name__}: it is no network whose sites are known')
+        raise ValueError(f'no site for attention found in {type(plain).__name__}: it {no_sites(plain)}')
     maps = not any(isinstance(plain.get_submodule(site), nn.Linear | nn.MultiheadAttention) for site in sites)
     result = {'plain': copy.deepcopy(plain)}
     for name in attentions:
