@@ -70,7 +70,7 @@ def main() -> None:
         'mmasr': mmasr.__version__,
         'torch': torch.__version__,
     }
-    paths = write_report(out, stripes, about, is_detector(model), args.modules)
+    paths = write_report(out, stripes, about, is_detector(model), args.modules, args.force)
     Console(markup=False).print(stripes_table(stripes))
     if never:
         print(printable(f'never ran, and left out: {", ".join(never)}'))

@@ -95,7 +95,7 @@ def convert(source: str | Path, attention: str = 'SE', out: str | Path | None = 
     for name, host in hosts.items():
         _check_fold(name, host, weights, source)
     text = config.pretty_text
-    with temporary_files(*targets) as (weights_file, config_file):
+    with temporary_files(*targets, force=force) as (weights_file, config_file):
         config_file.write_text(text)
         write_checkpoint({'meta': {'cfg': text}, 'state_dict': model.state_dict()}, weights_file)
     return Converted(*targets, backbone, len(hosts))

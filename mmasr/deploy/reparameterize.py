@@ -130,7 +130,7 @@ def reparameterize(
     deployed = _fold(trained, attention)
     after = _count(trained.model)
     trained.model = None  # its memory is for the network that is built from the files
-    with temporary_files(*targets) as files:
+    with temporary_files(*targets, force=force) as files:
         rebuilt, differences = _write_and_verify(trained, deployed, files)
         size = files[0].stat().st_size
         metrics = None

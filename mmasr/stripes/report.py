@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,13 +42,18 @@ def check_folder(out: Path, force: bool) -> None:
     """
     if out.exists() and not out.is_dir():
         raise InputError(f'{out} is no folder')
-    there = [name for name in FILES if (out / name).exists()]
+    there = [name for name in FILES if os.path.lexists(out / name)]
     if there and not force:
         raise InputError(f'{out / there[0]} is there already; pass `force` to replace it, or `out` for another place')
 
 
 def write_report(
-    out: Path, stripes: Sequence[Stripes], about: dict[str, Any], detector: bool = False, chosen: Sequence[str] = ()
+    out: Path,
+    stripes: Sequence[Stripes],
+    about: dict[str, Any],
+    detector: bool = False,
+    chosen: Sequence[str] = (),
+    force: bool = True,
 ) -> list[Path]:
     """Write ``stripes.json``, ``stripes.html`` (which needs no other file and no network) and the pictures.
 
@@ -58,6 +64,7 @@ def write_report(
         detector (bool): Whether the network is a detector, for the captions. Default: False.
         chosen (Sequence[str]): Names of the modules whose images × channels are drawn. Default, or if none of them ran: up to
             four, spread evenly over the network.
+        force (bool): Whether what is there by then may be replaced. Default: True.
 
     Returns:
         list[Path]: The files.
@@ -87,7 +94,7 @@ def write_report(
     )
     figures_json = json.dumps({'about': about, 'modules': [s.to_dict() for s in stripes]}, allow_nan=False)
     paths = [out / name for name in FILES]
-    with temporary_files(*paths) as temporary:
+    with temporary_files(*paths, force=force) as temporary:
         for path, content in zip(temporary, (figures_json.encode(), page.encode(), *pictures), strict=True):
             path.write_bytes(content)
     return paths
