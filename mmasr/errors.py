@@ -11,6 +11,11 @@ class InputError(ValueError):
     It names parameters of functions between backquotes, which a tool shows as its options.
     """
 
+    def __str__(self) -> str:
+        text = super().__str__()
+        # A worker of a DataLoader hands its traceback on, of which the last line is the error's.
+        return text.rstrip().rpartition('InputError: ')[2] if text.startswith('Caught InputError in') else text
+
 
 def exit_on_input_error(main: Callable[[], None], **options: str) -> None:
     """Run a tool's ``main``; print an :class:`InputError` and exit with status 1.
@@ -22,11 +27,7 @@ def exit_on_input_error(main: Callable[[], None], **options: str) -> None:
     try:
         main()
     except InputError as error:
-        # A worker of a DataLoader hands its traceback on, of which the last line is the error's.
-        text = (
-            str(error).rstrip().rpartition('InputError: ')[2] if str(error).startswith('Caught InputError in') else str(error)
-        )
-        message = re.sub(r'`(\w+)`', lambda name: f'--{options.get(name[1], name[1]).replace("_", "-")}', text)
+        message = re.sub(r'`(\w+)`', lambda name: f'--{options.get(name[1], name[1]).replace("_", "-")}', str(error))
         sys.exit(printable(f'error: {message}'))
 
 
@@ -37,8 +38,10 @@ def printable(text: object) -> str:
 
 def one_line(problem: str, error: Exception) -> str:
     """Say in one line what went wrong and why. What stands between backquotes in the error is no parameter of ours."""
-    why = str(error).replace('`', "'")
-    return f'{problem}: {type(error).__name__}: {why}'.splitlines()[0]
+    kind, why = type(error).__name__, str(error).replace('`', "'").rstrip()
+    if why.startswith(f'Caught {kind} in'):  # by a worker of a DataLoader, which hands its traceback on
+        return f'{problem}: {why.splitlines()[-1]}'
+    return f'{problem}: {kind}: {why}'.splitlines()[0]
 
 
 def some(names: list[str]) -> str:

@@ -35,7 +35,7 @@ def output_files(source: Path, out: str | Path, force: bool) -> tuple[Path, Path
     with _alone(targets):  # what a death left is put in order first
         for path in targets:
             # A link that leads nowhere is there, too.
-            if os.path.lexists(path) and (not force or path.is_dir() or path.exists() and path.samefile(source)):
+            if os.path.lexists(path) and (not force or path.is_dir() or (path.exists() and path.samefile(source))):
                 raise _taken(path)
     return targets
 

@@ -9,6 +9,7 @@ from mmasr.openmmlab.arguments import add_arguments, config_from_arguments
 from mmasr.openmmlab.building import build_runner
 from mmasr.openmmlab.checkpoint import only_data, read_checkpoint
 from mmasr.openmmlab.data_sources import check_data
+from mmasr.openmmlab.training import prepare
 
 
 def parse_args() -> argparse.Namespace:
@@ -36,6 +37,7 @@ def main() -> None:
         read_checkpoint(args.checkpoint, mmap=True)
     check_data(config, 'test_dataloader', 'test_evaluator')
     runner = build_runner(config)
+    prepare(runner, 'test')
     if args.out:
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
     runner.test()

@@ -71,7 +71,8 @@ NETWORKS = {
     for name in names.split()
 }
 
-#: Blocks of vision transformers, for which the paper has a gate and initial values of their own: what attention and MLP put out.
+#: Blocks of vision transformers, for which the paper has a gate and initial values of their own, and what attention and MLP
+#: put out in them.
 TRANSFORMER_BLOCKS = {
     'torchvision.EncoderBlock': _first('self_attention mlp.3'),
     'timm.Block': _first('attn.proj mlp.fc2'),

@@ -38,7 +38,6 @@ _WHERE = {
   class, data/imagenet/train/n01440764 and data/imagenet/val/n01440764 to begin with""",
 }
 
-
 #: Whether a class reads annotations as COCO has them, of its own base classes too.
 _AS_COCO = {'mmdet.CocoDataset': True, 'mmdet.LVISV05Dataset': False, 'mmdet.CocoPanopticDataset': False}
 
@@ -72,10 +71,7 @@ def _check_annotations(dataset: object, scope: str | None) -> None:
         return
     with DATASETS.switch_scope_and_registry(scope) as registry:
         kind = registry.get(dataset['type'])
-    if (
-        by_class({'mmdet.CocoDataset': True, 'mmdet.LVISV05Dataset': False, 'mmdet.CocoPanopticDataset': False}, kind)
-        is not True
-    ):
+    if not by_class(_AS_COCO, kind):
         return
     path = os.path.join(dataset.get('data_root') or '', dataset['ann_file'])
     if '://' in path:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 from ..errors import InputError, one_line
-from .data_sources import EMPTY
+from .data_sources import EMPTY, name_images
 
 Track = Callable[..., Iterable]
 
@@ -56,6 +56,7 @@ def build_loader(config: Config, dataset: dict | None = None, images: int | None
         metainfo = getattr(data, 'metainfo', None)
         if not len(data):
             raise InputError(EMPTY)
+        name_images(data)
         if images is not None:
             order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
             data = Subset(data, order[:images].tolist())
@@ -78,7 +79,7 @@ def calibration_dataset(config: Config) -> dict:
     Raises:
         InputError: If the config lacks training or test data.
     """
-    if not config.get('train_dataloader') or not config.get('test_dataloader'):
+    if any(not isinstance((config.get(part) or {}).get('dataset'), dict) for part in ('train_dataloader', 'test_dataloader')):
         raise InputError('the config has no train_dataloader and test_dataloader, which calibration and evaluation need')
 
     def pipeline(dataset: dict) -> Any:
@@ -112,15 +113,23 @@ def evaluate(
 
     Returns:
         dict[str, float]: Metrics by name.
+
+    Raises:
+        InputError: If an image can't be read, the network does not run on one, or a metric is unknown or can't be computed.
     """
-    with quiet():
-        metrics = Evaluator(evaluator)
-    metrics.dataset_meta = loader.metainfo
     model.eval()
-    for batch in track(loader, description=description):
-        metrics.process(data_samples=model.test_step(batch), data_batch=batch)
-    with quiet():
-        return metrics.evaluate(len(loader.dataset))
+    try:
+        with quiet():
+            metrics = Evaluator(evaluator)
+        metrics.dataset_meta = loader.metainfo
+        for batch in track(loader, description=description):
+            metrics.process(data_samples=model.test_step(batch), data_batch=batch)
+        with quiet():
+            return metrics.evaluate(len(loader.dataset))
+    except InputError:
+        raise
+    except Exception as error:  # of whatever the config asks for
+        raise InputError(one_line(f'{description} failed', error)) from error
 
 
 def main_metric(config: Config, metrics: dict[str, float]) -> str:

@@ -1,6 +1,7 @@
 """Folding attention that was trained as ordinary attention."""
 
 import json
+import shutil
 
 import pytest
 import timm
@@ -342,6 +343,41 @@ def test_nothing_to_fold_writes_nothing(config, tmp_path, backbone, channels, me
     with pytest.raises(InputError, match=message):
         reparameterize(tmp_path / 'a.pth', calibration=Calibration(5))
     assert list(tmp_path.iterdir()) == [tmp_path / 'a.pth']
+
+
+@pytest.mark.parametrize(
+    ('part', 'settings', 'message'),
+    [
+        ('test_evaluator', {'type': 'NoSuchMetric'}, 'evaluating failed: .*NoSuchMetric'),
+        ('test_evaluator', {'topk': (3,)}, 'evaluating failed: '),
+        ('test_dataloader', {'num_workers': -1}, "the config's data does not load: "),
+        ('train_dataloader', {'dataset': 3}, 'no train_dataloader and test_dataloader'),
+    ],
+    ids=['an unknown metric', 'a metric that fails', 'odd settings', 'no dataset'],
+)
+def test_what_is_wrong_with_the_evaluation_is_one_line_and_writes_nothing(config, tmp_path, part, settings, message):
+    trained = config(timm_backbone('seresnet18'), 512)
+    save_network(tmp_path / 'a.pth', trained, ready)
+    trained[part] = {**trained[part], **settings}
+    trained.dump(tmp_path / 'own.py')
+    with pytest.raises(InputError, match=message) as caught:
+        reparameterize(tmp_path / 'a.pth', tmp_path / 'own.py', calibration=Calibration(images=5))
+    assert '\n' not in str(caught.value)
+    assert {path.name for path in tmp_path.iterdir()} == {'a.pth', 'own.py'}
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_an_image_that_cannot_be_read_is_named_and_nothing_is_written(config, shapes, tmp_path, workers):
+    shutil.copytree(shapes / 'data/shapes', tmp_path / 'data')
+    broken = next((tmp_path / 'data').rglob('*.png'))
+    broken.write_bytes(b'no image')
+    trained = config(timm_backbone('seresnet18'), 512)
+    for part in (trained.train_dataloader, trained.test_dataloader):
+        part.dataset.data_root, part.num_workers = str(tmp_path / 'data'), workers
+    save_network(tmp_path / 'a.pth', trained, ready)
+    with pytest.raises(InputError, match=f"^{broken} can't be read as an image: "):
+        reparameterize(tmp_path / 'a.pth', calibration=Calibration(images=500))
+    assert {path.name for path in tmp_path.iterdir()} == {'a.pth', 'data'}
 
 
 def test_an_accuracy_is_in_points_already():

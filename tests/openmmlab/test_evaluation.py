@@ -3,10 +3,11 @@
 import pytest
 import torch
 from helpers import SE_CONFIG
+from mmcv.transforms import BaseTransform, LoadImageFromFile
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.evaluator import BaseMetric
-from mmengine.registry import DATASETS, METRICS
+from mmengine.registry import DATASETS, METRICS, TRANSFORMS
 from torch import nn
 
 from mmasr.errors import InputError
@@ -32,6 +33,31 @@ class Sum(BaseMetric):
 
     def compute_metrics(self, results):
         return {'sum': sum(results), 'count': len(results), 'classes': len(self.dataset_meta['classes'])}
+
+
+@METRICS.register_module(force=True)
+class Broken(BaseMetric):
+    def process(self, data_batch, data_samples):
+        raise RuntimeError('no such thing')
+
+    def compute_metrics(self, results):
+        return {}
+
+
+@TRANSFORMS.register_module(force=True)
+class Load(LoadImageFromFile):
+    """Loads a number as an image, of which one can't be read."""
+
+    def transform(self, results):
+        if results['number'] == 4:
+            raise OSError('truncated')
+        return {**results, 'img_path': f'{results["number"]}.jpg'}
+
+
+@TRANSFORMS.register_module(force=True)
+class Lookup(BaseTransform):
+    def transform(self, results):
+        return results['nothing']
 
 
 class Double(nn.Module):
@@ -103,9 +129,35 @@ def test_bad_data_is_one_line(broken, message):
     assert '\n' not in str(caught.value)
 
 
-def test_calibration_without_training_data_is_refused():
+@pytest.mark.parametrize(
+    ('transform', 'metric', 'message'),
+    [
+        ('Load', 'Sum', r"can't be read as an image: OSError: truncated"),
+        ('Lookup', 'Sum', "evaluating failed: KeyError: 'nothing'"),
+        (None, 'NoSuchMetric', "evaluating failed: KeyError: 'NoSuchMetric is not in"),
+        (None, 'Broken', 'evaluating failed: RuntimeError: no such thing'),
+    ],
+)
+@pytest.mark.parametrize('workers', [0, 1])
+def test_what_goes_wrong_within_an_evaluation_is_one_line(transform, metric, message, workers):
+    broken = config(pipeline=[{'type': transform}] if transform else [])
+    broken.test_dataloader.num_workers = workers
+    with pytest.raises(InputError, match=f'^[^\\n]*{message}[^\\n]*$'):
+        evaluate(Double(), build_loader(broken), {'type': metric})
+
+
+@pytest.mark.parametrize('settings', [{'num_workers': -1}, {'persistent_workers': True}, {'collate_fn': {'type': 'x'}}])
+def test_odd_settings_of_a_dataloader_are_one_line(settings):
+    broken = config()
+    broken.test_dataloader.update(settings)
+    with pytest.raises(InputError, match=r"^the config's data does not load: [^\n]*$"):
+        build_loader(broken)
+
+
+@pytest.mark.parametrize('training', [None, {}, {'batch_size': 3}, {'dataset': 'x'}])
+def test_calibration_without_training_data_is_refused(training):
     with pytest.raises(InputError, match='no train_dataloader and test_dataloader'):
-        calibration_dataset(Config({'test_dataloader': {}}))
+        calibration_dataset(Config({'test_dataloader': {'dataset': {}}, 'train_dataloader': training}))
 
 
 def test_calibration_takes_training_images_as_the_network_meets_them():
