@@ -115,14 +115,21 @@ def stock_predictions(config: Path, checkpoint: Path, images: list, folder: Path
     return torch.load(folder / 'predictions.pt')
 
 
-class Touch:
+class Call:
+    """Unpickles as what a function returns."""
+
+    def __init__(self, function: Callable, *arguments):
+        self.reduced = function, arguments
+
+    def __reduce__(self):
+        return self.reduced
+
+
+class Touch(Call):
     """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mknod, (str(self.path),)
+        super().__init__(os.mknod, str(path))
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from mmasr.openmmlab.arguments import add_arguments, config_from_arguments
 from mmasr.openmmlab.building import build_runner
 from mmasr.openmmlab.checkpoint import only_data
 from mmasr.openmmlab.data_sources import check_data
-from mmasr.openmmlab.training import FiniteLossHook, checkpoint_to_resume, prepare
+from mmasr.openmmlab.training import FiniteLossHook, ResumeHook, checkpoint_to_resume, prepare
 
 
 def parse_args() -> argparse.Namespace:
@@ -47,8 +47,9 @@ def main() -> None:
         print(f'resuming from {config.load_from}' if config.resume else f'no checkpoint in {config.work_dir}: starting anew')
     check_data(config, 'train_dataloader', 'val_dataloader', 'val_evaluator')
     runner = build_runner(config)
-    prepare(runner)
-    runner.register_hook(FiniteLossHook())
+    prepare(runner, 'train', 'val')
+    for hook in (ResumeHook(), FiniteLossHook()):
+        runner.register_hook(hook)
     runner.train()
 
 

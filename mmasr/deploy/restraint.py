@@ -1,9 +1,7 @@
 """Building and running a stranger's network within the bounds that its weights set."""
 
-import resource
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
 
 import torch
 from mmengine.registry import Registry, registry
@@ -14,6 +12,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
+from ..memory import bounded_memory
 from .allowed import PACKAGES, reason_against
 
 #: What a network may have more than its checkpoint, so that the smallest one builds: parameters, modules, bytes of memory.
@@ -61,7 +60,7 @@ def restrained(weights: Mapping[str, torch.Tensor], trusted: Iterable[str] = ())
         registry.get_object_from_string = _of_openmmlab
         stack.callback(setattr, Registry, 'get', Registry.get)
         Registry.get = get  # a string may name a type under keys other than type, too
-        stack.enter_context(_memory(_BYTES + 32 * elements))
+        stack.enter_context(bounded_memory(_BYTES + 32 * elements))
         yield
 
 
@@ -69,17 +68,3 @@ def _of_openmmlab(path: str) -> object:
     """The class that a full path is of, as configs of the newer style name it."""
     package, dot, _ = path.partition('.')
     return get_object_from_string(path) if dot and package in PACKAGES else None
-
-
-@contextmanager
-def _memory(more: int) -> Iterator[None]:
-    """Take at most so many bytes of address space more than now, where the system can say and limit that."""
-    limits = resource.getrlimit(resource.RLIMIT_AS)
-    with suppress(OSError):
-        used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
-        bounds = [bound for bound in (used + more, *limits) if bound != resource.RLIM_INFINITY]
-        resource.setrlimit(resource.RLIMIT_AS, (min(bounds), limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, limits)

@@ -6,12 +6,13 @@ further, to what a checkpoint of mmengine holds: weights, numbers, text, and the
 
 import contextlib
 import errno
+import functools
 import itertools
 import os
 import pickletools
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -21,6 +22,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
 from ..errors import InputError
+from ..memory import bounded_memory
 from .config import walk
 
 
@@ -46,6 +48,9 @@ class _Dtype:
 
 class _Array(np.ndarray):
     """An array of plain numbers. It is pickled as numpy's own."""
+
+    def __new__(cls, *_: object) -> '_Array':
+        raise UnpicklingError('GLOBAL numpy.ndarray')  # it would take any memory
 
     def __setstate__(self, state: tuple) -> None:
         version, shape, dtype, fortran, data = state
@@ -88,6 +93,8 @@ _META = {
     **dict.fromkeys(('CLASSES', 'PALETTE'), list | tuple),  # MMDetection 2
 }
 _MOST = 100_000  # entries of one of them
+#: What users set to have torch unpickle otherwise; torch takes one of them only.
+_FORCED = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
 
 
 def read_checkpoint(path: str | Path, mmap: bool = False) -> dict:
@@ -109,7 +116,8 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict:
     path = Path(path)
     try:
         is_zip = _check_file(path)
-        with torch.serialization.safe_globals(_STAND_INS):
+        # What may be named can still grow: _codecs.encode doubles a text at every call.
+        with torch.serialization.safe_globals(_STAND_INS), bounded_memory(2**30 + 4 * path.stat().st_size):
             checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=mmap and is_zip)
     except InputError:
         raise
@@ -169,6 +177,7 @@ def _refused(path: Path, name: str) -> InputError:
 
 
 def _plain_meta(meta: object) -> dict:
+    """What is kept of ``meta``: known entries, of plain data."""
     kept = {}
     for key, kind in _META.items() if isinstance(meta, dict) else ():
         with contextlib.suppress(KeyError, ValueError, TypeError, RecursionError):
@@ -209,41 +218,29 @@ def only_data() -> Iterator[None]:
     """Whoever loads a checkpoint meanwhile, in this process, gets data only.
 
     mmengine reads local files with :func:`read_checkpoint`, and every other ``torch.load``, that of a download say, is
-    restricted. Otherwise mmengine's loader falls back to unrestricted unpickling.
+    restricted and followed by :func:`_plain_meta`. Otherwise mmengine's loader falls back to unrestricted unpickling.
     """
-    schemes, forced = dict(CheckpointLoader._schemes), os.environ.get('TORCH_FORCE_WEIGHTS_ONLY_LOAD')
-    CheckpointLoader.register_scheme('', _load_from_local, force=True)
+    schemes, environment = CheckpointLoader._schemes, {name: os.environ.pop(name, None) for name in _FORCED}
+    CheckpointLoader._schemes = {prefix: _with_plain_meta(load) for prefix, load in schemes.items()}
+    CheckpointLoader.register_scheme('', lambda path, map_location: read_checkpoint(path), force=True)
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
     try:
         with torch.serialization.safe_globals(_STAND_INS):
             yield
     finally:
         CheckpointLoader._schemes = schemes
-        if forced is None:
-            del os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD']
-        else:
-            os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = forced
+        for name in _FORCED:
+            os.environ.pop(name, None)
+        os.environ.update({name: value for name, value in environment.items() if value is not None})
 
 
-def _load_from_local(filename: str, map_location: object) -> dict:
-    """Read a checkpoint for mmengine, without the names of files elsewhere, which its CheckpointHook would delete."""
-    checkpoint = read_checkpoint(filename)
-    hub = checkpoint.get('message_hub')
-    for part in hub.values() if isinstance(hub, dict) else ():
-        for name in list(part) if isinstance(part, dict) else ():
-            own = not str(name).startswith(('best_ckpt', 'last_ckpt', 'keep_ckpt_ids')) or _is_beside(
-                part[name], Path(filename)
-            )
-            if not (str(name).isprintable() and own):
-                del part[name]
-    return checkpoint
+def _with_plain_meta(load: Callable[..., dict]) -> Callable[..., dict]:
+    @functools.wraps(load)
+    def loaded(*args: object, **options: object) -> dict:
+        checkpoint = load(*args, **options)
+        return {**checkpoint, 'meta': _plain_meta(checkpoint['meta'])} if 'meta' in checkpoint else checkpoint
 
-
-def _is_beside(value: object, checkpoint: Path) -> bool:
-    """Whether a value is the number of a checkpoint, or its path in the same folder as this one."""
-    if isinstance(value, list):
-        return all(isinstance(item, int) for item in value)
-    return isinstance(value, str) and Path(value).resolve().parent == checkpoint.resolve().parent
+    return loaded
 
 
 def write_checkpoint(checkpoint: dict, path: Path) -> None:

@@ -14,6 +14,26 @@ from .checkpoint import read_checkpoint
 from .data_sources import EMPTY, name_images
 
 
+class ResumeHook(Hook):
+    """Keeps mmengine's CheckpointHook from deleting what is not this training's: it removes the files or folders that the
+    checkpoint that was resumed says are the best ones.
+    """
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Change the checkpoint in place; arguments as of mmengine's Hook."""
+        hub, folder = checkpoint.get('message_hub'), Path(runner.work_dir).resolve()
+        for part in hub.values() if isinstance(hub, dict) else ():
+            for name, value in list(part.items()) if isinstance(part, dict) else ():
+                own = str(name).isprintable()
+                if str(name).startswith('best_ckpt'):
+                    own = own and isinstance(value, str) and Path(value).resolve().parent == folder
+                    own = own and Path(value).name.startswith('best_')
+                elif name == 'keep_ckpt_ids':
+                    own = isinstance(value, list) and all(isinstance(number, int) for number in value)
+                if not own:
+                    del part[name]
+
+
 class FiniteLossHook(Hook):
     """Stops a training whose loss is no number, before a checkpoint is saved of it.
 
@@ -37,16 +57,17 @@ class FiniteLossHook(Hook):
             )
 
 
-def prepare(runner: Runner) -> None:
-    """Build the data of a training and have a file that can't be read named.
+def prepare(runner: Runner, *loops: str) -> None:
+    """Build the data of a runner's loops and have a file that can't be read named.
 
     Args:
         runner (Runner): Built, and not yet run.
+        *loops (str): ``train``, ``val`` or ``test``.
 
     Raises:
         InputError: If the data don't load, or there are none.
     """
-    for loop in ('train', 'val'):
+    for loop in loops:
         config = getattr(runner, f'_{loop}_loop')
         if config is None:
             continue

@@ -13,7 +13,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from helpers import Touch, classifier, save_network
+from helpers import Call, Touch, classifier, save_network
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
@@ -149,16 +149,6 @@ def nested():
     for _ in range(3000):
         value = [value]
     return value
-
-
-class Call:
-    """Unpickles as what a function returns."""
-
-    def __init__(self, function, *arguments):
-        self.reduced = function, arguments
-
-    def __reduce__(self):
-        return self.reduced
 
 
 CODE = "__import__('os').mknod('../canary')"

@@ -1,18 +1,23 @@
 """A checkpoint is data from a stranger: what is read, what is refused, and that nothing in it runs."""
 
+import codecs
+import copyreg
+import os
 import pickle
+import resource
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import Touch, full_disk
+from helpers import Call, Touch, full_disk
 from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
 
 from mmasr.errors import InputError
 from mmasr.files import temporary_files
-from mmasr.openmmlab.checkpoint import read_checkpoint, write_checkpoint
+from mmasr.openmmlab.checkpoint import only_data, read_checkpoint, write_checkpoint
 
 WEIGHTS = {'conv.weight': torch.ones(2, 3), 'conv.bias': torch.zeros(2)}
 
@@ -95,16 +100,6 @@ def test_a_folder_is_said(tmp_path):
         read_checkpoint(tmp_path)
 
 
-class Through:
-    """Reaches os through getattr, which the reader knows, of a class that it knows."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return getattr, (HistoryBuffer, '__init__')
-
-
 @pytest.mark.parametrize('old_format', [False, True], ids=['zip', 'old format'])
 @pytest.mark.parametrize('place', ['state_dict', 'meta', 'optimizer'])
 def test_unpickling_runs_nothing(tmp_path, place, old_format):
@@ -123,9 +118,73 @@ def test_unpickling_runs_nothing(tmp_path, place, old_format):
 
 def test_getattr_reaches_nothing_but_statistics(tmp_path):
     path = tmp_path / 'bad.pth'
-    torch.save({'state_dict': WEIGHTS, 'meta': {'x': Through(path)}}, path)
+    torch.save({'state_dict': WEIGHTS, 'meta': {'x': Call(getattr, HistoryBuffer, '__init__')}}, path)
     with pytest.raises(InputError, match=r'would use builtins\.getattr'):
         read_checkpoint(path)
+
+
+def doubled(times):
+    """A text of a byte, doubled so often."""
+    value = b'x'
+    for _ in range(times):
+        value = Call(codecs.encode, value, 'hex')
+    return value
+
+
+class New(Call):
+    """Unpickles as a new object of a class, without its constructor."""
+
+    __class__ = property(lambda self: self.reduced[1][0])  # which pickle compares
+
+
+@pytest.mark.parametrize('old_format', [False, True], ids=['zip', 'old format'])
+@pytest.mark.parametrize(
+    'value',
+    [doubled(40), Call(np.ndarray, (2**30,)), New(copyreg.__newobj__, np.ndarray, (2**30,))],
+    ids=['a text that doubles', 'an array', 'a new array'],
+)
+def test_what_takes_more_memory_than_the_file_is_refused(tmp_path, value, old_format):
+    content = {'state_dict': WEIGHTS, 'meta': {'seed': value}}
+    torch.save(content, tmp_path / 'bad.pth', _use_new_zipfile_serialization=not old_format)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match=r'bad\.pth: (refused|not a PyTorch checkpoint)'):
+        read_checkpoint(tmp_path / 'bad.pth')
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 3 * 2**20  # KiB
+
+
+@pytest.fixture
+def loader():
+    """mmengine's loader of a scheme of its own, whose checkpoint has code in it."""
+    schemes = dict(CheckpointLoader._schemes)
+    meta = {'epoch': 1, 'config': 'raise SystemExit'}
+    CheckpointLoader.register_scheme('elsewhere://', lambda path, map_location: {'meta': dict(meta), 'state_dict': WEIGHTS})
+    yield
+    CheckpointLoader._schemes = schemes
+
+
+@pytest.mark.parametrize('path', ['elsewhere://a.pth', 'a.pth'])
+def test_mmengine_gets_no_code_to_execute_wherever_a_checkpoint_comes_from(tmp_path, monkeypatch, loader, path):
+    monkeypatch.chdir(tmp_path)
+    torch.save({'meta': {'epoch': 1, 'config': 'raise SystemExit'}, 'state_dict': WEIGHTS}, 'a.pth')
+    assert 'config' in CheckpointLoader.load_checkpoint(path)['meta']
+    with only_data():
+        assert CheckpointLoader.load_checkpoint(path)['meta'] == {'epoch': 1}
+    assert 'config' in CheckpointLoader.load_checkpoint(path)['meta']
+
+
+@pytest.mark.parametrize('name', ['TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'])
+def test_what_users_set_for_torch_changes_nothing(tmp_path, monkeypatch, name):
+    monkeypatch.setenv(name, '1')
+    torch.save({'state_dict': {'x': Touch(tmp_path / 'proof')}}, tmp_path / 'bad.pth')
+    torch.save({'state_dict': WEIGHTS}, tmp_path / 'good.pth')
+    with only_data():
+        read_checkpoint(tmp_path / 'good.pth')
+        with pytest.raises(InputError, match='refused'):
+            read_checkpoint(tmp_path / 'bad.pth')
+        with pytest.raises(pickle.UnpicklingError):
+            torch.load(tmp_path / 'bad.pth', weights_only=False)
+    assert not (tmp_path / 'proof').exists()
+    assert os.environ[name] == '1'
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from PIL import Image
 from mmasr.errors import InputError
 from mmasr.openmmlab.checkpoint import only_data
 from mmasr.openmmlab.data_sources import check_data
-from mmasr.openmmlab.training import checkpoint_to_resume
+from mmasr.openmmlab.training import ResumeHook, checkpoint_to_resume
 
 STATE = {'meta': {'epoch': 1, 'iter': 2}, 'message_hub': {}, 'state_dict': {'weight': torch.zeros(1000)}}
 
@@ -139,6 +139,44 @@ def test_an_image_that_cannot_be_read_is_named(data, refusal, workers):
 def test_a_folder_without_images_is_said(data, refusal):
     Path('empty/a').mkdir(parents=True)
     assert 'Found 0 files' in refusal('train.py', *options('train_dataloader.dataset.data_root=empty'), cwd=data)
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_an_image_that_cannot_be_read_is_named_in_testing_too(data, refusal, workers):
+    Path('data/a/4.png').write_bytes(b'no image')
+    torch.save(STATE, 'x.pth')
+    line = refusal('test.py', 'config.py', 'x.pth', '--cfg-options', f'test_dataloader.num_workers={workers}', cwd=data)
+    assert line.startswith("error: data/a/4.png can't be read as an image")
+    assert '\n' not in line
+
+
+def test_a_checkpoint_that_is_resumed_deletes_nothing_but_former_best_ones(data):
+    """mmengine removes what a checkpoint says is the best one, be it a folder, when it saves a better one."""
+    trained('work', **{'train_cfg.max_epochs': 1})
+    lost = [data / 'work/thesis', data / 'work/best_a/thesis', data / 'best_thesis', data / 'work/epoch_1.pth']
+    for path in lost[:3]:
+        path.mkdir(parents=True)
+    own = data / 'work/best_accuracy_top1_epoch_1.pth'
+    own.touch()
+    for path in (*lost, own):
+        checkpoint = torch.load('work/epoch_1.pth', weights_only=False)
+        checkpoint['message_hub']['runtime_info'].update(best_ckpt=str(path), best_score=-1)
+        torch.save(checkpoint, 'resumed.pth')
+        runner = Runner.from_cfg(validated('work', max_epochs=2, load_from='resumed.pth'))
+        runner.register_hook(ResumeHook())
+        runner.train()
+    assert all(path.exists() for path in lost)
+    assert not own.exists()
+    assert list(Path('work').glob('best_*_epoch_2.pth'))
+
+
+def validated(work_dir, max_epochs, load_from):
+    """The config of a training that is resumed and keeps the best checkpoint."""
+    config = Config.fromfile('config.py')
+    hooks = {'checkpoint': {'type': 'CheckpointHook', 'save_best': 'auto'}}
+    settings = {'work_dir': work_dir, 'train_cfg.max_epochs': max_epochs, 'load_from': load_from, 'resume': True}
+    config.merge_from_dict({**settings, 'default_hooks': hooks})
+    return config
 
 
 @only_data()
