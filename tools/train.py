@@ -4,7 +4,7 @@ import argparse
 
 import torch
 
-from mmasr.errors import InputError, exit_on_input_error
+from mmasr.errors import InputError, exit_on_input_error, printable
 from mmasr.openmmlab.arguments import add_arguments, config_from_arguments
 from mmasr.openmmlab.building import build_runner
 from mmasr.openmmlab.checkpoint import only_data
@@ -44,7 +44,8 @@ def main() -> None:
     if args.resume:
         config.load_from = checkpoint_to_resume(args.resume, config.work_dir)
         config.resume = config.load_from is not None
-        print(f'resuming from {config.load_from}' if config.resume else f'no checkpoint in {config.work_dir}: starting anew')
+        how = f'resuming from {config.load_from}' if config.resume else f'no checkpoint in {config.work_dir}: starting anew'
+        print(printable(how))
     check_data(config, 'train_dataloader', 'val_dataloader', 'val_evaluator')
     runner = build_runner(config)
     prepare(runner, 'train', 'val')

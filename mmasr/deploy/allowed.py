@@ -5,7 +5,7 @@ Of everything that is registered under :data:`MODEL`, the constructor and the fo
 booleans and plain words. Nothing else may be built, of OpenMMLab's other packages either.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 #: Packages whose registered names are known.
 PACKAGES = {'mmasr', 'mmcv', 'mmdet', 'mmengine', 'mmpretrain'}
@@ -102,10 +102,13 @@ DATA = {
     'mmengine.runner.loops.TestLoop': ('fp16',),
 }
 
-#: Arguments of those that hand others on to code that loads files, and of all of :data:`DATA`. Any other may be None or False.
+#: Arguments of those that hand others on to what loads files, and of all of :data:`DATA`. Any other may be None or False.
 ARGUMENTS = {
     'mmpretrain.models.backbones.timm_backbone.TIMMBackbone': _TIMM,
     'mmpretrain.models.classifiers.timm.TimmClassifier': (*_TIMM, 'loss', 'train_cfg', 'with_cp', 'data_preprocessor'),
+    'mmasr.openmmlab.without_attention.WithoutAttention': (
+        *('network', 'modules', 'data_preprocessor', 'train_cfg', 'test_cfg'),
+    ),
     **DATA,
 }
 #: What a dataloader may be given.
@@ -129,6 +132,18 @@ def reason_against(found: object, trusted: Iterable[str] = ()) -> str | None:
     if is_below(found, LEFT_OUT):
         return next(reason for part, reason in LEFT_OUT.items() if is_below(found, [part]))
     return None if is_below(found, [*MODEL, *trusted]) else 'it is not known'
+
+
+def forbidden(config: Mapping[str, object], allowed: Iterable[str]) -> list[str]:
+    """The arguments in a config that are not among the allowed ones, but for those that are None or False: these only switch
+    something off.
+
+    Args:
+        config (Mapping[str, object]): What builds something.
+        allowed (Iterable[str]): Names of arguments.
+    """
+    given = (key for key, value in config.items() if value is not None and value is not False)
+    return [key for key in given if key not in (*allowed, 'type', '_scope_')]
 
 
 def is_below(found: object, parts: Iterable[str]) -> bool:

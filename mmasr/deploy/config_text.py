@@ -3,6 +3,7 @@
 import ast
 import keyword
 import math
+import warnings
 from typing import Any
 
 from ..errors import InputError
@@ -10,6 +11,7 @@ from ..errors import InputError
 WIDTH = 120
 #: Characters of a config; that of LVIS with the names of all its classes has 100 000.
 LONGEST = 2_000_000
+_LARGEST = 2**53  # number that is a key
 
 
 def write_config(config: dict) -> str:
@@ -77,7 +79,9 @@ def parse_config(text: str) -> dict:
     if len(text) > LONGEST:
         raise InputError(f'it has {len(text):,} characters, more than {LONGEST:,}')
     try:
-        return dict(_assignment(statement) for statement in ast.parse(text).body)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # they would show the text as it is
+            return dict(_assignment(statement) for statement in ast.parse(text).body)
     except SyntaxError as error:
         raise InputError(f'it is no Python (line {error.lineno})') from None
     except (RecursionError, MemoryError, ValueError) as error:
@@ -102,9 +106,9 @@ def _value(node: ast.expr) -> Any:
         case ast.Tuple(elts=items):
             return tuple(_value(item) for item in items)
         case ast.Set(elts=items):
-            return {_value(item) for item in items}
+            return {_key(item) for item in items}
         case ast.Dict(keys=keys, values=values) if None not in keys:
-            return {_value(key): _value(value) for key, value in zip(keys, values, strict=True)}
+            return {_key(key): _value(value) for key, value in zip(keys, values, strict=True)}
         case ast.Call(func=ast.Name(id='dict'), args=[], keywords=items) if all(item.arg for item in items):
             return {item.arg: _value(item.value) for item in items}
         case ast.Call(func=ast.Name(id='dict'), args=[ast.Dict() as items], keywords=[]):
@@ -116,6 +120,13 @@ def _value(node: ast.expr) -> Any:
         case ast.UnaryOp(op=ast.USub(), operand=operand) if isinstance(number := _value(operand), int | float | complex):
             return -number
     raise _not_data(node)
+
+
+def _key(node: ast.expr) -> Any:
+    value = _value(node)
+    if isinstance(value, int | float | complex) and not abs(value) < _LARGEST:  # they can be made to collide
+        raise _not_data(node)
+    return value
 
 
 def _not_data(node: ast.AST) -> InputError:

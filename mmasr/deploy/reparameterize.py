@@ -126,8 +126,12 @@ def reparameterize(
     trained = _load(source, loaded, config, trust_imports, bool(calibration))
     del loaded
     before = _count(trained.model)
-    attention = calibrate(trained.model, trained.config, calibration, track) if calibration else None
-    deployed = _fold(trained, attention)
+    attention = None
+    if calibration:
+        with trained.restrained():
+            attention = calibrate(trained.model, trained.config, calibration, track)
+    with trained.restrained():
+        deployed = _fold(trained, attention)
     after = _count(trained.model)
     trained.model = None  # its memory is for the network that is built from the files
     with temporary_files(*targets, force=force) as files:
@@ -135,9 +139,10 @@ def reparameterize(
         size = files[0].stat().st_size
         metrics = None
         if attention:
-            rebuilt.to(get_device())
-            evaluator = trained.config.test_evaluator
-            metrics = evaluate(rebuilt, attention.loader, evaluator, track, 'evaluating the deployed network')
+            with trained.restrained():
+                rebuilt.to(get_device())
+                evaluator = trained.config.test_evaluator
+                metrics = evaluate(rebuilt, attention.loader, evaluator, track, 'evaluating the deployed network')
     return Report(
         checkpoint=targets[0],
         config=targets[1],
@@ -164,7 +169,8 @@ class _Trained:
         meta (dict): What its checkpoint says of it.
         config (Config): Its config.
         model (nn.Module | None): The network with its weights, in float32.
-        dtypes (dict[str, torch.dtype]): Types of the weights in the checkpoint.
+        sizes (dict[str, int]): Number of elements of the weights in the checkpoint.
+        dtypes (dict[str, torch.dtype]): Their types.
         coarsest (torch.dtype): The coarsest of them.
         trust_imports (bool): As of :func:`reparameterize`.
         left_out (dict[str, str] | None): What was left out of a stranger's config; None of a config of the user's own.
@@ -174,14 +180,17 @@ class _Trained:
     meta: dict
     config: Config
     model: nn.Module | None
+    sizes: dict[str, int]
     dtypes: dict[str, torch.dtype]
     coarsest: torch.dtype
     trust_imports: bool
     left_out: dict[str, str] | None
 
-    def restrained(self, weights: dict[str, torch.Tensor]) -> AbstractContextManager:
+    def restrained(self) -> AbstractContextManager:
         """The bounds of a stranger's network, by its weights."""
-        return nullcontext() if self.left_out is None else restrained(weights, imported(self.config))
+        if self.left_out is None:
+            return nullcontext()
+        return restrained(self.sizes, imported(self.config), memory=get_device() == 'cpu')
 
     @property
     def bound(self) -> float:
@@ -225,6 +234,7 @@ def _load(source: Path, loaded: dict, config: str | Path | None, trust_imports: 
         meta=meta,
         config=train_config,
         model=None,
+        sizes={name: tensor.numel() for name, tensor in weights.items()},
         dtypes=dtypes,
         coarsest=coarsest,
         trust_imports=trust_imports,
@@ -232,9 +242,9 @@ def _load(source: Path, loaded: dict, config: str | Path | None, trust_imports: 
     )
     if calibrated:
         check_data(train_config, 'train_dataloader', 'test_dataloader', 'test_evaluator')
-    with trained.restrained(weights):
+    with trained.restrained():
         trained.model = model = build_model(train_config)
-    load_weights(model, weights, source)
+        load_weights(model, weights, source)
     if broken := [name for name, t in weights.items() if t.is_floating_point() and not t.isfinite().all()]:
         raise InputError(f'{source}: NaN or Inf in {some(broken)}; take an earlier checkpoint')
     try:
@@ -250,7 +260,7 @@ def _load(source: Path, loaded: dict, config: str | Path | None, trust_imports: 
 def _fold(trained: _Trained, attention: MeanFold | None) -> _Deployed:
     """Run the trained network, fold it in place, and make its checkpoint and config."""
     model, source = trained.model, trained.source
-    with replaced(model, attention.constants() if attention else {}), trained.restrained(model.state_dict()):
+    with replaced(model, attention.constants() if attention else {}):
         expected, folded = _run_trained(model, source)
     merging = {name: module for name, module in model.named_modules() if can_merge(module)}
     stay = [name for name, module in merging.items() if stays_in_files(module)]
@@ -265,12 +275,16 @@ def _fold(trained: _Trained, attention: MeanFold | None) -> _Deployed:
     means = attention.hosts if attention else {}
     if attention:
         fold_means(model, attention.means, means)
-    config = deployed_config(trained.config, list(means), model).to_dict()
-    if trained.left_out is not None:
-        config = {name: value for name, value in config.items() if name not in CALIBRATION}
+    try:
+        config = deployed_config(trained.config, list(means), model).to_dict()
+        if trained.left_out is not None:
+            config = {name: value for name, value in config.items() if name not in CALIBRATION}
+        text = write_config(config)
+    except Exception as error:  # a config can be odd in any way
+        raise InputError(one_line(f'{source}: its config has no deployed form', error)) from None
     record = {'source': source.name, 'folded': folded, 'merged': merged, 'means': means}
     checkpoint = {
-        'meta': {**trained.meta, 'mmasr': record, 'cfg': write_config(config)},
+        'meta': {**trained.meta, 'mmasr': record, 'cfg': text},
         # A convolution that branches were merged into is new.
         'state_dict': {
             name: tensor.to(trained.dtypes.get(name, trained.coarsest)) for name, tensor in model.state_dict().items()
@@ -291,7 +305,7 @@ def _write_and_verify(trained: _Trained, deployed: _Deployed, files: list[Path])
         raise InputError(f'{trained.source}: the deployed config reads back otherwise than it was written')
     if trained.left_out is not None:
         _said_of(trained.source, check_config, config, weights, trained.trust_imports)
-    with trained.restrained(weights):
+    with trained.restrained():
         rebuilt = build_model(Config(config))
         load_weights(rebuilt, weights, weights_file.name)
         differences = compare(deployed.expected, _outputs(rebuilt))

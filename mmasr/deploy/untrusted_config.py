@@ -5,7 +5,9 @@ A model that is not allowed is refused; data that are not are left out, unless t
 """
 
 import importlib
+import itertools
 import math
+import os
 import re
 import stat
 import sys
@@ -28,7 +30,7 @@ from ..core.computed import Computed
 from ..errors import InputError
 from ..openmmlab.config import walk
 from ..openmmlab.evaluation import calibration_dataset, quiet
-from .allowed import ARGUMENTS, DATA, LOADER, MODEL, PACKAGES, PATHS, is_below, path_of, reason_against
+from .allowed import ARGUMENTS, DATA, LOADER, MODEL, PACKAGES, PATHS, forbidden, is_below, path_of, reason_against
 from .config_text import parse_config
 
 #: Parts of a config that deploying needs, the model's and those for evaluation.
@@ -37,16 +39,21 @@ _DATA = ('test_dataloader', 'test_evaluator', 'test_cfg', 'test_pipeline', 'meta
 #: Parts that calibration needs, and no deployed config.
 CALIBRATION = ('train_dataloader', 'default_hooks')
 
+_DOTTED = re.compile(r'\w+(\.\w+)*', re.ASCII)
 _WORD = re.compile(r'[\w @+-]*', re.ASCII)
 #: Words with a dot or a slash: the sizes of RegNet and ConvMixer, timm's names with a tag, and of mmasr.WithoutAttention.
 _WORDS = {
     'arch': re.compile(r'regnet[xy]_\d+\.\d+gf|\d+/\d+'),
     'model_name': re.compile(r'\w+\.\w+', re.ASCII),
-    'modules': re.compile(r'\w+(\.\w+)*', re.ASCII),
+    'modules': _DOTTED,
 }
 _PATH = re.compile(r'[\w .,@+()/-]*')
 #: Entries of a config, of which OpenMMLab's largest have some thousand, and how much of everything else is plausible.
-_MOST_ENTRIES, _MOST = 100_000, {'batch_size': 1024, 'num_workers': 64}
+_MOST_ENTRIES = 100_000
+_MOST = {
+    **{'batch_size': 1024, 'num_workers': 64},
+    **dict.fromkeys(('scale', 'size', 'crop_size', 'edge', 'width', 'height', 'size_divisor'), 8192),  # pixels of an image
+}
 
 
 def read_config(
@@ -79,13 +86,18 @@ def read_config(
         config.update(train_dataloader={'dataset': dataset}, default_hooks={'checkpoint': {'save_best': best}})
         kept += CALIBRATION
     config = {name: _without_initial_values(config[name]) for name in kept if config.get(name) is not None}
-    if names := imported(config):
+    names = imported(config)
+    config.pop('custom_imports', None)
+    if names:
         config['custom_imports'] = {'imports': names, 'allow_failed_imports': False}
     sites = list(_take_sites(config['model']))
     check = _Check(config, weights, trust_imports)
     check.model()
+    found = {}
     for place, where, kind in sites:
-        place['sites'] = _sites(where, kind or ASR, weights)
+        named = where[-1:], kind or ASR
+        place['sites'] = found[named] = found.get(named) or _sites(*named, weights)
+    _check_entries(config)
     try:
         check.data()
     except InputError as error:
@@ -101,6 +113,11 @@ def check_config(config: dict, weights: Mapping[str, torch.Tensor], trust_import
     check = _Check(config, weights, trust_imports)
     check.model()
     check.data()
+
+
+def _check_entries(config: dict) -> None:
+    if next(itertools.islice(walk(config), _MOST_ENTRIES, None), None):
+        raise InputError(f'it has more than {_MOST_ENTRIES:,} entries')
 
 
 def _without_initial_values(config: Any) -> Any:
@@ -127,7 +144,7 @@ def _take_sites(config: Any, where: tuple[str, ...] = ()) -> Iterator[tuple[dict
 
 
 def _sites(where: tuple[str, ...], kind: type, weights: Mapping[str, torch.Tensor]) -> list[str]:
-    """The layers of a module that carry an ASR or branches, by the names of their weights."""
+    """The layers of a module, the last of some names, that carry an ASR or branches, by the names of their weights."""
     mark = kind.child if issubclass(kind, Computed) else kind.outputs[0]
     names = (f'.{name}'.partition(f'.{mark}.')[0] for name in weights if f'.{mark}.' in name)
     # A detector can be inside of another one, and so further down in the weights than in the config.
@@ -147,9 +164,8 @@ class _Check:
     def __init__(self, config: dict, weights: Mapping[str, torch.Tensor], trust_imports: bool) -> None:
         self.config = config
         self.weights = weights
-        if sum(1 for _ in walk(config)) > _MOST_ENTRIES:
-            raise InputError(f'it has more than {_MOST_ENTRIES:,} entries')
-        self.largest = max(2**15, 4 * max((max(tensor.shape, default=0) for tensor in weights.values()), default=0))
+        _check_entries(config)
+        self.largest = max(2**15, *(4 * max(tensor.shape, default=0) for tensor in weights.values() if tensor.numel()))
         _import_modules(imported(config), trust_imports)
         self.trusted = {name.split('.')[0] for name in imported(config)} - PACKAGES
         scopes = {config.get('default_scope', 'mmengine'), *(value for key, value in walk(config) if key == '_scope_')}
@@ -203,10 +219,14 @@ class _Check:
                 allowed = arguments(where, value)
                 if allowed is not None:
                     self._arguments(where, value, allowed)
+            if self._types.data and isinstance(root := value.get('data_root'), str):
+                for part in ('ann_file', 'data_prefix'):
+                    for path in (text for _, text in walk(value.get(part)) if isinstance(text, str)):
+                        _check_path(f'{where}.{part}', os.path.join(root, path))
             for name, item in value.items():
                 if not (isinstance(name, str) and name.isidentifier()) or (name.startswith('_') and name != '_scope_'):
                     raise InputError(f'{where} has the key {name!r}, which is not allowed')
-                if name == 'metainfo' and arguments == self._data_arguments:
+                if name in ('metainfo', 'classes') and arguments == self._data_arguments:
                     self._metainfo(f'{where}.{name}', item)
                 elif name != 'type':
                     self._value(f'{where}.{name}', key if key in PATHS else name, item, arguments)
@@ -226,14 +246,15 @@ class _Check:
 
     def _arguments(self, where: str, config: dict, allowed: tuple[str, ...]) -> None:
         """Check that a config has no arguments but these, and of others only what switches them off."""
-        for key, value in config.items():
-            if key not in allowed and key not in ('type', '_scope_') and value is not None and value is not False:
-                raise InputError(f'{where}.{key} is {str(value)[:60]!r}, and may not be set')
+        for key in forbidden(config, allowed):
+            raise InputError(f'{where}.{key} is {str(config[key])[:60]!r}, and may not be set')
 
     def _metainfo(self, where: str, value: Any, listed: bool = False) -> None:
         """Check names and colours of classes. A bare string mmengine takes for a file with names."""
         if isinstance(value, dict):
             for name, item in value.items():
+                if not (isinstance(name, str) and _DOTTED.fullmatch(name)):
+                    raise InputError(f'{where} has the key {name!r}, which is not allowed')
                 self._metainfo(f'{where}.{name}', item)
         elif isinstance(value, list | tuple):
             for item in value:

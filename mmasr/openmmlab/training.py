@@ -1,7 +1,8 @@
 """What tools/train.py adds to mmengine's runner: it resumes with what is there, and says in a line why it can't go on."""
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,29 +10,45 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from ..errors import InputError, one_line
+from ..errors import InputError, one_line, printable
 from .checkpoint import read_checkpoint
+from .config import walk
 from .data_sources import EMPTY, name_images
+
+_MOST = 100_000  # entries of a piece of information; lists that share lists have no end
 
 
 class ResumeHook(Hook):
-    """Keeps mmengine's CheckpointHook from deleting what is not this training's: it removes the files or folders that the
-    checkpoint that was resumed says are the best ones.
+    """Takes out of a checkpoint that is resumed what it would do beside training.
+
+    mmengine prints what its message hub holds, writes the text of a config in it into the checkpoints of this training, from
+    which it is executed one day, and deletes the files or folders that were the best checkpoints, and those whose numbers are
+    to be kept no longer. So of the hub's information numbers are kept, and names of checkpoints only of this training.
     """
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Change the checkpoint in place; arguments as of mmengine's Hook."""
-        hub, folder = checkpoint.get('message_hub'), Path(runner.work_dir).resolve()
-        for part in hub.values() if isinstance(hub, dict) else ():
-            for name, value in list(part.items()) if isinstance(part, dict) else ():
-                own = str(name).isprintable()
-                if str(name).startswith('best_ckpt'):
-                    own = own and isinstance(value, str) and Path(value).resolve().parent == folder
-                    own = own and Path(value).name.startswith('best_')
-                elif name == 'keep_ckpt_ids':
-                    own = isinstance(value, list) and all(isinstance(number, int) for number in value)
-                if not own:
-                    del part[name]
+        folder = Path(runner.work_dir).resolve()
+        own = Path(runner._load_from or '').resolve().parent == folder
+
+        def is_kept(name: object, value: object) -> bool:
+            if not str(name).isprintable() or (name == 'keep_ckpt_ids' and not own):
+                return False
+            if str(name).startswith('best_ckpt'):
+                return own and Path(str(value)).resolve().parent == folder and Path(str(value)).name.startswith('best_')
+            values = [item for _, item in itertools.islice(walk(value), _MOST)]
+            return len(values) < _MOST and not any(isinstance(item, str) for item in values)
+
+        hub = checkpoint.get('message_hub')
+        hub = hub if isinstance(hub, dict) else {}
+        checkpoint['message_hub'] = {
+            part: {name: value for name, value in _items(hub.get(part)) if is_kept(name, value)}
+            for part in ('log_scalars', 'runtime_info', 'resumed_keys')
+        }
+
+
+def _items(value: object) -> Iterable[tuple[object, object]]:
+    return value.items() if isinstance(value, dict) else ()
 
 
 class FiniteLossHook(Hook):
@@ -116,7 +133,7 @@ def _checkpoints(folder: Path) -> Iterator[tuple[Path, dict]]:
         try:
             yield path, read_checkpoint(path, mmap=True)
         except InputError as error:
-            print(f'passed over: {error}')
+            print(printable(f'passed over: {error}'))
 
 
 def _has_state(checkpoint: dict) -> bool:

@@ -151,8 +151,33 @@ def nested():
     return value
 
 
-CODE = "__import__('os').mknod('../canary')"
 NEW = {'_delete_': True}
+
+
+def data(**dataset):
+    """Add test data."""
+    dataset = {'type': 'mmdet.CocoDataset', 'ann_file': 'a.json', 'data_root': 'data', **dataset}
+    return line(f'test_dataloader = { ({"batch_size": 1, "num_workers": 0, "dataset": dataset})!r}')
+
+
+def dcn(**options):
+    """A ResNet with deformable convolutions."""
+    inner = {'type': 'mmdet.ResNet', 'depth': 50, 'base_channels': 16, 'out_indices': (3,)}
+    return {**NEW, **inner, 'dcn': {'type': 'DCNv2', **options}, 'stage_with_dcn': (False, True, True, True)}
+
+
+def many_sites(checkpoint):
+    """The names of all weights, at many places of the config."""
+    config(model__backbone__x=[{'b': {'sites': 0}}] * 2000)(checkpoint)
+    checkpoint['state_dict'].update({f'b.l{i}.asr.p': torch.zeros(1) for i in range(2000)})
+
+
+def attributes(checkpoint):
+    """A state dict whose attributes are not what torch expects."""
+    checkpoint['state_dict']._metadata = 3
+
+
+CODE = "__import__('os').mknod('../canary')"
 BREAK_OUT = f"x': {CODE}, 'y"
 #: What a stranger may try. Each leaves the canary where it works, or takes too long.
 ATTACKS = {
@@ -188,6 +213,12 @@ ATTACKS = {
     'timm unpickles': config(
         model__backbone={**NEW, 'type': 'TIMMBackbone', 'model_name': 'resnet18', 'checkpoint_path': 'weights'}
     ),
+    'timm unpickles what is said around its own arguments': config(
+        model__backbone={
+            **{**NEW, 'type': 'mmasr.WithoutAttention', 'modules': [], 'checkpoint_path': 'weights'},
+            'network': {'type': 'mmpretrain.TIMMBackbone', 'model_name': 'resnet18'},
+        }
+    ),
     'a teacher is loaded': config(model={'type': 'mmdet.LAD', 'teacher_backbone': {}, 'teacher_ckpt': 'weights'}),
     'a teacher is a config': config(
         model={'type': 'mmdet.KnowledgeDistillationSingleStageDetector', 'teacher_config': 'a_config.py'}
@@ -205,6 +236,9 @@ ATTACKS = {
     'a hook is deployed': line('custom_hooks = [dict(type="os.system", command="touch ../canary")]'),
     'an evaluator writes': line("test_evaluator = dict(type='DumpResults', out_file_path='../canary')"),
     'names of classes are a file': line("metainfo = dict(classes='weights')"),
+    'names of classes of a data set are a file': data(classes='weights'),
+    'a device in two parts': data(data_root='/', ann_file='dev/zero'),
+    'a key of the classes breaks out': line(f'metainfo = {{{BREAK_OUT!r}: 1}}'),
     # what takes too long, or too much
     'an endless expression': config(model__backbone__asr__sites='((.|.)*)*!'),
     'an endless expression without a quantifier': config(model__backbone__asr__sites='x?' * 30 + 'x' * 30),
@@ -212,6 +246,10 @@ ATTACKS = {
     'many stages': config(model__backbone__num_stages=10**9),
     'a wide network': config(model__backbone__base_channels=20_000),
     'a deep network': config(model__backbone={**NEW, 'type': 'mmdet.CSPDarknet', 'deepen_factor': 1e6}),
+    'native code divides by zero': config(model__backbone=dcn(deform_groups=64)),
+    'native code reads beyond its input': config(model__backbone=dcn(deform_groups=3)),
+    'a step of nothing': config(model__backbone={**dcn(), 'strides': (1, 0, 2, 2)}),
+    'many sites in many places': many_sites,
     'much padding': config(model__data_preprocessor={'type': 'mmdet.DetDataPreprocessor', 'pad_size_divisor': 30_000}),
     'a long list': config(model__backbone__x=[0] * 10**6),
     'a list of lists of lists': lambda checkpoint: checkpoint['meta'].update(dataset_meta={'classes': expensive()}),
@@ -224,6 +262,9 @@ ATTACKS = {
     'bytes out of nothing': weights('x', Call(bytearray, 2**45)),
     'an array out of nothing': weights('x', Call(np.ndarray, (2**45,))),
     'an array of pointers': lambda checkpoint: checkpoint['meta'].update(seed=Call(np.dtype, 'O')),
+    'a number of many digits': line(f'metainfo = dict(classes=[{"0x1" + "0" * 5000}])'),
+    'plugins that are none': config(model__head__loss={'type': 'CrossEntropyLoss', 'class_weight': {'plugins': [1]}}),
+    'attributes of the weights': attributes,
     'control characters': weights('\x1b]0;x\x07', torch.zeros(1)),
     'a pickle': weights('x', Touch('../canary')),
 }

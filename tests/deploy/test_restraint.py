@@ -10,7 +10,7 @@ from torch import nn
 
 from mmasr.deploy.restraint import restrained
 
-SMALL = {'weight': torch.zeros(8)}
+SMALL = {'weight': 8}
 
 
 @pytest.mark.parametrize(
@@ -28,8 +28,7 @@ def test_a_network_out_of_proportion_is_not_built(build):
 
 
 def test_a_network_of_its_weights_size_is_built():
-    weights = {'weight': torch.zeros(1).expand(10**8)}
-    with restrained(weights), torch.device('meta'):
+    with restrained({'weight': 10**8}), torch.device('meta'):
         nn.Linear(10**4, 10**4)
 
 

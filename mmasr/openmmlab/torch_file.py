@@ -1,0 +1,314 @@
+"""Reading a file of ``torch.save`` as data: weights, numbers and text.
+
+torch's own restricted reader runs nothing of a file either, but it calls what doubles a text, hashes any key, sets any
+attribute of a dict, leaves a storage unfilled that the file lacks, and finds other records in an archive than Python's zipfile,
+by which checksums are checked. Here a pickle calls nothing but functions of this file, keys are text or numbers, every tensor
+is held to its storage, and every storage to its record.
+"""
+
+import contextlib
+import io
+import math
+import os
+import pickle
+import re
+import struct
+import sys
+import zipfile
+from _compat_pickle import IMPORT_MAPPING
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, BinaryIO, ClassVar
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+
+from ..memory import bounded_memory
+
+_LARGEST_KEY = 2**31
+_MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # what a file begins with that is no archive, as before torch 1.6
+
+
+def read_torch_file(source: str | Path | BinaryIO, mmap: bool = False) -> Any:
+    """Read a file of ``torch.save`` without running anything it contains.
+
+    Args:
+        source (str | Path | BinaryIO): The file.
+        mmap (bool): Map the tensors from the file rather than read them, if it is an archive on the disk; it must stay as it is
+            while they are in use. Default: False.
+
+    Returns:
+        Any: Its content, tensors on the CPU. An ordered dict has lost its attributes.
+
+    Raises:
+        OSError: If it can't be read.
+        Exception: Of many classes, if it is no such file, damaged, or larger in memory than a file of its size can be; a
+            ``pickle.UnpicklingError`` whose text is ``GLOBAL package.name`` if it names anything but data.
+    """
+    with contextlib.nullcontext(source) if hasattr(source, 'read') else open(source, 'rb') as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        is_archive = file.read(4) == b'PK\x03\x04'
+        file.seek(0)
+        # One byte of a pickle makes an object of a hundred.
+        with bounded_memory(2**30 + 4 * size):
+            return _read_archive(file, size, mmap and source is not file) if is_archive else _read_old(file, size)
+
+
+def _read_archive(file: BinaryIO, size: int, mmap: bool) -> Any:
+    with zipfile.ZipFile(file) as archive:
+        entries = {entry.filename: entry for entry in archive.infolist()}
+        if len(entries) < len(archive.infolist()) or any(e.compress_type != zipfile.ZIP_STORED for e in entries.values()):
+            raise UnpicklingError('it has records of one name, or compressed ones, as torch writes none')
+        if sum(entry.file_size for entry in entries.values()) > size or archive.testzip() is not None:
+            raise UnpicklingError('its checksums are wrong')
+        (root,) = (name.removesuffix('data.pkl') for name in entries if name.endswith('/data.pkl'))
+        if f'{root}byteorder' in entries and archive.read(f'{root}byteorder').decode() != sys.byteorder:
+            raise UnpicklingError('written on a machine with another order of bytes')
+        mapped = torch.UntypedStorage.from_file(str(file.name), False, size) if mmap else None
+        storages: dict[str, torch.Tensor] = {}
+
+        def storage(kind: str, dtype: torch.dtype, key: str, location: str, count: int) -> torch.Tensor:
+            if key not in storages:
+                entry = entries[f'{root}data/{key}']
+                if entry.file_size != count * dtype.itemsize:
+                    raise UnpicklingError('a storage of another size than its record')
+                file.seek(entry.header_offset + 26)  # of its local header, where it has the lengths of two fields to skip
+                start = entry.header_offset + 30 + sum(struct.unpack('<HH', file.read(4)))
+                if mmap and start % dtype.itemsize == 0:
+                    storages[key] = torch.empty(0, dtype=dtype).set_(mapped[start : start + entry.file_size])
+                else:
+                    storages[key] = _tensor_of(archive.read(entry), dtype)
+            return storages[key]
+
+        return _Unpickler(io.BytesIO(archive.read(f'{root}data.pkl')), storage).load()
+
+
+def _read_old(file: BinaryIO, size: int) -> Any:
+    """Read the format of before torch 1.6: five pickles, then the storages one after the other. It has no checksums."""
+    if _Unpickler(file).load() != _MAGIC or _Unpickler(file).load() != _PROTOCOL:
+        raise UnpicklingError('no file of torch')
+    _Unpickler(file).load()  # what machine wrote it
+    storages: dict[str, torch.Tensor] = {}
+
+    def storage(
+        kind: str, dtype: torch.dtype, key: str, location: str, count: int, view: tuple[str, int, int] | None = None
+    ) -> torch.Tensor:
+        if key not in storages:
+            if not 0 <= count * dtype.itemsize <= size - sum(tensor.nbytes for tensor in storages.values()):
+                raise UnpicklingError('storages that are larger than the file')
+            storages[key] = torch.zeros(count, dtype=dtype)
+        return storages[key] if view is None else storages[key].narrow(0, *view[1:])
+
+    content = _Unpickler(file, storage).load()
+    keys = _Unpickler(file).load()
+    if sorted(keys) != sorted(storages):
+        raise UnpicklingError('storages that are not in the file')
+    for key in keys:
+        (count,) = struct.unpack('<q', file.read(8))
+        if count != storages[key].numel():
+            raise UnpicklingError('a storage of another size than its record')
+        storages[key].copy_(_tensor_of(file.read(storages[key].nbytes), storages[key].dtype))
+    return content
+
+
+def _tensor_of(data: bytes, dtype: torch.dtype) -> torch.Tensor:
+    return torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
+
+
+class _Dict(dict):
+    """An ordered dict without attributes: a stranger's could hide its methods."""
+
+    __slots__ = ()
+
+    def __init__(self, pairs: list = ()) -> None:
+        super().__init__()
+        for key, value in pairs:  # as Python 2 wrote them
+            set_item(self, key, value)
+
+
+def set_item(target: dict, key: object, value: object) -> None:
+    """Set an entry of a dict, whose key must be text or a number: to hash a tuple of tuples can take for ever."""
+    if type(target) not in (dict, _Dict) or not (type(key) is str or (type(key) is int and abs(key) < _LARGEST_KEY)):
+        raise UnpicklingError('a key that is neither text nor a number')
+    dict.__setitem__(target, key, value)
+
+
+def _counter(counts: dict) -> Counter:
+    return Counter(dict(counts.items()))
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """Bytes, as the second protocol of pickles writes them. Other encodings may double a text, or take for ever."""
+    if encoding != 'latin1':
+        raise UnpicklingError(f'GLOBAL codecs.{encoding}')
+    return str.encode(text, 'latin1')
+
+
+def _empty() -> bytes:
+    return b''
+
+
+def _statistic(owner: object, name: str) -> str:
+    """What ``getattr`` stands for in a log history of mmengine: a statistic, which every HistoryBuffer has."""
+    if owner is HistoryBuffer and name in ('min', 'max', 'current', 'mean'):
+        return name
+    raise UnpicklingError('GLOBAL builtins.getattr')
+
+
+def _size(numbers: tuple) -> torch.Size:
+    return torch.Size(numbers)
+
+
+def _tensor(storage: torch.Tensor, offset: int, size: tuple, stride: tuple, *_: object) -> torch.Tensor:
+    """A tensor of no more elements than its storage has: a stride of 0 makes much out of nothing."""
+    if math.prod(size) > torch.Tensor.numel(storage):
+        raise UnpicklingError('a tensor that is larger than its storage')
+    return torch.as_strided(storage, size, stride, offset)
+
+
+def _parameter(tensor: torch.Tensor, *_: object) -> torch.Tensor:
+    return tensor
+
+
+class _Dtype:
+    """Takes the place of numpy's dtype, whose own ``__setstate__`` makes anything of it, an array of pointers too."""
+
+    def __init__(self, code: str, align: bool = False, copy: bool = True) -> None:
+        if not re.fullmatch(r'b1|[iu][1248]|f[248]', code):
+            raise UnpicklingError(f'GLOBAL numpy.dtype.{code}')
+        self.code = code
+
+    def set_state(self, state: tuple) -> None:
+        order = state[1]
+        self.code = f'{order if order in ("<", ">") else "|"}{self.code}'
+
+
+class _Array(np.ndarray):
+    """An array of plain numbers. It is pickled as numpy's own."""
+
+    def set_state(self, state: tuple) -> None:
+        _, shape, dtype, fortran, data = state
+        if not isinstance(dtype, _Dtype):
+            raise UnpicklingError('GLOBAL numpy.dtype')
+        if math.prod(max(length, 1) for length in shape) > max(len(data), 1):
+            raise UnpicklingError('an array that is larger than its numbers')
+        self.__setstate__((1, shape, np.dtype(dtype.code), fortran, data))
+
+    def __reduce__(self) -> tuple:
+        return np.asarray(self).__reduce__()
+
+
+def _array(*_: object) -> _Array:
+    return np.empty(0).view(_Array)  # shape and numbers come with the state
+
+
+def _scalar(dtype: _Dtype, data: bytes) -> np.generic:
+    return np.frombuffer(data, dtype.code)[0]
+
+
+def _set_history(buffer: HistoryBuffer, state: dict) -> None:
+    logs, counts, most = state['_log_history'], state['_count_history'], state['max_length']
+    if not (isinstance(logs, _Array) and isinstance(counts, _Array) and logs.shape == counts.shape and type(most) is int):
+        raise UnpicklingError('no history of mmengine')
+    buffer._log_history, buffer._count_history, buffer.max_length = np.array(logs), np.array(counts), most
+
+
+def _ignore(*_: object) -> None:
+    """Attributes of an ordered dict, such as the ``_metadata`` of a state dict."""
+
+
+_TYPES = ['Double', 'Float', 'Half', 'BFloat16', 'Long', 'Int', 'Short', 'Char', 'Byte', 'Bool']
+_DTYPES = {f'torch.{name}Storage': getattr(torch, f'{name}Storage').dtype for name in _TYPES}
+_FUNCTIONS: dict[str, Callable] = {
+    'collections.OrderedDict': _Dict,
+    'collections.Counter': _counter,
+    '_codecs.encode': _encode,
+    'builtins.bytes': _empty,
+    'builtins.getattr': _statistic,
+    'torch.Size': _size,
+    'torch._utils._rebuild_tensor_v2': _tensor,
+    'torch._utils._rebuild_parameter': _parameter,
+    'numpy.dtype': _Dtype,
+    # numpy 1 and 2 name the module differently, and either may have written the file.
+    **dict.fromkeys(('numpy.core.multiarray._reconstruct', 'numpy._core.multiarray._reconstruct'), _array),
+    **dict.fromkeys(('numpy.core.multiarray.scalar', 'numpy._core.multiarray.scalar'), _scalar),
+}
+#: What is named but not called.
+_NAMED = {**_DTYPES, 'numpy.ndarray': 'numpy.ndarray', 'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer}
+_SET_STATE = {_Dict: _ignore, _Dtype: _Dtype.set_state, _Array: _Array.set_state, HistoryBuffer: _set_history}
+#: The operations that ``torch.save`` writes.
+_OPERATIONS = [
+    *('PROTO', 'STOP', 'GLOBAL', 'REDUCE', 'BUILD', 'NEWOBJ', 'BINPERSID', 'BINPUT', 'LONG_BINPUT', 'BINGET', 'LONG_BINGET'),
+    *('NONE', 'NEWTRUE', 'NEWFALSE', 'BININT', 'BININT1', 'BININT2', 'LONG1', 'BINFLOAT', 'BINUNICODE', 'SHORT_BINSTRING'),
+    *('MARK', 'EMPTY_TUPLE', 'TUPLE', 'TUPLE1', 'TUPLE2', 'TUPLE3', 'EMPTY_LIST', 'APPEND', 'APPENDS'),
+    *('EMPTY_DICT', 'SETITEM', 'SETITEMS'),
+]
+
+
+class _Unpickler(pickle._Unpickler):
+    """Python's own unpickler, in Python, reduced to data.
+
+    Args:
+        file (BinaryIO): What to read from.
+        storage (callable, optional): Gives the storage, a flat tensor, that an id in the pickle means. Default: there is none.
+    """
+
+    dispatch: ClassVar = {
+        getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in _OPERATIONS
+    }
+
+    def __init__(self, file: BinaryIO, storage: Callable[..., torch.Tensor] | None = None) -> None:
+        super().__init__(file, encoding='utf-8')
+        self.storage = storage
+
+    def find_class(self, module: str, name: str) -> object:
+        name = f'{IMPORT_MAPPING.get(module, module)}.{name}'
+        if name not in _FUNCTIONS and name not in _NAMED:
+            raise UnpicklingError(f'GLOBAL {name}')
+        return _FUNCTIONS.get(name) or _NAMED[name]
+
+    def persistent_load(self, pid: tuple) -> torch.Tensor:
+        kind, dtype, key, _, count = pid[:5]
+        if kind != 'storage' or not isinstance(dtype, torch.dtype) or type(key) is not str or type(count) is not int:
+            raise UnpicklingError('no storage')
+        return self.storage(*pid)
+
+    def load_reduce(self) -> None:
+        arguments = self.stack.pop()
+        if not any(self.stack[-1] is function for function in _FUNCTIONS.values()):
+            raise UnpicklingError('a call of what is no function')
+        self.stack[-1] = self.stack[-1](*arguments)
+
+    def load_newobj(self) -> None:
+        if self.stack.pop() != () or self.stack.pop() is not HistoryBuffer:
+            raise UnpicklingError('GLOBAL object.__new__')
+        self.append(HistoryBuffer())
+
+    def load_build(self) -> None:
+        state = self.stack.pop()
+        _SET_STATE[type(self.stack[-1])](self.stack[-1], state)
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        set_item(self.stack[-1], key, value)
+
+    def load_setitems(self) -> None:
+        items = self.pop_mark()
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            set_item(self.stack[-1], key, value)
+
+    def load_append(self) -> None:
+        item = self.stack.pop()
+        list.append(self.stack[-1], item)
+
+    def load_appends(self) -> None:
+        items = self.pop_mark()
+        list.extend(self.stack[-1], items)
+
+    for _name in ('reduce', 'newobj', 'build', 'setitem', 'setitems', 'append', 'appends'):
+        dispatch[getattr(pickle, _name.upper())[0]] = vars()[f'load_{_name}']
+    del _name
