@@ -1,5 +1,6 @@
 """A pair of files is replaced as a whole, whatever happens on the way."""
 
+import json
 import os
 import signal
 import subprocess
@@ -32,7 +33,20 @@ def write(folder, content='new', force=True, error=None):
             raise error
 
 
-def at_step(step, folder, happens, then=lambda: None):
+def fail():
+    raise OSError(28, 'No space left on device')
+
+
+HAPPENS = {
+    'nothing': lambda: None,
+    'error': fail,
+    'death': lambda: os.kill(os.getpid(), signal.SIGKILL),
+    'interrupt': lambda: os.kill(os.getpid(), signal.SIGINT),
+    'termination': lambda: os.kill(os.getpid(), signal.SIGTERM),
+}
+
+
+def write_until(step, folder, happens):
     """Write in a process of its own, in which something happens right before its n-th change of the disk; its exit status."""
     pid = os.fork()
     if pid:
@@ -47,7 +61,7 @@ def at_step(step, folder, happens, then=lambda: None):
                 event == 'open' and 'r' not in str(args[1])
             )
             if changes and any('a.p' in name for name in named) and next(steps, None) == step:
-                happens()
+                HAPPENS[happens]()
 
         sys.addaudithook(hook)
         write(folder)
@@ -56,6 +70,33 @@ def at_step(step, folder, happens, then=lambda: None):
         status = 3
     finally:
         os._exit(status)
+
+
+def serve():
+    """Do as the lines on standard input say. This is a small process, unlike that of the tests, which takes long to fork."""
+    for line in sys.stdin:
+        step, folder, happens = json.loads(line)
+        print(write_until(step, Path(folder), happens), flush=True)
+
+
+@pytest.fixture(scope='module')
+def server():
+    code, path = 'import test_files; test_files.serve()', os.pathsep.join([str(SOURCE.parent), *sys.path])
+    pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'text': True, 'env': {**os.environ, 'PYTHONPATH': path}}
+    with subprocess.Popen([sys.executable, '-c', code], **pipes) as process:
+        yield process
+        process.stdin.close()
+
+
+@pytest.fixture
+def at_step(server, tmp_path):
+    """As :func:`write_until`, in the folder of the test."""
+
+    def run(step, happens):
+        print(json.dumps([step, str(tmp_path), happens]), file=server.stdin, flush=True)
+        return int(server.stdout.readline())
+
+    return run
 
 
 @pytest.fixture(params=[OLD, NONE], ids=['replaced', 'new'])
@@ -67,23 +108,32 @@ def before(request, tmp_path):
     return request.param
 
 
-def steps(tmp_path, before, happens):
+def put_back(folder, content):
+    for path, text in zip(paths(folder), content, strict=True):
+        path.unlink(missing_ok=True)
+        if text:
+            path.write_text(text)
+
+
+@pytest.fixture
+def steps(at_step, tmp_path, before):
     """Have something happen at every step, one after the other, with the pair as it was; give the exit status of each."""
-    for step in range(100):
-        for path, content in zip(paths(tmp_path), before, strict=True):
-            path.unlink(missing_ok=True)
-            if content:
-                path.write_text(content)
-        status = at_step(step, tmp_path, happens)
-        if status == 2:
-            assert step > 8  # there were some
-            return
-        yield status
-    raise AssertionError('it never came to its end')
+
+    def run(happens):
+        for step in range(100):
+            put_back(tmp_path, before)
+            status = at_step(step, happens)
+            if status == 2:
+                assert step > 8  # there were some
+                return
+            yield status
+        raise AssertionError('it never came to its end')
+
+    return run
 
 
-def test_a_death_at_any_step_loses_and_mixes_nothing(tmp_path, before):
-    for status in steps(tmp_path, before, lambda: os.kill(os.getpid(), signal.SIGKILL)):
+def test_a_death_at_any_step_loses_and_mixes_nothing(tmp_path, before, steps):
+    for status in steps('death'):
         assert status == -signal.SIGKILL
         weights, config = pair(tmp_path)
         assert weights != 'new' or config == 'new'
@@ -94,37 +144,30 @@ def test_a_death_at_any_step_loses_and_mixes_nothing(tmp_path, before):
         assert {path.name for path in tmp_path.iterdir()} <= set(NAMES)
 
 
-def test_a_death_while_a_death_is_undone_loses_nothing_either(tmp_path, before):
-    between = 1 + sum(1 for _ in steps(tmp_path, before, lambda: None))
+def test_a_death_while_a_death_is_undone_loses_nothing_either(tmp_path, before, steps, at_step):
+    between = 1 + sum(1 for _ in steps('nothing'))
     deaths = 0
     for first in range(between):
         for second in range(12):
-            for path, content in zip(paths(tmp_path), before, strict=True):
-                path.unlink(missing_ok=True)
-                if content:
-                    path.write_text(content)
-            at_step(first, tmp_path, lambda: os.kill(os.getpid(), signal.SIGKILL))
-            deaths += at_step(second, tmp_path, lambda: os.kill(os.getpid(), signal.SIGKILL)) == -signal.SIGKILL
+            put_back(tmp_path, before)
+            at_step(first, 'death')
+            deaths += at_step(second, 'death') == -signal.SIGKILL
             output_files(SOURCE, tmp_path / 'a.pth', force=True)
             assert pair(tmp_path) in (before, NEW)
     assert deaths > 50
 
 
-def fail():
-    raise OSError(28, 'No space left on device')
-
-
-def test_an_error_at_any_step_leaves_what_was_there(tmp_path, before):
-    for status in steps(tmp_path, before, fail):
+def test_an_error_at_any_step_leaves_what_was_there(tmp_path, before, steps):
+    for status in steps('error'):
         assert pair(tmp_path) == (before if status == 3 else NEW)
         output_files(SOURCE, tmp_path / 'a.pth', force=True)
         assert {path.name for path in tmp_path.iterdir()} <= set(NAMES)
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_at_any_step_leaves_a_pair(tmp_path, before, number):
-    for status in steps(tmp_path, before, lambda: os.kill(os.getpid(), number)):
-        assert status in (3, 0, -number)
+@pytest.mark.parametrize('signal_name', ['interrupt', 'termination'])
+def test_an_interrupt_at_any_step_leaves_a_pair(tmp_path, before, steps, signal_name):
+    for status in steps(signal_name):
+        assert status in (3, 0, -signal.SIGINT, -signal.SIGTERM)
         assert pair(tmp_path) in (before, NEW)
 
 

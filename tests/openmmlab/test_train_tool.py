@@ -3,12 +3,14 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from helpers import CLASSIFIER
 from mmengine.config import Config
+from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
 from PIL import Image
 
@@ -168,6 +170,38 @@ def test_a_checkpoint_that_is_resumed_deletes_nothing_but_former_best_ones(data)
     assert all(path.exists() for path in lost)
     assert not own.exists()
     assert list(Path('work').glob('best_*_epoch_2.pth'))
+
+
+HUB = {
+    'a number': ('val/loss', 0.5, True, True),
+    'a history': ('stripes', {'epochs': [1], 'values': {'se': [torch.zeros(2)]}}, True, True),
+    'the best score': ('best_score', 0.4, True, True),
+    'the best one': ('best_ckpt', 'work/best_a.pth', True, False),
+    'the best one of two': ('best_ckpt_a', 'work/best_a.pth', True, False),
+    'another file': ('best_ckpt', 'work/epoch_1.pth', False, False),
+    'a file elsewhere': ('best_ckpt', 'elsewhere/best_a.pth', False, False),
+    'numbers of checkpoints': ('keep_ckpt_ids', [1, 2], True, False),
+    'a config, which is executed one day': ('cfg', 'raise SystemExit', False, False),
+    'control characters': ('val/x', '\x1b]0;x\x07', False, False),
+    'a name of control characters': ('\x1b]0;x\x07', 1, False, False),
+}
+
+
+@pytest.mark.parametrize('inside', [True, False], ids=['of this training', 'of another'])
+@pytest.mark.parametrize('case', HUB)
+def test_what_a_checkpoint_says_beside_weights_is_kept_only_if_it_does_nothing_else(case, inside):
+    name, value, own, others = HUB[case]
+    runner = SimpleNamespace(work_dir='work', _load_from='work/epoch_2.pth' if inside else 'other/epoch_2.pth')
+    checkpoint = {'message_hub': {'log_scalars': {}, 'runtime_info': {name: value}, 'resumed_keys': {name: True}}}
+    ResumeHook().after_load_checkpoint(runner, checkpoint)
+    assert (name in checkpoint['message_hub']['runtime_info']) == (own if inside else others)
+
+
+@pytest.mark.parametrize('hub', [3, [], HistoryBuffer(), {'runtime_info': 3}])
+def test_a_message_hub_of_another_kind_says_nothing(hub):
+    checkpoint = {'message_hub': hub}
+    ResumeHook().after_load_checkpoint(SimpleNamespace(work_dir='work', _load_from='work/a.pth'), checkpoint)
+    assert checkpoint['message_hub'] == {'log_scalars': {}, 'runtime_info': {}, 'resumed_keys': {}}
 
 
 def validated(work_dir, max_epochs, load_from):
