@@ -6,7 +6,9 @@ Each is one file and one line here.
 from ..core.attach import CONVOLUTIONS
 from . import repvgg  # noqa: F401  the blocks of other libraries
 from .acnet import ACNet
+from .dbb import DBB, OfflineOREPA
+from .orepa import OREPA
 
-__all__ = ['ACNet']
+__all__ = ['DBB', 'OREPA', 'ACNet', 'OfflineOREPA']
 
-CONVOLUTIONS['ACNet'] = ACNet
+CONVOLUTIONS.update(ACNet=ACNet, DBB=DBB, OfflineOREPA=OfflineOREPA, OREPA=OREPA)

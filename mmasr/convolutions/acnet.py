@@ -27,6 +27,7 @@ class ACNet(Merging):
         ValueError: If the kernel is not 3 × 3, or the padding is less than the dilation.
     """
 
+    heir = 'square.0'
     outputs = ('square.1', 'vertical.1', 'horizontal.1')
 
     def __init__(
@@ -67,14 +68,6 @@ class ACNet(Merging):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map features (N, in_channels, H, W) to (N, out_channels, H', W')."""
         return self.square(x) + self.vertical(x) + self.horizontal(x)
-
-    @classmethod
-    @torch.no_grad()
-    def of(cls, conv: nn.Conv2d, **options) -> 'ACNet':
-        """Make one in the place of a convolution, whose weight its wide kernel starts with."""
-        acnet = super().of(conv, **options)
-        acnet.square[0].weight.copy_(conv.weight)
-        return acnet
 
     @torch.no_grad()
     def merged(self) -> nn.Conv2d:

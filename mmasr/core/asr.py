@@ -70,6 +70,7 @@ class ASR(Computed):
     """
 
     child = 'asr'
+    title = 'ASR'
 
     def __init__(
         self,

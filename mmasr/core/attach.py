@@ -118,7 +118,7 @@ def _refuse_frozen(modules: dict[str, nn.Module], names: list[str]) -> None:
 def _check(modules: dict[str, nn.Module], kind: type[Merging] | type[Computed], name: str) -> None:
     layer = modules[name]
     if isinstance(layer, Host):
-        raise ValueError(f'{name} ({type(layer).__name__}) carries an {type(layer.computed()).__name__} already')
+        raise ValueError(f'{name} ({type(layer).__name__}) carries an {layer.computed().title} already')
     if 'forward' in vars(layer):  # it would hide a host's, and be gone with a convolution that is replaced
         raise ValueError(f'{name} ({type(layer).__name__}) has another forward than its class; undo that, or do it afterwards')
     kind.check(name, layer)

@@ -17,6 +17,8 @@ class Computed(nn.Module):
 
     #: Name of the child in its layer, and so in the state dict.
     child: str
+    #: What it is called.
+    title: str
 
     def tensors(self, layer: nn.Module) -> dict[str, torch.Tensor]:
         """The parameters that a layer runs with: name in the layer -> tensor of the parameter's shape and dtype."""
@@ -27,9 +29,13 @@ class Computed(nn.Module):
         around."""
         raise NotImplementedError
 
+    def init_layer(self, layer: nn.Module) -> None:
+        """Give the layer's own parameters the initial values that they need beside it; it comes after :meth:`init_weights`.
+        Default: they stay as they are."""
+
     def describe(self) -> str:
         """What it is, for a report."""
-        return type(self).__name__
+        return self.title
 
     @classmethod
     def check(cls, name: str, layer: nn.Module) -> None:

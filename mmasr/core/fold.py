@@ -33,9 +33,10 @@ def find_foldable(model: nn.Module) -> dict[str, nn.Module]:
         type(host.computed()).check(name, host)
     plugins = {name: plugin.asr for name, plugin in find_plugins(model).items()}
     used = [host.computed() for host in hosts.values()] + list(plugins.values())
+    used = {module for child in used for module in child.modules()}  # one may be part of another
     for name, module in model.named_modules():
-        if isinstance(module, Computed) and not any(module is child for child in used):
-            raise ValueError(f"{name or 'the model'} can't be folded: no layer has it as its {type(module).__name__}")
+        if isinstance(module, Computed) and module not in used:
+            raise ValueError(f"{name or 'the model'} can't be folded: no layer has it as its {module.title}")
     merging = {name: module for name, module in model.named_modules() if can_merge(module)}
     return {**merging, **plugins, **hosts}  # a module that merges may carry an ASR, which is what there is to tell of it
 

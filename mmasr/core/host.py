@@ -58,6 +58,7 @@ class Host(Mixed):
         """Give the child its initial state; OpenMMLab calls this once it has initialised what is around."""
         if any(isinstance(child, Computed) for child in self._modules.values()):  # a backbone takes it out meanwhile
             self.computed().init_weights()
+            self.computed().init_layer(self)
 
     @torch.no_grad()
     def fold(self) -> None:

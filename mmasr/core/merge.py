@@ -23,6 +23,8 @@ class Merging(nn.Module):
     #: Names of the last layers of branches whose outputs are added up, which one ASR can scale together; without them the
     #: module can't carry an ASR.
     outputs: tuple[str, ...] = ()
+    #: Name of the layer in it that takes the weight of the convolution whose place it takes, also from a plain checkpoint.
+    heir: str | None = None
     #: Whether the convolution whose place it takes has a bias. The one that it becomes has, and where that is one too many,
     #: :func:`mmasr.core.absorb.absorb_biases` moves it into the normalization that comes after.
     stock_bias = True
@@ -34,6 +36,11 @@ class Merging(nn.Module):
     def merged(self) -> nn.Module:
         """The one layer that computes the same in eval mode."""
         raise NotImplementedError
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        if self.heir and f'{prefix}weight' in state_dict:  # before its children look there for theirs
+            state_dict[f'{prefix}{self.heir}.weight'] = state_dict.pop(f'{prefix}weight')
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @classmethod
     def check(cls, name: str, layer: nn.Module) -> None:
@@ -85,6 +92,8 @@ class Merging(nn.Module):
         names = ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups')
         made = cls(**{name: getattr(conv, name) for name in names}, **options).to(conv.weight)
         made.stock_bias = conv.bias is not None
+        if made.heir:
+            made.get_submodule(made.heir).weight.data.copy_(conv.weight)
         return made
 
     @classmethod

@@ -48,7 +48,7 @@ def check_watched(model: nn.Module, args: tuple = ()) -> None:
         _, host = model._watched[name]
         if host not in present:
             raise ValueError(
-                f'{name} was taken out of {type(model).__name__} with its {type(host.computed()).__name__}, which is not '
+                f'{name} was taken out of {type(model).__name__} with its {host.computed().title}, which is not '
                 'folded, so the network computes something else; call mmasr.fold before what fuses, freezes or replaces layers'
             )
 

@@ -1,0 +1,202 @@
+"""The Diverse Branch Block, and OREPA's branches on feature maps: what they compute, and the one convolution that they
+become."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torchvision
+from helpers import classifier, randomize
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from torch import nn
+from torch.nn.functional import avg_pool2d, conv2d
+
+import mmasr
+from mmasr.convolutions.dbb import DBB, OfflineOREPA
+from mmasr.convolutions.orepa import frequency_prior
+from mmasr.deploy.reparameterize import reparameterize
+
+SHAPES = {
+    '3 x 3': {},
+    'stride': {'stride': 2},
+    'groups': {'groups': 2},
+    'more than four groups': {'groups': 8},
+    '5 x 5': {'kernel_size': 5, 'padding': 2},
+}
+
+
+def made(kind, inputs=16, outputs=32, **options):
+    options = {'kernel_size': 3, 'padding': 1, **options}
+    return randomize(kind(inputs, outputs, **options)).double().eval()
+
+
+def normalized(x, norm):
+    """What a BatchNorm makes of a map in eval mode, by its formula."""
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    return x * scale.view(1, -1, 1, 1) + (norm.bias - norm.running_mean * scale).view(1, -1, 1, 1)
+
+
+def bordered(x, norm, width):
+    """A normalized map with zeros around it that were normalized too."""
+    return normalized(nn.functional.pad(x, [width] * 4), norm)
+
+
+def identity(conv, groups):
+    own = conv.weight.shape[1]
+    return conv.weight + torch.eye(own, dtype=torch.double).repeat(len(conv.weight) // own, 1)[:, :, None, None]
+
+
+def dbb_on_maps(dbb, x):
+    """Section 3.2 and Fig. 3 of the paper, written out."""
+    p, g, s, k = dbb.padding, dbb.groups, dbb.stride, dbb.size
+    found = normalized(conv2d(x, dbb.origin.conv.weight, padding=p, stride=s, groups=g), dbb.origin.norm)
+    inner = dbb.deep.inner
+    first = identity(inner.conv, g) if dbb.groups < dbb.out_channels else inner.conv.weight
+    y = bordered(conv2d(x, first, groups=g), inner.norm, p)
+    found = found + normalized(conv2d(y, dbb.deep.conv.weight, stride=s, groups=g), dbb.deep.norm)
+    if dbb.groups == dbb.out_channels:
+        return found + normalized(avg_pool2d(x, k, s, p), dbb.average.norm)
+    found = found + normalized(conv2d(x, dbb.point.conv.weight, stride=s, groups=g), dbb.point.norm)
+    y = bordered(conv2d(x, dbb.average.inner.conv.weight, groups=g), dbb.average.inner.norm, p)
+    return found + normalized(avg_pool2d(y, k, s), dbb.average.norm)
+
+
+def orepa_on_maps(module, x):
+    """The six branches of OREPA, each as convolutions and a BatchNorm."""
+    p, g, s, k, outputs = module.padding, module.groups, module.stride, module.size, module.out_channels
+    padded = nn.functional.pad(x, [p] * 4)
+
+    def point(layer):
+        return conv2d(padded, layer.weight, groups=g)
+
+    prior = frequency_prior(outputs, k)[:, None].double()
+    deep = conv2d(conv2d(padded, identity(module.deep.inner, g), groups=g), module.deep.conv.weight, stride=s, groups=g)
+    maps = {
+        'origin': conv2d(padded, module.origin.conv.weight, stride=s, groups=g),
+        'deep': deep,
+        'average': avg_pool2d(point(module.average.inner), k, s),
+        'prior': conv2d(point(module.prior.inner), prior, stride=s, groups=outputs),
+        'point': conv2d(x, module.point.conv.weight, stride=s, groups=g),
+        'separable': conv2d(
+            conv2d(padded, module.separable.inner.weight, stride=s, groups=module.in_channels),
+            module.separable.conv.weight,
+            groups=g,
+        ),
+    }
+    return sum(normalized(y, module.get_submodule(branch).norm) for branch, y in maps.items())
+
+
+@pytest.mark.parametrize(('kind', 'on_maps'), [(DBB, dbb_on_maps), (OfflineOREPA, orepa_on_maps)])
+@pytest.mark.parametrize('name', SHAPES)
+def test_it_is_the_sum_of_its_branches_and_merges(kind, on_maps, name):
+    module = made(kind, **SHAPES[name])
+    if kind is OfflineOREPA:
+        module.init_weights()  # the prior is fixed
+    x = torch.randn(2, 16, 9, 11, dtype=torch.double)
+    with torch.no_grad():
+        expected = on_maps(module, x)
+        torch.testing.assert_close(module(x), expected, rtol=1e-10, atol=1e-10)
+        merged = module.merged()
+        torch.testing.assert_close(merged(x), expected, rtol=1e-10, atol=1e-10)
+    assert type(merged) is nn.Conv2d
+
+
+def test_a_depthwise_block_merges():
+    module = made(DBB, 16, 16, groups=16)
+    x = torch.randn(2, 16, 9, 11, dtype=torch.double)
+    with torch.no_grad():
+        expected = dbb_on_maps(module, x)
+        torch.testing.assert_close(module(x), expected, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(module.merged()(x), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(('inputs', 'outputs'), [(6, 8), (8, 6)])
+def test_a_one_by_one_kernel_beside_two_in_a_row(inputs, outputs):
+    module = made(OfflineOREPA, inputs, outputs, kernel_size=1, padding=0, stride=2)
+    x = torch.randn(2, inputs, 7, 7, dtype=torch.double)
+    with torch.no_grad():
+        rows = conv2d(conv2d(x, module.deep.inner.weight), module.deep.conv.weight, stride=2)
+        expected = normalized(conv2d(x, module.origin.conv.weight, stride=2), module.origin.norm)
+        expected = expected + normalized(rows, module.deep.norm)
+        torch.testing.assert_close(module(x), expected, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(module.merged()(x), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize('kind', [DBB, OfflineOREPA])
+def test_all_of_it_trains(kind):
+    module = kind(4, 8)
+    module(torch.randn(2, 4, 6, 6)).square().mean().backward()
+    assert all((p.grad is not None) == p.requires_grad for p in module.parameters())
+    assert all(p.requires_grad for name, p in module.named_parameters() if 'fixed' not in name)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'kernel_size': 2}, 'odd square kernel'),
+        ({'kernel_size': (1, 3)}, 'odd square kernel'),
+        ({'padding': 0}, 'needs a padding of 1'),
+        ({'dilation': 2}, 'no dilation'),
+        ({'kernel_size': 1, 'padding': 0}, '3 x 3 or more, not of 1 x 1'),
+    ],
+)
+def test_other_convolutions_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        DBB(4, 8, **{'kernel_size': 3, 'padding': 1, **options})
+
+
+@pytest.mark.parametrize('kind', ['DBB', 'OfflineOREPA'])
+@pytest.mark.parametrize('training', [False, True])
+def test_with_init_identity_a_pretrained_network_starts_as_it_is(kind, training):
+    stock = torchvision.models.resnet18()
+    network = copy.deepcopy(stock)
+    mmasr.attach(network, {'type': kind, 'init_identity': True})
+    assert network.load_state_dict(stock.state_dict(), strict=False).unexpected_keys == []
+    x = torch.randn(4, 3, 64, 64)
+    with torch.no_grad():
+        # In training the BatchNorm after a BatchNorm undoes it, up to eps of the variance.
+        torch.testing.assert_close(network.train(training)(x), stock.train(training)(x), rtol=1e-3, atol=1e-3)
+
+
+def test_weights_of_the_plain_convolution_go_to_the_origin():
+    conv = nn.Conv2d(4, 8, 3, padding=1, bias=False)
+    for kind, origin in (('DBB', 'origin.conv'), ('OfflineOREPA', 'origin.conv'), ('ACNet', 'square.0')):
+        network = mmasr.attach(nn.Sequential(copy.deepcopy(conv)), {'type': kind})
+        assert torch.equal(network[0].get_submodule(origin).weight, conv.weight)
+        other = {'0.weight': torch.randn(8, 4, 3, 3)}
+        assert network.load_state_dict(dict(other), strict=False).unexpected_keys == []
+        assert torch.equal(network[0].get_submodule(origin).weight, other['0.weight'])
+
+
+@pytest.mark.parametrize('kind', ['DBB', 'OfflineOREPA'])
+@pytest.mark.parametrize('asr', [None, {'attention': {'type': 'SE'}}], ids=['alone', 'with ASR'])
+def test_it_is_trained_merged_and_deployed(tmp_path, kind, asr):
+    backbone = {'type': 'mmasr.ASRResNet', 'depth': 18, 'base_channels': 8, 'out_indices': (3,), 'norm_eval': False}
+    config = classifier({**backbone, 'convs': {'type': kind}, 'asr': asr}, 64)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        trained = MODELS.build(config.model)
+    trained.init_weights()
+    blocks = [module for module in trained.modules() if isinstance(module, DBB | OfflineOREPA)]
+    assert len(blocks) == 16
+    trained.train()
+    for _ in range(2):
+        trained(torch.randn(4, 3, 64, 64)).square().mean().backward()
+    torch.optim.SGD(trained.parameters(), lr=0.01).step()
+    torch.save({'meta': {'cfg': config.pretty_text}, 'state_dict': trained.state_dict()}, tmp_path / 'a.pth')
+    report = reparameterize(tmp_path / 'a.pth')
+    assert max(difference.relative for difference in report.differences) <= 1e-5
+    assert set(report.merged.values()) == {kind}
+    deployed = Config.fromfile(report.config)
+    assert deployed.model.backbone.type == 'mmdet.ResNet'
+    assert 'convs' not in deployed.model.backbone
+    assert 'custom_imports' not in deployed
+
+
+def test_initial_values_of_the_identity():
+    block = DBB(4, 8, init_identity=True)
+    assert block.origin.norm.weight.unique().item() == pytest.approx(math.sqrt(1 + 1e-5))
+    assert not block.point.norm.weight.any()
+    assert not block.deep.norm.weight.any()
+    assert not block.average.norm.weight.any()
