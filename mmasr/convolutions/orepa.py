@@ -6,6 +6,7 @@ authors' code, https://github.com/JUGGHM/OREPA_CVPR2022, which differs from the 
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from torch.nn.functional import conv2d
 from ..attention import ChannelAttention
 from ..core.by_class import by_class
 from ..core.computed import Computed
-from ..core.merge import is_merging
+from ..core.merge import ADAPTERS, is_merging
 
 #: Modules of other libraries whose convolutions see a pooled map, and are no part of a network's body.
 ATTENTION = {
@@ -116,7 +117,15 @@ class OREPA(Computed):
         return 'has no convolution with an odd square kernel'
 
     @classmethod
-    def of(cls, layer: nn.Conv2d, init_identity: bool = False) -> 'OREPA':
+    def options_at(cls, model: nn.Module, names: Sequence[str], options: dict) -> dict[str, dict]:
+        """The options at each of some layers: in the 3 x 3 branch of a block of RepVGG, which has a 1 x 1 branch of its own,
+        those of the authors' ``blocks_repvgg.py``."""
+        inside = [name for name, module in model.named_modules() if by_class(ADAPTERS, module)]
+        small = {name for name in names if any(name.startswith(f'{block}.') for block in inside)}
+        return {name: {'centre': False, 'a': 1.0, **options} if name in small else options for name in names}
+
+    @classmethod
+    def of(cls, layer: nn.Conv2d, init_identity: bool = False, **square: bool | float) -> 'OREPA':
         """Make one for a convolution.
 
         Args:
@@ -124,6 +133,7 @@ class OREPA(Computed):
                 origin branch.
             init_identity (bool): Start with the other branches scaled by 0, so that nothing changes at first, for networks with
                 pretrained weights. Default: False.
+            **square: ``centre`` and ``a`` of :class:`Square`.
 
         Returns:
             OREPA: Of the layer's device and dtype; frozen if its weight is.
@@ -132,7 +142,7 @@ class OREPA(Computed):
         kind = Pointwise if size == 1 else Square if size < 7 else Deep
         options = {} if kind is Pointwise else {'size': size}
         if kind is Square:
-            options['groups'] = groups
+            options.update(groups=groups, **square)
         made = kind(layer.in_channels, layer.out_channels, **options, init_identity=init_identity)
         made.init_layer(layer)
         return made.to(layer.weight).requires_grad_(layer.weight.requires_grad)

@@ -5,14 +5,14 @@ https://arxiv.org/abs/2304.06345.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
 from ..attention import ATTENTIONS, ChannelAttention, build_attention
 from .computed import Computed
-from .known import find_sites, no_sites
+from .known import find_sites, find_transformer_sites, no_sites
 from .probe import check_scales
 from .scaling import check_scalable, output_channels, output_layers, scaled
 
@@ -167,6 +167,12 @@ class ASR(Computed):
         """Raise a ValueError, with the layer's name, if a layer has nothing to scale, or its output does not scale with it."""
         check_scalable(name, layer)
         check_scales(name, layer)
+
+    @classmethod
+    def options_at(cls, model: nn.Module, names: Sequence[str], options: dict) -> dict[str, dict]:
+        """The options at each of some layers: at the paper's sites in a vision transformer those of :func:`for_transformer`."""
+        transformer = find_transformer_sites(model)
+        return {name: for_transformer(options) if name in transformer else options for name in names}
 
     @classmethod
     def of(cls, layer: nn.Module, **options) -> 'ASR':

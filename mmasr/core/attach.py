@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from .asr import ASR, for_transformer
+from .asr import ASR
 from .computed import Computed
-from .host import Host, become_host
-from .known import find_transformer_sites
+from .host import Host, become_host, fold_first
 from .merge import Merging, is_merging
 from .scaling import output_channels
 from .surgery import replace
@@ -68,14 +67,14 @@ def attach(
         _refuse_frozen(modules, names)
     for name in names:
         _check(modules, kind, name)
-    transformer = find_transformer_sites(model) if kind is ASR else ()
-    made = {name: kind.of(modules[name], **(for_transformer(options) if name in transformer else options)) for name in names}
+    made = {name: kind.of(modules[name], **given) for name, given in kind.options_at(model, names, options).items()}
     for name, new in made.items():
         if isinstance(new, Computed):
             become_host(modules[name])
             setattr(modules[name], new.child, new)
         else:
             model = replace(model, name, new)
+    fold_first(model)
     watch(model, [name for name, new in made.items() if isinstance(new, Computed)])
     return model
 

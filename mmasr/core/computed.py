@@ -1,5 +1,7 @@
 """What a layer's parameters are computed from while it trains. Needs torch only."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -51,6 +53,12 @@ class Computed(nn.Module):
     def no_sites(model: nn.Module) -> str:
         """What to say of a network in which :meth:`sites` finds nothing."""
         return 'is no network whose sites are known'
+
+    @classmethod
+    def options_at(cls, model: nn.Module, names: Sequence[str], options: dict) -> dict[str, dict]:
+        """The options that it takes at each of some layers of a network, where these depend on what is around. Default: the
+        same everywhere."""
+        return dict.fromkeys(names, options)
 
     @classmethod
     def of(cls, layer: nn.Module, **options) -> 'Computed':

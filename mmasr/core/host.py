@@ -74,14 +74,28 @@ class Host(Mixed):
 
     @classmethod
     def overrides(cls, stock: type[nn.Module]) -> dict[str, Callable]:
-        """A method of another library that merges branches folds first: it would read the parameters from outside."""
+        """See :class:`FoldsFirst`."""
+        return FoldsFirst.overrides(stock)
+
+
+class FoldsFirst(Mixed):
+    """Mixed into a block of another library that merges its branches, and that has a host in it: its method, which reads the
+    parameters of the layers from outside, folds them first."""
+
+    @classmethod
+    def overrides(cls, stock: type[nn.Module]) -> dict[str, Callable]:
+        """The method that merges."""
         adapter = by_class(ADAPTERS, stock)
         return {adapter.method: _folding_first(adapter.method)} if adapter else {}
 
 
-def _folding_first(method: str) -> Callable[[Host], None]:
-    def merge(self: Host) -> None:
-        self.fold()
+def _folding_first(method: str) -> Callable[[Mixed], None]:
+    def merge(self: Mixed) -> None:
+        for module in list(self.modules()):
+            if isinstance(module, Host):
+                module.fold()
+        if isinstance(self, Mixed):  # it was no host itself
+            self.restore_class()
         getattr(self, method)()
 
     return merge
@@ -106,6 +120,13 @@ def become_host(layer: nn.Module) -> None:
     layer.__class__ = mixed_class(Host, type(layer))
     if not is_batch_norm(layer):  # never part of a transformer layer, and a call with a hook takes longer
         layer.register_forward_pre_hook(_call_me)
+
+
+def fold_first(model: nn.Module) -> None:
+    """Have the blocks of other libraries that merge by themselves fold the hosts in them first."""
+    for block in model.modules():
+        if by_class(ADAPTERS, block) and not isinstance(block, Mixed) and any(isinstance(m, Host) for m in block.modules()):
+            block.__class__ = mixed_class(FoldsFirst, type(block))
 
 
 def _call_me(module: nn.Module, args: tuple) -> None:

@@ -5,7 +5,7 @@ One of the two kinds of re-parameterization (the other is :class:`mmasr.core.com
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
@@ -74,6 +74,11 @@ class Merging(nn.Module):
     def no_sites(model: nn.Module) -> str:
         """What to say of a network in which :meth:`sites` finds nothing."""
         return 'has no 3 x 3 convolution'
+
+    @classmethod
+    def options_at(cls, model: nn.Module, names: Sequence[str], options: dict) -> dict[str, dict]:
+        """The options that it takes at each of some layers of a network, as of :class:`mmasr.core.computed.Computed`."""
+        return dict.fromkeys(names, options)
 
     @classmethod
     def of(cls, conv: nn.Conv2d, **options) -> 'Merging':

@@ -12,6 +12,7 @@ from timm.models.byobnet import RepVggBlock
 from torch import nn
 
 import mmasr
+from mmasr.core.surgery import Mixed
 from mmasr.deploy.reparameterize import reparameterize
 
 NETWORKS = {'mmpretrain': lambda: RepVGG('A0'), 'timm': lambda: timm.create_model('repvgg_a0')}
@@ -80,3 +81,63 @@ def test_other_convolutions_with_branches_stay_out_of_them():
         mmasr.attach(RepVGG('A0'), {'type': 'ACNet'}, sites=['stem.branch_3x3.conv'])
     with pytest.raises(ValueError, match='RepVGG has no 3 x 3 convolution'):
         mmasr.attach(RepVGG('A0'), {'type': 'ACNet'})
+
+
+@pytest.mark.parametrize('asr', [False, True], ids=['OREPA', 'OREPA and ASR'])
+@pytest.mark.parametrize('name', NETWORKS)
+def test_orepa_takes_the_place_of_the_three_by_three_branch(name, asr):
+    """As in the authors' blocks of RepVGG, without a 1 x 1 branch at the centre."""
+    network = NETWORKS[name]()
+    mmasr.attach(network, {'type': 'OREPA'})
+    if asr:
+        mmasr.attach(network, {'type': 'SE'}, psi={'std': 1.0})
+    found = [module.orepa for module in network.modules() if hasattr(module, 'orepa')]
+    assert len(found) == 22
+    for branches in found:
+        assert [row.unique().tolist() for row in branches.scale] == [[0.25], [0.5], [0.25], [0.0], [0.5]]
+        assert branches.outer.detach().abs().max() <= (3 / branches.outer[0].numel()) ** 0.5  # Kaiming, a = 1
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    network.eval()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = network(x)
+        after = mmasr.fold(network)(x)
+    if name == 'mmpretrain':
+        (expected,), (after,) = expected, after
+    assert (after - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert not any(isinstance(module, Mixed) for module in network.modules())
+
+
+@pytest.mark.parametrize('asr', [False, True], ids=['OREPA', 'OREPA and ASR'])
+@pytest.mark.parametrize(
+    ('block', 'merge'), [(RepVGGBlock, 'switch_to_deploy'), (RepVggBlock, 'reparameterize')], ids=['mmpretrain', 'timm']
+)
+def test_merging_branches_as_the_library_does_squeezes_the_kernels_first(block, merge, asr):
+    network = nn.Sequential(randomize(block(8, 8)).eval())
+    mmasr.attach(network, {'type': 'OREPA'})
+    if asr:
+        mmasr.attach(network, {'type': 'SE'}, sites=['0'], psi={'std': 1.0})
+    x = torch.randn(2, 8, 6, 6)
+    with torch.no_grad():
+        expected = network(x)
+        getattr(network[0], merge)()
+        assert type(network[0]) is block
+        torch.testing.assert_close(network(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_repvgg_with_orepa_deploys_as_a_plain_one(tmp_path):
+    arch = {'num_blocks': [1, 1, 1, 1], 'width_factor': [0.25] * 4, 'group_layer_map': None, 'se_cfg': None}
+    backbone = {'type': 'mmasr.ASRRepVGG', 'arch': {**arch, 'stem_channels': 16}, 'convs': {'type': 'OREPA'}}
+    config = classifier(backbone, 128)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = MODELS.build(config.model)
+    torch.save({'meta': {'cfg': config.pretty_text}, 'state_dict': model.state_dict()}, tmp_path / 'a.pth')
+    report = reparameterize(tmp_path / 'a.pth')
+    assert set(report.folded.values()) == {'OREPA'}
+    assert set(report.merged.values()) == {'RepVGGBlock'}
+    deployed = Config.fromfile(report.config).model.backbone
+    assert deployed.type == 'mmpretrain.RepVGG'
+    assert deployed.deploy
+    assert 'convs' not in deployed
