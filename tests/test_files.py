@@ -148,13 +148,13 @@ def test_a_death_while_a_death_is_undone_loses_nothing_either(tmp_path, before, 
     between = 1 + sum(1 for _ in steps('nothing'))
     deaths = 0
     for first in range(between):
-        for second in range(12):
+        for second in range(0, 12, 2):
             put_back(tmp_path, before)
             at_step(first, 'death')
             deaths += at_step(second, 'death') == -signal.SIGKILL
             output_files(SOURCE, tmp_path / 'a.pth', force=True)
             assert pair(tmp_path) in (before, NEW)
-    assert deaths > 50
+    assert deaths > 25
 
 
 def test_an_error_at_any_step_leaves_what_was_there(tmp_path, before, steps):

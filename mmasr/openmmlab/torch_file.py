@@ -93,12 +93,15 @@ def _read_old(file: BinaryIO, size: int) -> Any:
         raise UnpicklingError('no file of torch')
     _Unpickler(file).load()  # what machine wrote it
     storages: dict[str, torch.Tensor] = {}
+    left = size
 
     def storage(
         kind: str, dtype: torch.dtype, key: str, location: str, count: int, view: tuple[str, int, int] | None = None
     ) -> torch.Tensor:
+        nonlocal left
         if key not in storages:
-            if not 0 <= count * dtype.itemsize <= size - sum(tensor.nbytes for tensor in storages.values()):
+            left -= count * dtype.itemsize
+            if count < 0 or left < 0:
                 raise UnpicklingError('storages that are larger than the file')
             storages[key] = torch.zeros(count, dtype=dtype)
         return storages[key] if view is None else storages[key].narrow(0, *view[1:])

@@ -1,4 +1,4 @@
-"""The paper's classification experiments: networks and recipes, and two iterations of every config on data of its shape."""
+"""The papers' classification experiments: networks and recipes, and two iterations of every config on data of its shape."""
 
 import argparse
 import pickle
@@ -11,11 +11,13 @@ import torch
 from helpers import ROOT
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.registry import MODELS
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, init_default_scope
 from mmpretrain.datasets import CIFAR10
 from torch import nn
 
 import mmasr
+from mmasr.convolutions import DBB, OREPA
 from mmasr.core.host import Host
 from mmasr.openmmlab.arguments import add_arguments
 from mmasr.openmmlab.building import build_runner
@@ -35,7 +37,7 @@ STEP_130 = (0.1, 1e-4, 164, 128, ([130], 0.1))
 IMAGENET = (0.1, 1e-4, 100, 128, ([30, 60, 90], 0.1))
 VIT = (5e-4, 5e-2, 300, 256, 'cosine')
 FOUR, TWO = ('', '_se', '_asr_se', '_asr_se_se'), ('', '_asr_se')
-# recipe, number of sites, variants
+# recipe, number of ASR's sites, variants
 SMALL = {
     'resnet83': (STEPS_81, 27, FOUR),
     'resnet164': (STEPS_81, 54, FOUR),
@@ -54,6 +56,18 @@ LARGE = {
     'vit_base': (VIT, 24, TWO),
     'vit_base_384': ((5e-6, 1e-8, 30, 64, 'cosine'), 24, TWO),
 }
+# OREPA's networks, all with one recipe on 4 GPUs: how many convolutions train with branches in each variant.
+ONLINE_RECIPE = (0.1, 1e-4, 120, 64, 'cosine')
+ONLINE = {
+    'resnet18': {'_120e': 0, '_orepa': 17, '_dbb': 16},
+    'resnet34': {'_120e': 0, '_orepa': 33, '_dbb': 32},
+    'resnet50': {'_120e': 0, '_orepa': 53, '_dbb': 16},
+    'resnet101': {'_120e': 0, '_orepa': 104, '_dbb': 33},
+    'resnext50': {'_120e': 0, '_orepa': 53},
+    'wideresnet18_w96': {'_120e': 0, '_orepa': 17},
+    'wideresnet18_w128': {'_120e': 0, '_orepa': 17},
+    **{f'repvgg_a{i}': {'_120e': 0, '_orepa': 22} for i in range(3)},
+}
 
 
 def networks(folder):
@@ -61,8 +75,16 @@ def networks(folder):
 
 
 def network_and_variant(stem):
-    name, *variant = stem.partition('_asr_se' if '_asr_se' in stem else '_se')
-    return name, variant
+    return re.fullmatch(r'(.+?)((?:_asr_se)?(?:_se)?|_120e|_orepa|_dbb)', stem).groups()
+
+
+def expectations(path):
+    """The recipe of a config, and of how many ASRs and convolutions with branches its network is."""
+    name, variant = network_and_variant(path.stem)
+    if variant in ONLINE.get(name, ()):
+        return ONLINE_RECIPE, 0, ONLINE[name][variant]
+    recipe, sites, _ = networks(path.parent.name)[name]
+    return recipe, sites * ('_asr' in variant), 0
 
 
 def test_every_network_has_its_variants():
@@ -72,6 +94,7 @@ def test_every_network_has_its_variants():
         for name, (*_, variants) in networks(folder).items()
         for variant in variants
     }
+    expected |= {('imagenet', f'{name}{variant}') for name, variants in ONLINE.items() for variant in variants}
     assert {(path.parent.name, path.stem) for path in CONFIGS} == expected
 
 
@@ -90,20 +113,33 @@ def test_no_network_inherits_another(path):
 def test_the_recipe_is_the_papers(path):
     config = load_config(path)
     folder = path.parent.name
-    name, _ = network_and_variant(path.stem)
-    (rate, decay, epochs, images, schedule), *_ = networks(folder)[name]
+    recipe, *_ = expectations(path)
+    rate, decay, epochs, images, schedule = recipe
     optimizer = config.optim_wrapper.optimizer
     assert (optimizer.lr, optimizer.weight_decay, config.train_cfg.max_epochs) == (rate, decay, epochs)
-    assert optimizer.type == ('AdamW' if 'vit' in name else 'SGD')
+    assert optimizer.type == ('AdamW' if 'vit' in path.stem else 'SGD')
     assert optimizer.get('momentum', 0.9) == 0.9
     batch = config.train_dataloader.batch_size
-    assert batch == config.auto_scale_lr.base_batch_size == (16 if folder == 'stl10' else images)
+    assert batch == (16 if folder == 'stl10' else images)
+    assert config.auto_scale_lr.base_batch_size == batch * (4 if recipe is ONLINE_RECIPE else 1)
     schedulers = config.param_scheduler if isinstance(config.param_scheduler, list) else [config.param_scheduler]
     if schedule == 'cosine':
         assert schedulers[-1].type == 'CosineAnnealingLR'
-        assert schedulers[-1].get('T_max', epochs) == epochs  # mmengine's own is to the end
+        start = schedulers[-1].get('begin', 0)
+        assert start + schedulers[-1].get('T_max', epochs - start) == epochs  # mmengine's own is to the end
     else:
         assert (schedulers[-1].milestones, schedulers[-1].gamma) == schedule
+
+
+def test_orepas_recipe_warms_up_and_decays_kernels_only():
+    config = load_config(ROOT / 'configs/imagenet/resnet18_dbb.py')
+    assert (config.param_scheduler[0].type, config.param_scheduler[0].end) == ('LinearLR', 5)
+    init_default_scope('mmpretrain')
+    model = MODELS.build(config.model)
+    groups = build_optim_wrapper(model, config.optim_wrapper).optimizer.param_groups
+    decays = {parameter: group['weight_decay'] for group in groups for parameter in group['params']}
+    for parameter in model.parameters():
+        assert decays[parameter] == (0 if parameter.dim() == 1 else 1e-4)
 
 
 @pytest.fixture(scope='module')
@@ -149,7 +185,30 @@ class OneEpoch(Hook):
         runner.train_loop.stop_training = True
 
 
-@each_config
+#: Of OREPA's networks the smallest of each kind are trained; the others take minutes and are of the same parts.
+BUILT = [
+    path
+    for path in CONFIGS
+    if network_and_variant(path.stem)[1] in ('_120e', '_orepa', '_dbb')
+    and not re.match('resnet18|resnext50_o|repvgg_a0', path.stem)
+]
+
+
+@pytest.mark.parametrize('path', BUILT, ids=lambda path: path.stem)
+def test_a_larger_network_of_orepas_is_built(path):
+    config = load_config(path)
+    init_default_scope('mmpretrain')
+    with torch.device('meta'):
+        model = MODELS.build(config.model)
+    _, _, convolutions = expectations(path)
+    hosts = sum(isinstance(module, Host) for module in model.modules())
+    assert hosts == convolutions * path.stem.endswith('_orepa')
+    assert sum(isinstance(module, DBB) for module in model.modules()) == convolutions * path.stem.endswith('_dbb')
+
+
+@pytest.mark.parametrize(
+    'path', [path for path in CONFIGS if path not in BUILT], ids=lambda path: f'{path.parent.name}/{path.stem}'
+)
 def test_two_iterations(path, data, monkeypatch, tmp_path):
     monkeypatch.chdir(data)
     monkeypatch.setattr(CIFAR10, '_check_integrity', lambda self: True)  # the checksums of the real files
@@ -171,10 +230,13 @@ def test_two_iterations(path, data, monkeypatch, tmp_path):
     assert runner.message_hub.get_scalar('val/accuracy/top1').current() in (0, 50, 100)  # of two images
 
     name, variant = network_and_variant(path.stem)
-    _, sites, _ = networks(folder)[name]
-    assert len([m for m in runner.model.modules() if isinstance(m, Host)]) == sites * ('_asr' in path.stem)
-    ordinary = variant in (['_se', ''], ['_asr_se', '_se'])
-    assert len(attention_modules(runner.model)) == sites * ordinary
+    _, asrs, convolutions = expectations(path)
+    computed = [module.computed() for module in runner.model.modules() if isinstance(module, Host)]
+    assert len([module for module in computed if isinstance(module, mmasr.ASR)]) == asrs
+    assert len([module for module in computed if isinstance(module, OREPA)]) == convolutions * (variant == '_orepa')
+    assert len([module for module in runner.model.modules() if isinstance(module, DBB)]) == convolutions * (variant == '_dbb')
+    ordinary = variant in ('_se', '_asr_se_se')
+    assert len(attention_modules(runner.model)) == (networks(folder)[name][1] if ordinary else 0)
     assert runner.model.head.num_classes == {'cifar100': 100, 'imagenet': 1000}.get(folder, 10)
 
 

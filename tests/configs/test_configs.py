@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torchvision
 from helpers import ROOT, run_tool
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
@@ -14,23 +15,33 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import mmasr
+from mmasr.convolutions import DBB, OREPA
 from mmasr.core.host import Host
+from mmasr.deploy.reparameterize import reparameterize
 from mmasr.stripes import attention_modules
 
-CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
+PATHS = sorted((ROOT / 'configs').glob('*.py'))
 BLOCKS = {'r50': 16, 'r101': 33}
 VARIANTS = ['', '_se', '_asr_se', '_asr_se_se', '_eca', '_asr_eca', '_asr_eca_eca']
 TABLE_5 = {f'mask_rcnn_{depth}{variant}.py' for depth in BLOCKS for variant in VARIANTS}
+CONFIGS = [path for path in PATHS if path.name in TABLE_5]
 each_config = pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+#: Convolutions that train with branches -> how many in a ResNet-50.
+CONVOLUTIONS = {
+    **dict.fromkeys(('faster_rcnn_r50_orepa', 'retinanet_r50_orepa', 'mask_rcnn_r50_orepa'), (OREPA, 53)),
+    'mask_rcnn_r50_orepa_asr_se': (OREPA, 53),
+    **dict.fromkeys(('faster_rcnn_r50_dbb', 'retinanet_r50_dbb'), (DBB, 16)),
+}
 
 
 def test_table_5_is_complete():
-    assert {path.name for path in CONFIGS} == TABLE_5
+    assert len(CONFIGS) == len(TABLE_5)
+    assert {path.stem for path in PATHS} == {path.stem for path in CONFIGS} | set(CONVOLUTIONS)
 
 
-def test_the_page_lists_table_5():
+def test_the_page_lists_them():
     readme = (ROOT / 'configs/README.md').read_text()
-    assert set(re.findall(r'\[`?(mask_rcnn_\w+\.py)`?\]\(\1\)', readme)) == TABLE_5
+    assert set(re.findall(r'\[`?(\w+_r\d\w+\.py)`?\]\(\1\)', readme)) == {path.name for path in PATHS}
 
 
 @each_config
@@ -80,6 +91,76 @@ def test_builds_trains_a_step_and_predicts(path):
     with torch.no_grad():
         (prediction,) = model.test_step(demo_mm_inputs(1, [[3, 96, 128]], num_classes=80))
     assert prediction.pred_instances.masks.shape[1:] == (96, 128)
+
+
+@pytest.mark.parametrize('name', CONVOLUTIONS)
+def test_a_detector_with_other_convolutions_trains_and_deploys(tmp_path, name):
+    kind, count = CONVOLUTIONS[name]
+    config = Config.fromfile(ROOT / f'configs/{name}.py')
+    assert config.train_cfg.max_epochs == 12
+    assert config.model.backbone.init_cfg.checkpoint == 'torchvision://resnet50'
+    config.model.backbone.init_cfg = None
+    init_default_scope('mmdet')
+    model = MODELS.build(config.model)
+    convs = [module for module in model.modules() if isinstance(module, kind)]
+    # The stem of OREPA is composed of three kernels with branches of their own.
+    assert len(convs) == count + (3 if kind is OREPA else 0)
+    torch.manual_seed(0)
+    batch = demo_mm_inputs(1, [[3, 96, 128]], num_classes=80, with_mask=True)
+    data = model.data_preprocessor(batch, training=True)
+    losses = model.loss(data['inputs'], data['data_samples'])
+    loss, _ = model.parse_losses(losses)
+    loss.backward()
+    assert loss.isfinite()
+    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3).step()
+    torch.save({'meta': {'cfg': config.pretty_text}, 'state_dict': model.state_dict()}, tmp_path / 'a.pth')
+    report = reparameterize(tmp_path / 'a.pth')
+    assert max(d.relative for d in report.differences) <= 1e-5
+    if kind is OREPA:
+        assert max(d.absolute for d in report.differences) == 0
+    deployed = Config.fromfile(report.config)
+    assert deployed.model.backbone.type == 'mmdet.ResNet'
+    assert 'custom_imports' not in deployed
+
+
+@pytest.mark.parametrize('name', CONVOLUTIONS)
+def test_a_detector_with_other_convolutions_starts_as_torchvisions_network(tmp_path, name):
+    config = Config.fromfile(ROOT / f'configs/{name}.py')
+    init_default_scope('mmdet')
+    plain = torchvision.models.resnet50()
+    for module in plain.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    torch.save(plain.state_dict(), tmp_path / 'plain.pth')
+    outputs = []
+    for options in ({}, {'type': 'ResNet', 'convs': None, 'asr': None}):
+        backbone = {**config.model.backbone, **options}
+        backbone = {key: value for key, value in backbone.items() if value is not None}
+        backbone['init_cfg'] = {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'plain.pth')}
+        network = MODELS.build(backbone)
+        network.init_weights()
+        network.eval()
+        with torch.no_grad():
+            outputs.append(network(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))))
+    for found, expected in zip(*outputs, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ('name', 'kinds'),
+    [('digits/resnet20', ('_orepa', '_dbb', '_orepa_asr_se')), ('shapes/mask_rcnn_r18', ('_orepa',))],
+    ids=['digits', 'shapes'],
+)
+def test_small_configs_differ_in_their_convolutions_only(name, kinds):
+    found = []
+    for suffix in ('', *kinds):
+        config = Config.fromfile(ROOT / f'configs/{name}{suffix}.py')
+        init_default_scope(config.default_scope)
+        model = MODELS.build(config.pop('model'))
+        config.pop('custom_imports', None)
+        assert any(isinstance(module, OREPA | DBB) for module in model.modules()) == bool(suffix)
+        found.append(config.to_dict())
+    assert all(other == found[0] for other in found)
 
 
 @pytest.mark.parametrize('name', ['digits/resnet20', 'shapes/mask_rcnn_r18'])

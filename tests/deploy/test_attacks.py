@@ -22,7 +22,7 @@ from mmasr.deploy.reparameterize import reparameterize
 from mmasr.errors import InputError
 
 #: Files of each kind and seed that the fuzzer tries: a minute of one core in all.
-ROUNDS = 150
+ROUNDS = 60
 BACKBONE = {
     'type': 'mmasr.ASRResNet',
     'depth': 18,

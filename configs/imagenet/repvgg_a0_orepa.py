@@ -1,0 +1,4 @@
+_base_ = 'repvgg_a0_120e.py'
+
+custom_imports = dict(imports=['mmasr'])
+model = dict(backbone=dict(type='mmasr.ASRRepVGG', convs=dict(type='OREPA')))

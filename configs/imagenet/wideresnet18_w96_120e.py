@@ -1,0 +1,12 @@
+# WideResNet-18 (1.5x): ResNet-18 with 96 channels in the place of 64.
+_base_ = [
+    'mmpretrain::_base_/models/resnet18.py',
+    '../_base_/datasets/imagenet_256.py',
+    '../_base_/schedules/cosine_120.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(
+    backbone=dict(base_channels=96, stem_channels=96, zero_init_residual=False),
+    head=dict(in_channels=768),
+)
