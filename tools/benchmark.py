@@ -1,8 +1,10 @@
 """What attention costs, with ASR and without: tools/benchmark.py configs/mask_rcnn_r50.py --attention SE ECA
+What convolutions with branches cost: tools/benchmark.py --model torchvision:resnet18 --convs OREPA OfflineOREPA DBB
 
-From one network, in one run: the plain network, attention κ, ASR(κ) in training form, in the paper's form (whose scale
-multiplies the feature map) and deployed, and ASR(κ) + κ. All take turns within a round; ratios to the plain network are taken
-within a round, and their median and 10-90 % range are shown.
+From one network, in one run: the plain network; attention κ, ASR(κ) in training form, in the paper's form (whose scale
+multiplies the feature map) and deployed, and ASR(κ) + κ; convolutions in training form and deployed, OREPA also as its authors
+compute it. All take turns within a round; ratios to the plain network are taken within a round, and their median and 10-90 %
+range are shown.
 """
 
 import argparse
@@ -16,7 +18,9 @@ from pathlib import Path
 import torch
 
 from mmasr.attention import ATTENTIONS
+from mmasr.core.attach import CONVOLUTIONS
 from mmasr.errors import InputError, exit_on_input_error
+from mmasr.experiments.benchmark.convolutions import convolutions
 from mmasr.experiments.benchmark.machine import machine
 from mmasr.experiments.benchmark.measure import measure
 from mmasr.experiments.benchmark.network import config_model, torchvision_model
@@ -35,7 +39,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--part', choices=['whole', 'backbone'], default='whole', help="what of a config's network (default: whole)"
     )
-    parser.add_argument('--attention', nargs='+', default=['SE'], metavar='κ', help=f'of {", ".join(sorted(ATTENTIONS))}')
+    parser.add_argument(
+        '--attention', nargs='+', metavar='κ', help=f'of {", ".join(sorted(ATTENTIONS))} (default: SE, unless --convs is given)'
+    )
+    parser.add_argument('--convs', nargs='+', default=[], metavar='KIND', help=f'of {", ".join(sorted(CONVOLUTIONS))}')
     parser.add_argument(
         '--delta', type=_positive, nargs='+', default=[1], help='numbers of attention modules in an ASR (default: 1)'
     )
@@ -51,7 +58,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--compile', action='store_true', help='torch.compile the network; of a detector, the backbone')
     parser.add_argument('--out', type=Path, metavar='FILE.json', help='also write everything that was measured')
     parser.add_argument('--picture', type=Path, metavar='FILE.png', help='also draw speed against parameters')
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.attention = args.attention or ([] if args.convs else ['SE'])
+    return args
 
 
 def _positive(text: str) -> int:
@@ -62,9 +71,9 @@ def _positive(text: str) -> int:
 
 def check(args: argparse.Namespace) -> None:
     """Refuse what can't work before anything is built."""
-    unknown = [name for name in args.attention if name not in ATTENTIONS]
-    if unknown:
-        raise InputError(f'--attention {" ".join(unknown)}: unknown; known are {", ".join(sorted(ATTENTIONS))}')
+    for option, names, known in (('attention', args.attention, ATTENTIONS), ('convs', args.convs, CONVOLUTIONS)):
+        if unknown := [name for name in names if name not in known]:
+            raise InputError(f'--{option} {" ".join(unknown)}: unknown; known are {", ".join(sorted(known))}')
     try:
         device = torch.device(args.device)
     except RuntimeError as error:
@@ -80,6 +89,8 @@ def check(args: argparse.Namespace) -> None:
             raise InputError(f'{option} {path}: is there already; name another file')
         if path and not os.access(path.parent, os.W_OK):
             raise InputError(f"{option} {path}: can't write into {path.parent}")
+    if args.picture and args.convs:
+        raise InputError('--picture draws attention; leave --convs out')
     if args.picture and not find_spec('matplotlib'):
         raise InputError('--picture needs matplotlib: pip install matplotlib')
 
@@ -111,7 +122,8 @@ def main() -> None:
         inputs = torch.randn(batch, 3, *size, device=device).contiguous(memory_format=layout)
         work = annotated_images(plain, inputs) if args.config and args.part == 'whole' else images(inputs)
         try:
-            models = variants(plain, args.attention, args.delta)
+            models = variants(plain, args.attention, args.delta) if args.attention else {}
+            models |= convolutions(plain, args.convs) if args.convs else {}
             try_out(plain, work)
         except ValueError as error:
             raise InputError(f'{source}: {error}') from None

@@ -193,6 +193,22 @@ def test_the_tool_writes_what_it_measured(tmp_path):
     assert (tmp_path / 'a.png').read_bytes().startswith(b'\x89PNG')
 
 
+def test_the_tool_measures_convolutions_and_no_attention_beside_them(tmp_path):
+    options = ['--convs', 'OREPA', 'OfflineOREPA', 'DBB', '--batch', 2, '--size', 64, '--rounds', 1, '--out', 'a.json']
+    result = run_tool('benchmark.py', '--model', 'torchvision:resnet18', *options, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    costs = {cost['name']: cost for cost in json.loads((tmp_path / 'a.json').read_text())['batches']['2']}
+    assert not any('SE' in name for name in costs)
+    plain, kernels = costs['plain'], 45 * 2**20
+    for kind in ('OREPA', 'OfflineOREPA', 'DBB'):
+        deployed = costs[f'{kind}, deployed']
+        assert deployed['multiply_adds'] == plain['multiply_adds']
+        assert deployed['training_bytes'] == plain['training_bytes']
+    more = {name: cost['training_bytes'] - plain['training_bytes'] for name, cost in costs.items()}
+    # The squeezed kernels, whatever the images.
+    assert 0 < more['OREPA'] <= kernels < more["OREPA, the authors' form"]
+
+
 @pytest.mark.parametrize('part', ['whole', 'backbone'])
 def test_the_tool_measures_a_config(part, tmp_path):
     options = ['--part', part, '--attention', 'ECA', '--batch', 1, '--size', 64, '--rounds', 1, '--out', 'a.json']
@@ -254,6 +270,9 @@ def test_the_tool_needs_torch_and_torchvision_alone(options, status, text, tmp_p
     ('args', 'message'),
     [
         (['--model', 'torchvision:resnet18', '--attention', 'XX'], '--attention XX: unknown; known are CBAM, ECA'),
+        (['--model', 'torchvision:resnet18', '--convs', 'XX'], '--convs XX: unknown; known are ACNet, DBB'),
+        (['--model', 'torchvision:resnet18', '--convs', 'DBB', '--picture', 'a.png'], '--picture draws attention'),
+        (['--model', 'torchvision:vit_b_16', '--convs', 'ACNet'], 'VisionTransformer has no 3 x 3 convolution'),
         (['--model', 'torchvision:vgg11'], 'torchvision:vgg11: no site for attention found in VGG'),
         (['--model', 'torchvision:nope'], 'torchvision has no such classifier'),
         (['--model', 'timm:resnet18'], 'only torchvision:NAME is known'),
