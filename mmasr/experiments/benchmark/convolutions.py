@@ -39,8 +39,8 @@ def convolutions(plain: nn.Module, kinds: Sequence[str]) -> dict[str, nn.Module]
 
 
 def by_autograd(network: nn.Module) -> nn.Module:
-    """Let a network with OREPA compute its kernels as the code of OREPA's authors does, in place: each branch by itself and then
-    scaled, by operations that automatic differentiation follows."""
+    """Let a network with OREPA compute its kernels as the code of OREPA's authors does: each branch by itself and then scaled,
+    by operations that automatic differentiation follows. In place."""
     for module in network.modules():
         module.__class__ = {Square: _SquareByAutograd, Pointwise: _PointwiseByAutograd}.get(type(module), type(module))
     return network
