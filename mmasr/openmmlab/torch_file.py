@@ -224,8 +224,18 @@ def _ignore(*_: object) -> None:
     """Attributes of an ordered dict, such as the ``_metadata`` of a state dict."""
 
 
-_TYPES = ['Double', 'Float', 'Half', 'BFloat16', 'Long', 'Int', 'Short', 'Char', 'Byte', 'Bool']
-_DTYPES = {f'torch.{name}Storage': getattr(torch, f'{name}Storage').dtype for name in _TYPES}
+_DTYPES = {
+    'torch.DoubleStorage': torch.double,
+    'torch.FloatStorage': torch.float,
+    'torch.HalfStorage': torch.half,
+    'torch.BFloat16Storage': torch.bfloat16,
+    'torch.LongStorage': torch.long,
+    'torch.IntStorage': torch.int,
+    'torch.ShortStorage': torch.short,
+    'torch.CharStorage': torch.int8,
+    'torch.ByteStorage': torch.uint8,
+    'torch.BoolStorage': torch.bool,
+}
 _FUNCTIONS: dict[str, Callable] = {
     'collections.OrderedDict': _Dict,
     'collections.Counter': _counter,
