@@ -56,6 +56,17 @@ def test_the_recipe_is_mmdetections(path):
     }
 
 
+def train_a_step(model):
+    """One step on a generated image with boxes and masks."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    torch.manual_seed(0)
+    data = model.data_preprocessor(demo_mm_inputs(1, [[3, 96, 128]], num_classes=80, with_mask=True), training=True)
+    loss, _ = model.parse_losses(model.loss(data['inputs'], data['data_samples']))
+    loss.backward()
+    assert loss.isfinite()
+    optimizer.step()
+
+
 @each_config
 def test_builds_trains_a_step_and_predicts(path):
     config = Config.fromfile(path)
@@ -75,18 +86,10 @@ def test_builds_trains_a_step_and_predicts(path):
     for plugin in plugins:
         assert plugin.init_identity
 
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-    torch.manual_seed(0)
-    batch = demo_mm_inputs(1, [[3, 96, 128]], num_classes=80, with_mask=True)
-    data = model.data_preprocessor(batch, training=True)
-    losses = model.loss(data['inputs'], data['data_samples'])
-    loss, _ = model.parse_losses(losses)
-    loss.backward()
-    assert loss.isfinite()
+    train_a_step(model)
     trained = [p for host in hosts[3:] for p in host.asr.parameters()]  # stage 1 is frozen
     assert all(p.grad is not None for p in trained)
     assert all(p.grad is None for host in hosts[:3] for p in host.asr.parameters())
-    optimizer.step()
     model.eval()
     with torch.no_grad():
         (prediction,) = model.test_step(demo_mm_inputs(1, [[3, 96, 128]], num_classes=80))
@@ -105,14 +108,7 @@ def test_a_detector_with_other_convolutions_trains_and_deploys(tmp_path, name):
     convs = [module for module in model.modules() if isinstance(module, kind)]
     # The stem of OREPA is composed of three kernels with branches of their own.
     assert len(convs) == count + (3 if kind is OREPA else 0)
-    torch.manual_seed(0)
-    batch = demo_mm_inputs(1, [[3, 96, 128]], num_classes=80, with_mask=True)
-    data = model.data_preprocessor(batch, training=True)
-    losses = model.loss(data['inputs'], data['data_samples'])
-    loss, _ = model.parse_losses(losses)
-    loss.backward()
-    assert loss.isfinite()
-    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3).step()
+    train_a_step(model)
     torch.save({'meta': {'cfg': config.pretty_text}, 'state_dict': model.state_dict()}, tmp_path / 'a.pth')
     report = reparameterize(tmp_path / 'a.pth')
     assert max(d.relative for d in report.differences) <= 1e-5
@@ -148,7 +144,7 @@ def test_a_detector_with_other_convolutions_starts_as_torchvisions_network(tmp_p
 
 @pytest.mark.parametrize(
     ('name', 'kinds'),
-    [('digits/resnet20', ('_orepa', '_dbb', '_orepa_asr_se')), ('shapes/mask_rcnn_r18', ('_orepa',))],
+    [('digits/resnet20', ('_orepa', '_dbb', '_orepa_asr_se')), ('shapes/mask_rcnn_r18', ('_orepa', '_dbb', '_orepa_asr_se'))],
     ids=['digits', 'shapes'],
 )
 def test_small_configs_differ_in_their_convolutions_only(name, kinds):
