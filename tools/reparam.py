@@ -1,6 +1,7 @@
 """Fold what a checkpoint trained with into plain layers: tools/reparam.py work_dirs/mask_rcnn_r50_asr_se/epoch_12.pth"""
 
 import argparse
+from collections import Counter
 
 from rich.console import Console
 from rich.progress import track
@@ -51,7 +52,8 @@ def show(report: Report) -> None:
     """Print what was folded and how far the outputs are apart."""
     mebibytes = [size / 2**20 for size in report.bytes]
     table = Table('', 'trained', 'deployed', title='Re-parameterized')
-    table.add_row('hosts with ASR', str(len(report.folded)), '0')
+    for kind, count in Counter(report.folded.values()).items():
+        table.add_row(printable(f'hosts with {kind}'), str(count), '0')
     if report.merged:
         table.add_row('modules with branches', str(len(report.merged)), '0')
     if report.attention:

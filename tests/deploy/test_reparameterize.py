@@ -499,7 +499,7 @@ def test_a_wrong_fold_is_found_and_nothing_is_written(tmp_path, monkeypatch, dty
 def test_the_tool_prints_what_it_did(good, tmp_path):
     result = run_tool('reparam.py', good, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    for text in ('backbone.layer1.0.bn2', 'hosts with ASR', 'parameters', 'MiB', 'relative (bound 1e-04)', 'good_deploy.py'):
+    for text in ('backbone.layer1.0.bn2', 'hosts with SE', 'parameters', 'MiB', 'relative (bound 1e-04)', 'good_deploy.py'):
         assert text in result.stdout
 
 

@@ -1,4 +1,4 @@
-"""The main config on photographs, as docs/own-data.md describes for one's own data: train, re-parameterize, predict."""
+"""Photographs, as in docs/own-data.md for one's own data, with ASR and OREPA together: train, re-parameterize, predict."""
 
 import re
 
@@ -17,7 +17,8 @@ def test_train_deploy_and_predict_identically(tmp_path):
     (tmp_path / 'configs').symlink_to(ROOT / 'configs')
     documented = re.search(r'```python\n(_base_ = .*?)```', (ROOT / 'docs/own-data.md').read_text(), re.DOTALL)[1]
     config = tmp_path / 'fruits.py'
-    config.write_text(documented.replace("_base_ = '", "_base_ = 'configs/"))
+    assert documented.startswith("_base_ = 'mask_rcnn_r50_asr_se.py'")
+    config.write_text(documented.replace('mask_rcnn_r50_asr_se', 'configs/mask_rcnn_r50_orepa_asr_se'))
     options = [
         'train_cfg.max_epochs=1',
         'train_cfg.val_interval=2',
@@ -25,6 +26,7 @@ def test_train_deploy_and_predict_identically(tmp_path):
         'train_dataloader.num_workers=1',
         'train_dataloader.dataset.indices=2',
         'train_dataloader.dataset.pipeline.2.scale=(256,192)',
+        'val_dataloader.dataset.indices=1',
         'val_dataloader.dataset.pipeline.1.scale=(256,192)',
         'test_dataloader.dataset.pipeline.1.scale=(256,192)',
         'optim_wrapper.optimizer.lr=0.001',
@@ -32,7 +34,7 @@ def test_train_deploy_and_predict_identically(tmp_path):
         'model.backbone.frozen_stages=-1',
         'model.backbone.norm_eval=False',
         'model.test_cfg.rcnn.score_thr=0.0',
-        'model.test_cfg.rcnn.max_per_img=20',
+        'model.test_cfg.rcnn.max_per_img=5',
     ]
     result = run_tool('train.py', config, '--work-dir', 'work', '--cfg-options', *options, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
