@@ -1,4 +1,4 @@
-"""Weights of the paper's authors, torchvision, timm or MMPretrain for an ASR backbone: tools/convert.py model_best.pth.tar"""
+"""Weights of the authors of ASR or OREPA, torchvision, timm or MMPretrain for backbones of ours: tools/convert.py best.pth.tar"""
 
 import argparse
 
@@ -10,12 +10,12 @@ from mmasr.openmmlab.arguments import add_output
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('weights', help='state dict of a ResNet, or a checkpoint with one')
+    parser.add_argument('weights', help='state dict of a ResNet, ResNeXt or RepVGG, or a checkpoint with one')
     parser.add_argument(
         '--attention',
         choices=asr_attentions(),
         default='SE',
-        help="the ASR's attention for a ResNet that has none (default: SE)",
+        help='the attention of the ASR that a ResNet of a library gets (default: SE)',
     )
     add_output(parser, 'PATH.pth', 'the converted checkpoint; its config goes beside it (default: <name>_asr.pth)')
     return parser.parse_args()
@@ -25,8 +25,11 @@ def main() -> None:
     args = parse_args()
     converted = convert(args.weights, args.attention, args.out, args.force)
     backbone = converted.backbone
-    kept = ' and ordinary attention' if 'plugins' in backbone else ''
-    print(f'{backbone["type"]} of depth {backbone["depth"]} with {converted.hosts} ASRs{kept}')
+    size = f'of depth {backbone["depth"]}' if 'depth' in backbone else backbone['arch']
+    parts = [f'{converted.asrs} ASRs'] * bool(converted.asrs)
+    parts += [f'OREPA in {converted.orepas} convolutions'] * bool(converted.orepas)
+    parts += ['ordinary attention'] * ('plugins' in backbone)
+    print(f'{backbone["type"]} {size} with {" and ".join(parts) or "nothing to fold"}')
     print(printable(f'wrote {converted.checkpoint} and {converted.config}'))
 
 

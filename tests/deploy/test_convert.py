@@ -139,7 +139,7 @@ def built(config, checkpoint):
 def test_the_authors_networks(tmp_path, variant):
     theirs, converted = convert_theirs(tmp_path, variant)
     assert converted.checkpoint == tmp_path / 'model_best_asr.pth'
-    assert converted.hosts == 27 * ('asr' in variant)
+    assert converted.asrs == 27 * ('asr' in variant)
     config = Config.fromfile(ROOT / f'configs/cifar100/resnet83{variant}.py')
     assert Config.fromfile(converted.config).model.data_preprocessor == config.data_preprocessor
     for way in (config, Config.fromfile(converted.config)):
@@ -212,7 +212,7 @@ def case(request, tmp_path_factory):
 
 def test_resnets_of_the_libraries(case):
     theirs, depth, kappa, converted = case
-    assert converted.hosts == {18: 8, 34: 16, 50: 16}[depth]
+    assert converted.asrs == {18: 8, 34: 16, 50: 16}[depth]
     config = Config.fromfile(converted.config)
     assert config.model.backbone.asr.attention == {'type': kappa}
     model = built(config, converted.checkpoint)

@@ -1,0 +1,296 @@
+"""Weights of the code of OREPA's authors, https://github.com/JUGGHM/OREPA_CVPR2022: their names, shapes and order as ours.
+
+Their networks are made of units, each a convolution with its normalization. In training a unit is a plain convolution, OREPA,
+DBB or a block of RepVGG; deployed it is one convolution with a bias.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from mmdet.models.backbones import ResNet
+from mmpretrain.models.backbones import RepVGG
+
+from ..convolutions.orepa import EXPANSION, frequency_prior
+from ..errors import InputError
+from .convert_asr import depth_of, depths, stages
+
+#: The convolution of a deployed unit, by what it was trained as. That of a block of RepVGG would not do in a ResNet: with them
+#: such a block ends in a ReLU wherever it is.
+_DEPLOYED = ('conv', 'or1x1_reparam', 'orepa_reparam', 'or_large_reparam', 'dbb_reparam')
+_DEPLOYED_REPVGG = ('rbr_reparam', 'conv', 'orepa_reparam', 'dbb_reparam')
+#: Which row of their ``vector`` each row of our ``scale`` is; theirs are origin, average, prior, two in a row, centre (not in
+#: RepVGG), separable.
+_ROWS, _ROWS_REPVGG = [0, 3, 1, 2, 4, 5], [0, 3, 1, 2, 4]
+
+
+def is_of_orepas_authors(weights: dict[str, torch.Tensor]) -> bool:
+    """Whether weights have the names of OREPA's authors."""
+    return any(name.startswith('stage0.') for name in weights)
+
+
+def from_orepas_authors(weights: dict[str, torch.Tensor], source: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+    """Weights of OREPA's authors as those of a classifier of ours.
+
+    Args:
+        weights (dict[str, Tensor]): Theirs, trained or deployed.
+        source (Path): Where they come from.
+
+    Returns:
+        tuple[dict, dict[str, Tensor]]: The config of the backbone, and the weights under the names of a classifier with it.
+        What counts a BatchNorm's batches may be missing.
+
+    Raises:
+        InputError: If an entry is missing, unknown, of another shape, or of other numbers than their code fixes; if a DBB is
+            still in training; if they are of no network that is known here.
+    """
+    theirs = _Theirs(weights, source)
+    is_resnet = any(name.startswith('stage0.conv1.') for name in weights)
+    ours = dict(_resnet(theirs) if is_resnet else _repvgg(theirs))
+    head = {'head.fc.weight': theirs.take('linear.weight', None, None), 'head.fc.bias': theirs.take('linear.bias', None)}
+    if theirs.left:
+        raise theirs.unknown()
+    backbone = _resnet_config(ours, source) if is_resnet else _repvgg_config(ours, source)
+    if any('.orepa.' in name for name in ours):
+        backbone['convs'] = {'type': 'OREPA'}
+    return backbone, {**{f'backbone.{name}': tensor for name, tensor in ours.items()}, **head}
+
+
+class _Theirs:
+    """Their weights, to be taken one by one.
+
+    Attributes:
+        left (dict[str, Tensor]): What was not taken yet.
+        source (Path): Where they come from.
+    """
+
+    def __init__(self, weights: dict[str, torch.Tensor], source: Path) -> None:
+        self.left = dict(weights)
+        self.source = source
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.left
+
+    def units(self, pattern: str) -> list[str]:
+        """Names of the units, which a pattern matches."""
+        return list(dict.fromkeys(match[0] for name in self.left if (match := re.match(rf'(?:{pattern})(?=\.)', name))))
+
+    def take(self, name: str, *shape: int | None) -> torch.Tensor:
+        """Take what has to be of a shape, in which None is any number but 0."""
+        if name not in self:
+            raise InputError(f'{self.source}: {name} is missing')
+        tensor = self.left.pop(name)
+        if tensor.dim() != len(shape) or any(n != m if m else n == 0 for n, m in zip(tensor.shape, shape, strict=True)):
+            expected = ', '.join('any' if m is None else str(m) for m in shape)
+            raise InputError(f'{self.source}: {name} has the shape {tuple(tensor.shape)}, not ({expected})')
+        return tensor
+
+    def take_fixed(self, name: str, expected: torch.Tensor) -> None:
+        """Take what is the same numbers in every network of theirs."""
+        found = self.take(name, *expected.shape)
+        if not torch.allclose(found.to(expected), expected, rtol=0, atol=1e-5):
+            raise InputError(f"{self.source}: {name} is not what the code of OREPA's authors fixes it to")
+
+    def unknown(self, prefix: str = '') -> InputError:
+        """The error that says what is left."""
+        name = next(name for name in self.left if name.startswith(prefix))
+        return InputError(f"{self.source}: {name} is no entry of OREPA's authors that is known here")
+
+
+def _resnet(theirs: _Theirs) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights under the names of MMDetection's ResNet."""
+    for unit in theirs.units(r'stage0\.conv1|stage[1-4]\.\d+\.(?:conv[1-3]|shortcut)'):
+        conv = unit.removeprefix('stage0.').replace('stage', 'layer').replace('shortcut', 'downsample.0')
+        norm = conv.replace('conv', 'bn').replace('downsample.0', 'downsample.1')
+        for form in _DEPLOYED:
+            if f'{unit}.{form}.bias' in theirs:
+                yield f'{conv}.weight', theirs.take(f'{unit}.{form}.weight', None, None, None, None)
+                yield from _named(norm, _norm_that_adds(theirs.take(f'{unit}.{form}.bias', None)))
+                break
+        else:
+            yield from _named(conv, _layer(theirs, unit))
+            yield from _named(norm, _norm(theirs, f'{unit}.bn'))
+
+
+def _repvgg(theirs: _Theirs) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights under the names of MMPretrain's RepVGG."""
+    for unit in theirs.units(r'stage0|stage[1-4]\.\d+'):
+        block = 'stem' if unit == 'stage0' else unit.replace('stage', 'stage_')
+        dense, pointwise, identity = f'{unit}.rbr_dense', f'{unit}.rbr_1x1', f'{unit}.rbr_identity'
+        has_identity = f'{identity}.weight' in theirs
+        for form in _DEPLOYED_REPVGG:
+            if f'{unit}.{form}.bias' in theirs:
+                yield f'{block}.branch_reparam.weight', theirs.take(f'{unit}.{form}.weight', None, None, 3, 3)
+                yield f'{block}.branch_reparam.bias', theirs.take(f'{unit}.{form}.bias', None)
+                break
+        else:
+            if f'{dense}.weight_rbr_origin' in theirs:  # which counts the identity among the branches, but scales it by nothing
+                layer = _square(theirs, dense, 'weight_rbr', ('avg_conv', 'pfir_conv'), _ROWS_REPVGG, 5 + has_identity)
+            elif f'{dense}.conv.weight' in theirs:
+                layer = {'weight': theirs.take(f'{dense}.conv.weight', None, None, 3, 3)}
+            else:
+                raise InputError(
+                    f'{theirs.source}: {unit} is neither a block of RepVGG in training nor anything deployed; if their '
+                    'convert.py reads the file, convert what that writes'
+                )
+            yield from _named(f'{block}.branch_3x3.conv', layer)
+            yield from _named(f'{block}.branch_3x3.norm', _norm(theirs, f'{dense}.bn'))
+            yield f'{block}.branch_1x1.conv.weight', theirs.take(f'{pointwise}.conv.weight', None, None, 1, 1)
+            yield from _named(f'{block}.branch_1x1.norm', _norm(theirs, f'{pointwise}.bn'))
+            if has_identity:
+                yield from _named(f'{block}.branch_norm', _norm(theirs, identity))
+
+
+def _named(layer: str, tensors: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    return ((f'{layer}.{key}', tensor) for key, tensor in tensors.items())
+
+
+def _layer(theirs: _Theirs, unit: str) -> dict[str, torch.Tensor]:
+    """The convolution of a unit in training."""
+    if f'{unit}.conv.weight' in theirs:
+        return {'weight': theirs.take(f'{unit}.conv.weight', None, None, None, None)}
+    if f'{unit}.weight_or1x1_origin' in theirs:
+        return _pointwise(theirs, unit)
+    if f'{unit}.weight_orepa_origin' in theirs:
+        return _square(theirs, unit)
+    if f'{unit}.weight0.weight_orepa_origin' in theirs:
+        return _deep(theirs, unit)
+    if f'{unit}.dbb_origin.conv.weight' in theirs:
+        raise InputError(
+            f'{theirs.source}: {unit} is a DBB in training, which has no normalization after it, as ours has; run their '
+            'convert.py, and convert what that writes'
+        )
+    raise theirs.unknown(f'{unit}.')
+
+
+def _pointwise(theirs: _Theirs, unit: str) -> dict[str, torch.Tensor]:
+    """A 1 x 1 convolution with OREPA."""
+    origin = theirs.take(f'{unit}.weight_or1x1_origin', None, None, 1, 1)
+    outputs, inputs = origin.shape[:2]
+    inner = min(outputs, inputs)
+    return {
+        'weight': origin,
+        'orepa.scale': theirs.take(f'{unit}.vector', 2, outputs),
+        'orepa.inner': theirs.take(f'{unit}.weight_or1x1_l2i_conv1', inner, inputs, 1, 1)[..., 0, 0],
+        'orepa.outer': theirs.take(f'{unit}.weight_or1x1_l2i_conv2', outputs, inner, 1, 1)[:, None, :, 0, 0],
+    }
+
+
+def _square(
+    theirs: _Theirs,
+    unit: str,
+    branch: str = 'weight_orepa',
+    points: tuple[str, ...] = ('avg_conv', 'pfir_conv', '1x1'),
+    rows: list[int] = _ROWS,
+    vectors: int = 6,
+) -> dict[str, torch.Tensor]:
+    """A 3 x 3 convolution with OREPA.
+
+    Args:
+        theirs (_Theirs): Their weights.
+        unit (str): Name of the unit.
+        branch (str): How the names of branches begin.
+        points (tuple[str, ...]): The 1 x 1 kernels before an average, before the prior, and at the centre.
+        rows (list[int]): Rows of ``vector`` in our order.
+        vectors (int): Number of rows that it has.
+
+    Returns:
+        dict[str, Tensor]: The entries of the layer with our OREPA.
+    """
+    prefix = f'{unit}.{branch}'
+    origin = theirs.take(f'{prefix}_origin', None, None, 3, 3)
+    depthwise = theirs.take(f'{prefix}_gconv_dw', None, 1, 3, 3)
+    outputs, own = origin.shape[:2]
+    groups = max(1, len(depthwise) // (own * EXPANSION))
+    inputs = own * groups
+    inner = 2 * inputs if groups > 4 else inputs
+    pointwise = theirs.take(f'{prefix}_gconv_pw', outputs, own * EXPANSION, 1, 1)[..., 0, 0]
+    layer = {
+        'weight': origin,
+        'orepa.scale': theirs.take(f'{unit}.vector', vectors, outputs)[rows],
+        'orepa.inner': theirs.take(f'{prefix}_1x1_kxk_idconv1', inner, own, 1, 1)[..., 0, 0],
+        'orepa.outer': theirs.take(f'{prefix}_1x1_kxk_conv2', outputs, inner // groups, 3, 3).flatten(2).transpose(1, 2),
+        'orepa.points': torch.stack([theirs.take(f'{prefix}_{point}', outputs, own, 1, 1)[..., 0, 0] for point in points]),
+        'orepa.depthwise': depthwise.flatten(1),
+        # Theirs has the outputs of all groups in turn.
+        'orepa.pointwise': torch.cat([pointwise[group::groups] for group in range(groups)]),
+    }
+    theirs.take_fixed(f'{unit}.id_tensor', torch.eye(own).repeat(inner // own, 1)[..., None, None])
+    theirs.take_fixed(f'{prefix}_avg_avg', torch.full((3, 3), 1 / 9))
+    theirs.take_fixed(f'{prefix}_prior', frequency_prior(outputs, 3))
+    return layer
+
+
+def _deep(theirs: _Theirs, unit: str) -> dict[str, torch.Tensor]:
+    """A 7 x 7 convolution that is composed of three. It has no branch of its own size, so ours is 0 and scaled by 0: no gradient
+    reaches it."""
+    squares = [_square(theirs, f'{unit}.weight{i}') for i in range(3)]
+    origins = [square.pop('weight') for square in squares]
+    outputs, inputs = origins[0].shape[:2]
+    layer = {
+        'weight': torch.zeros(outputs, inputs, 7, 7),
+        'orepa.scale': torch.tensor([[0.0], [1.0]]).repeat(1, outputs),
+        **{f'orepa.origins.{i}': origin for i, origin in enumerate(origins)},
+    }
+    for i, square in enumerate(squares):
+        layer.update(_named('orepa.branches', {f'{i}.{key.removeprefix("orepa.")}': tensor for key, tensor in square.items()}))
+    return layer
+
+
+def _norm(theirs: _Theirs, name: str) -> dict[str, torch.Tensor]:
+    """The entries of a BatchNorm."""
+    norm = {key: theirs.take(f'{name}.{key}', None) for key in ('weight', 'bias', 'running_mean', 'running_var')}
+    if f'{name}.num_batches_tracked' in theirs:
+        norm['num_batches_tracked'] = theirs.take(f'{name}.num_batches_tracked')
+    return norm
+
+
+def _norm_that_adds(bias: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The entries of a BatchNorm that adds the bias of a deployed convolution, which ours does not have, and does no more."""
+    return {
+        'weight': torch.full_like(bias, math.sqrt(1 + 1e-5)),  # its ε
+        'bias': bias,
+        'running_mean': torch.zeros_like(bias),
+        'running_var': torch.ones_like(bias),
+    }
+
+
+def _resnet_config(weights: dict[str, torch.Tensor], source: Path) -> dict:
+    """The config of the ResNet that weights under the names of MMDetection are of."""
+    depth, kernel = depth_of(weights, ResNet), weights.get('layer1.0.conv2.weight')
+    if depth is None or kernel is None:
+        raise InputError(
+            f"{source}: not the weights of a ResNet or ResNeXt of OREPA's authors that is known here: stages of "
+            f'{stages(weights, "layer")} blocks. Known are the depths {depths(ResNet)}'
+        )
+    channels, groups = len(weights['conv1.weight']), len(kernel) // kernel.shape[1]
+    return {
+        'type': 'mmasr.ASRResNeXt' if groups > 1 else 'mmasr.ASRResNet',
+        'depth': depth,
+        **({'base_channels': channels} if channels != 64 else {}),
+        **({'groups': groups, 'base_width': kernel.shape[1]} if groups > 1 else {}),
+        'out_indices': (3,),
+        'norm_eval': False,
+    }
+
+
+def _repvgg_config(weights: dict[str, torch.Tensor], source: Path) -> dict:
+    """The config of the RepVGG that weights under the names of MMPretrain are of."""
+    is_deployed = 'stem.branch_reparam.weight' in weights
+    kernel = 'branch_reparam.weight' if is_deployed else 'branch_3x3.conv.weight'
+    blocks = stages(weights, 'stage_')
+    widths = [len(weights.get(f'stage_{stage}.0.{kernel}', ())) for stage in range(1, 5)]
+    known = {
+        arch: (setting['num_blocks'], [int(64 * 2**stage * factor) for stage, factor in enumerate(setting['width_factor'])])
+        for arch, setting in RepVGG.arch_settings.items()
+        if not setting['group_layer_map'] and not setting['se_cfg']  # theirs have neither
+    }
+    for arch, setting in known.items():
+        if setting == (blocks, widths):
+            return {'type': 'mmasr.ASRRepVGG', 'arch': arch, 'out_indices': (3,), **({'deploy': True} if is_deployed else {})}
+    raise InputError(
+        f"{source}: not the weights of a RepVGG of OREPA's authors that is known here: stages of {blocks} blocks with {widths} "
+        f'channels. Known are {", ".join(known)}'
+    )
