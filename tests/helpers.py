@@ -13,6 +13,8 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
+from mmasr.openmmlab.building import build_model
+
 ROOT = Path(__file__).parents[1]
 SHAPES_CONFIG = ROOT / 'configs/shapes/mask_rcnn_r18_asr_se.py'
 SE_CONFIG = ROOT / 'configs/shapes/mask_rcnn_r18_se.py'
@@ -90,6 +92,21 @@ def save_network(path: Path, config: Config, ready: Callable = lambda network: n
         network = ready(MODELS.build(copy.deepcopy(config.model)))
     torch.save({'meta': {'cfg': config.pretty_text}, 'state_dict': network.state_dict()}, path)
     return network
+
+
+def built(config: Config, checkpoint: Path) -> torch.nn.Module:
+    """The network of a config, with all the weights of a checkpoint."""
+    model = build_model(config)
+    model.load_state_dict(torch.load(checkpoint, weights_only=True)['state_dict'], strict=True)
+    return model
+
+
+def agrees(model: torch.nn.Module, other: torch.nn.Module, x: torch.Tensor, bound: float = 1e-5) -> bool:
+    """Whether two networks differ by no more than a bound, relative to the largest output, in eval mode."""
+    with torch.no_grad():
+        expected, found = other.eval()(x), model.eval()(x)
+    assert expected.std() > 0
+    return bool((found - expected).abs().max() <= bound * expected.abs().max())
 
 
 # MMDetection's side, in an interpreter where importing mmasr fails.

@@ -1,4 +1,4 @@
-"""Weights of the authors of ASR or OREPA, torchvision, timm or MMPretrain for backbones of ours: tools/convert.py best.pth.tar"""
+"""Weights of the authors of ASR or OREPA, torchvision, timm or MMPretrain for our backbones: tools/convert.py best.pth.tar"""
 
 import argparse
 

@@ -304,7 +304,7 @@ def frequency_prior(channels: int, size: int) -> torch.Tensor:
     output = torch.arange(channels, dtype=torch.double)
     rows = output < channels / 2
     frequency = torch.where(rows, output + 1, output + 1 - channels / 2)
-    waves = torch.cos(math.pi / size * (torch.arange(size) + 0.5) * frequency[:, None])
+    waves = torch.cos(math.pi / size * (torch.arange(size, dtype=torch.double) + 0.5) * frequency[:, None])
     prior = torch.where(rows[:, None, None], waves[:, :, None], waves[:, None, :])
     return prior.expand(channels, size, size).float()
 

@@ -224,8 +224,8 @@ def _square(
 
 
 def _deep(theirs: _Theirs, unit: str) -> dict[str, torch.Tensor]:
-    """A 7 x 7 convolution that is composed of three. It has no branch of its own size, so ours is 0 and scaled by 0: no gradient
-    reaches it."""
+    """A 7 x 7 convolution that is composed of three. It has no branch of its own size, so ours is 0 and scaled by 0: no
+    gradient reaches it."""
     squares = [_square(theirs, f'{unit}.weight{i}') for i in range(3)]
     origins = [square.pop('weight') for square in squares]
     outputs, inputs = origins[0].shape[:2]

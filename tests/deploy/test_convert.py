@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from helpers import ROOT, randomize
+from helpers import ROOT, agrees, built, randomize
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
@@ -13,7 +13,6 @@ from mmasr.core.host import Host
 from mmasr.deploy.convert import convert
 from mmasr.deploy.reparameterize import reparameterize
 from mmasr.errors import InputError
-from mmasr.openmmlab.building import build_model
 
 
 class Attention(nn.Module):
@@ -112,13 +111,6 @@ def save(network, path):
     return path
 
 
-def agrees(model, theirs, x, bound=1e-5):
-    with torch.no_grad():
-        expected, found = theirs(x), model.eval()(x)
-    assert expected.std() > 0
-    return (found - expected).abs().max() <= bound * expected.abs().max()
-
-
 VARIANTS = {'': {}, '_se': {'attention': True}, '_asr_se': {'asr': True}, '_asr_se_se': {'asr': True, 'attention': True}}
 
 
@@ -126,13 +118,6 @@ def convert_theirs(folder, variant):
     """One of the authors' networks, and what converting its checkpoint says."""
     theirs = trained(Theirs(**VARIANTS[variant]))
     return theirs, convert(save(theirs, folder / 'model_best.pth.tar'))
-
-
-def built(config, checkpoint):
-    """The network of a config, with all the weights of a checkpoint."""
-    model = build_model(config)
-    model.load_state_dict(torch.load(checkpoint, weights_only=True)['state_dict'], strict=True)
-    return model
 
 
 @pytest.mark.parametrize('variant', VARIANTS, ids=lambda variant: variant or 'plain')
