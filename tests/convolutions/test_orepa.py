@@ -125,12 +125,13 @@ def test_a_large_kernel_is_composed_of_small_ones_without_flipping():
     compare(conv, expected)
 
 
-def test_the_frequency_prior():
-    prior = frequency_prior(6, 3)
-    for o in range(6):
+@pytest.mark.parametrize('channels', [6, 1280])
+def test_the_frequency_prior(channels):
+    prior, half = frequency_prior(channels, 3), channels // 2
+    for o in range(channels):
         for h in range(3):
             for w in range(3):
-                value = (h + 0.5) * (o + 1) if o < 3 else (w + 0.5) * (o + 1 - 3)
+                value = (h + 0.5) * (o + 1) if o < half else (w + 0.5) * (o + 1 - half)
                 assert prior[o, h, w] == pytest.approx(math.cos(math.pi * value / 3), abs=1e-6)
 
 

@@ -1,10 +1,11 @@
 """Weights of OREPA's authors: converted, trained or deployed, they compute what they did there."""
 
 import math
+import runpy
 
 import pytest
 import torch
-from helpers import ROOT, agrees, built, run_tool
+from helpers import ROOT, agrees, built
 from mmengine.config import Config
 from torch import nn
 from torch.nn.functional import conv2d, pad
@@ -397,11 +398,12 @@ def edit(path, change):
     torch.save(change(weights), path)
 
 
-def test_the_tool_says_what_it_is(tmp_path):
+def test_the_tool_says_what_it_is(tmp_path, monkeypatch, capsys):
     save(trained(resnet('OREPA', 18, 8)), tmp_path / 'x.pth')
-    result = run_tool('convert.py', 'x.pth', '--out', 'y.pth', cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout == 'mmasr.ASRResNet of depth 18 with OREPA in 17 convolutions\nwrote y.pth and y.py\n'
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('sys.argv', ['convert.py', 'x.pth', '--out', 'y.pth'])
+    runpy.run_path(str(ROOT / 'tools/convert.py'), run_name='__main__')
+    assert capsys.readouterr().out == 'mmasr.ASRResNet of depth 18 with OREPA in 17 convolutions\nwrote y.pth and y.py\n'
 
 
 def renamed(old, new):
