@@ -104,11 +104,9 @@ def _resnet(theirs: _Theirs) -> Iterator[tuple[str, torch.Tensor]]:
     for unit in theirs.units(r'stage0\.conv1|stage[1-4]\.\d+\.(?:conv[1-3]|shortcut)'):
         conv = unit.removeprefix('stage0.').replace('stage', 'layer').replace('shortcut', 'downsample.0')
         norm = conv.replace('conv', 'bn').replace('downsample.0', 'downsample.1')
-        for form in _DEPLOYED:
-            if f'{unit}.{form}.bias' in theirs:
-                yield f'{conv}.weight', theirs.take(f'{unit}.{form}.weight', None, None, None, None)
-                yield from _named(norm, _norm_that_adds(theirs.take(f'{unit}.{form}.bias', None)))
-                break
+        if deployed := _deployed(theirs, unit, _DEPLOYED):
+            yield f'{conv}.weight', deployed['weight']
+            yield from _named(norm, _norm_that_adds(deployed['bias']))
         else:
             yield from _named(conv, _layer(theirs, unit))
             yield from _named(norm, _norm(theirs, f'{unit}.bn'))
@@ -118,33 +116,46 @@ def _repvgg(theirs: _Theirs) -> Iterator[tuple[str, torch.Tensor]]:
     """The weights under the names of MMPretrain's RepVGG."""
     for unit in theirs.units(r'stage0|stage[1-4]\.\d+'):
         block = 'stem' if unit == 'stage0' else unit.replace('stage', 'stage_')
-        dense, pointwise, identity = f'{unit}.rbr_dense', f'{unit}.rbr_1x1', f'{unit}.rbr_identity'
-        has_identity = f'{identity}.weight' in theirs
-        for form in _DEPLOYED_REPVGG:
-            if f'{unit}.{form}.bias' in theirs:
-                yield f'{block}.branch_reparam.weight', theirs.take(f'{unit}.{form}.weight', None, None, 3, 3)
-                yield f'{block}.branch_reparam.bias', theirs.take(f'{unit}.{form}.bias', None)
-                break
+        if deployed := _deployed(theirs, unit, _DEPLOYED_REPVGG):
+            yield from _named(f'{block}.branch_reparam', deployed)
         else:
-            if f'{dense}.weight_rbr_origin' in theirs:  # which counts the identity among the branches, but scales it by nothing
-                layer = _square(theirs, dense, 'weight_rbr', ('avg_conv', 'pfir_conv'), _ROWS_REPVGG, 5 + has_identity)
-            elif f'{dense}.conv.weight' in theirs:
-                layer = {'weight': theirs.take(f'{dense}.conv.weight', None, None, 3, 3)}
-            else:
-                raise InputError(
-                    f'{theirs.source}: {unit} is neither a block of RepVGG in training nor anything deployed; if their '
-                    'convert.py reads the file, convert what that writes'
-                )
-            yield from _named(f'{block}.branch_3x3.conv', layer)
-            yield from _named(f'{block}.branch_3x3.norm', _norm(theirs, f'{dense}.bn'))
-            yield f'{block}.branch_1x1.conv.weight', theirs.take(f'{pointwise}.conv.weight', None, None, 1, 1)
-            yield from _named(f'{block}.branch_1x1.norm', _norm(theirs, f'{pointwise}.bn'))
-            if has_identity:
-                yield from _named(f'{block}.branch_norm', _norm(theirs, identity))
+            yield from _named(block, _repvgg_block(theirs, unit))
+
+
+def _repvgg_block(theirs: _Theirs, unit: str) -> dict[str, torch.Tensor]:
+    """A block of RepVGG in training."""
+    dense, pointwise, identity = f'{unit}.rbr_dense', f'{unit}.rbr_1x1', f'{unit}.rbr_identity'
+    has_identity = f'{identity}.weight' in theirs
+    if f'{dense}.weight_rbr_origin' in theirs:  # which has a row for the identity as well, and scales nothing with it
+        layer = _square(theirs, dense, 'weight_rbr', ('avg_conv', 'pfir_conv'), _ROWS_REPVGG, 5 + has_identity)
+    elif f'{dense}.conv.weight' in theirs:
+        layer = {'weight': theirs.take(f'{dense}.conv.weight', None, None, 3, 3)}
+    else:
+        raise InputError(
+            f'{theirs.source}: {unit} is neither a block of RepVGG in training nor anything deployed; if their convert.py '
+            'reads the file, convert what that writes'
+        )
+    parts = {
+        'branch_3x3.conv': layer,
+        'branch_3x3.norm': _norm(theirs, f'{dense}.bn'),
+        'branch_1x1.conv': {'weight': theirs.take(f'{pointwise}.conv.weight', None, None, 1, 1)},
+        'branch_1x1.norm': _norm(theirs, f'{pointwise}.bn'),
+        **({'branch_norm': _norm(theirs, identity)} if has_identity else {}),
+    }
+    return {name: tensor for part, tensors in parts.items() for name, tensor in _named(part, tensors)}
 
 
 def _named(layer: str, tensors: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
     return ((f'{layer}.{key}', tensor) for key, tensor in tensors.items())
+
+
+def _deployed(theirs: _Theirs, unit: str, forms: tuple[str, ...]) -> dict[str, torch.Tensor] | None:
+    """Weight and bias of a unit that is deployed."""
+    form = next((form for form in forms if f'{unit}.{form}.bias' in theirs), None)
+    return form and {
+        'weight': theirs.take(f'{unit}.{form}.weight', None, None, None, None),
+        'bias': theirs.take(f'{unit}.{form}.bias', None),
+    }
 
 
 def _layer(theirs: _Theirs, unit: str) -> dict[str, torch.Tensor]:
