@@ -29,7 +29,7 @@ def main() -> None:
     parts = [f'{converted.asrs} ASRs'] * bool(converted.asrs)
     parts += [f'OREPA in {converted.orepas} convolutions'] * bool(converted.orepas)
     parts += ['ordinary attention'] * ('plugins' in backbone)
-    print(f'{backbone["type"]} {size} with {" and ".join(parts) or "nothing else"}')
+    print(f'{backbone["type"]} {size} {"with " + " and ".join(parts) if parts else "without ASR and OREPA"}')
     print(printable(f'wrote {converted.checkpoint} and {converted.config}'))
 
 
