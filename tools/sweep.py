@@ -1,4 +1,4 @@
-"""Train configs with several seeds each: tools/sweep.py configs/digits/*.py --seeds 5"""
+"""Train configs with several seeds each: tools/sweep.py configs/digits/resnet20{,_se}.py --seeds 5"""
 
 import argparse
 import dataclasses

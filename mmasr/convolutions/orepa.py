@@ -37,7 +37,8 @@ class OREPA(Computed):
     """The branches of a convolution that are one kernel at every step; a child of the convolution, whose own weight is the
     origin branch, so that plain weights load.
 
-    :meth:`of` makes the kind that a kernel's size asks for: :class:`Pointwise`, :class:`Square`, :class:`Deep`.
+    :meth:`of` makes the kind that a kernel's size asks for: :class:`Pointwise`, :class:`Square`, :class:`Deep`. Each implements
+    :meth:`kernel` and ``init_weights``.
     """
 
     child = 'orepa'

@@ -200,3 +200,18 @@ def test_initial_values_of_the_identity():
     assert not block.point.norm.weight.any()
     assert not block.deep.norm.weight.any()
     assert not block.average.norm.weight.any()
+
+
+@pytest.mark.parametrize('kind', ['DBB', 'OfflineOREPA', 'OREPA'])
+def test_with_synchronized_normalizations_it_has_the_same_names_and_merges_as_well(kind):
+    network = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8))
+    network = randomize(mmasr.attach(network, {'type': kind})).eval()
+    synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(network))
+    assert synchronized.state_dict().keys() == network.state_dict().keys()
+    x = torch.randn(2, 4, 6, 6)
+    with torch.no_grad():
+        expected = network(x)
+        assert torch.equal(synchronized(x), expected)  # in eval mode it is a BatchNorm, also on the processor
+        folded = mmasr.fold(synchronized)
+        assert type(folded[0]) is nn.Conv2d
+        torch.testing.assert_close(folded(x), expected, rtol=1e-5, atol=1e-5)

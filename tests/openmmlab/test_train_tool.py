@@ -216,7 +216,8 @@ def validated(work_dir, max_epochs, load_from):
 @only_data()
 def trained(name, **changes):
     config = Config.fromfile('config.py')
-    config.merge_from_dict({'work_dir': name, 'train_dataloader.num_workers': 1, 'randomness': {'seed': 3}, **changes})
+    settings = {'work_dir': name, 'train_dataloader.num_workers': 1, 'randomness': {'seed': 3}}
+    config.merge_from_dict({**settings, 'model.backbone.convs': {'type': 'OREPA'}, **changes})
     config.pop('val_dataloader'), config.pop('val_cfg'), config.pop('val_evaluator')
     runner = Runner.from_cfg(config)
     runner.train()

@@ -17,9 +17,14 @@ from mmasr.core.host import Host
 DEPTH18 = {'type': 'mmasr.ASRResNet', 'depth': 18, 'base_channels': 8, 'zero_init_residual': False}
 
 
+OREPA = {'convs': {'type': 'OREPA', 'init_identity': True}}
+#: For the fixture ``model``: ASR alone, and convolutions with OREPA beside it.
+with_orepa_too = pytest.mark.parametrize('model', [{}, OREPA], ids=['ASR', 'OREPA'], indirect=True)
+
+
 @pytest.fixture
-def model():
-    return build()
+def model(request):
+    return build(**getattr(request, 'param', {}))
 
 
 def build(**options):
@@ -34,10 +39,10 @@ def loss_of(model, x):
     return sum(out.square().mean() for out in model(x))
 
 
-def train_a_rank(rank, folder, x, with_cp):
+def train_a_rank(rank, folder, x, options):
     torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
-    model = build(with_cp=with_cp)
-    # The default, without unused parameters: a ψ or κ that took no part would make the second step fail.
+    model = build(**options)
+    # The default, without unused parameters: a ψ, κ or branch that took no part would make the second step fail.
     parallel = DistributedDataParallel(model)
     optimizer = torch.optim.SGD(parallel.parameters(), lr=0.1)
     for _ in range(2):
@@ -48,13 +53,13 @@ def train_a_rank(rank, folder, x, with_cp):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize('with_cp', [False, True], ids=['plain', 'with_cp'])
-def test_two_processes_train_like_one(tmp_path, with_cp):
+@pytest.mark.parametrize('options', [{}, OREPA], ids=['ASR', 'OREPA and with_cp'])
+def test_two_processes_train_like_one(tmp_path, options):
     x = torch.randn(4, 3, 64, 64)
-    torch.multiprocessing.spawn(train_a_rank, (str(tmp_path), x, with_cp), nprocs=2)
+    torch.multiprocessing.spawn(train_a_rank, (str(tmp_path), x, {**options, 'with_cp': bool(options)}), nprocs=2)
     first, second = (torch.load(tmp_path / f'{rank}.pt') for rank in (0, 1))
 
-    model = build()  # BatchNorm is in eval mode (norm_eval), so the batch is the same whether it is split or not
+    model = build(**options)  # BatchNorm is in eval mode (norm_eval), so the batch is the same whether it is split or not
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(2):
         optimizer.zero_grad()
@@ -63,9 +68,13 @@ def test_two_processes_train_like_one(tmp_path, with_cp):
     for name, expected in model.state_dict().items():
         assert torch.equal(first[name], second[name]), name
         torch.testing.assert_close(first[name], expected, rtol=1e-4, atol=1e-6)
-    assert not torch.equal(first['layer1.0.bn2.asr.psi'], build().layer1[0].bn2.asr.psi)
+    start = build(**options).state_dict()
+    assert not torch.equal(first['layer1.0.bn2.asr.psi'], start['layer1.0.bn2.asr.psi'])
+    if options:
+        assert not torch.equal(first['layer1.0.conv2.orepa.scale'], start['layer1.0.conv2.orepa.scale'])
 
 
+@with_orepa_too
 def test_autocast_trains_in_bfloat16_with_float32_scales(model):
     x = torch.randn(2, 3, 64, 64)
     expected = model(x)[-1]
@@ -75,9 +84,10 @@ def test_autocast_trains_in_bfloat16_with_float32_scales(model):
     assert (out - expected).abs().max() < 0.1 * expected.abs().max()
     out.float().square().mean().backward()
     for host in (m for m in model.modules() if isinstance(m, Host)):
-        assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in host.asr.parameters())
+        assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in host.computed().parameters())
 
 
+@with_orepa_too
 def test_ema_averages_psi_and_kappa_and_shares_nothing(model):
     average = ExponentialMovingAverage(model, momentum=0.25)
     psi = model.layer1[0].bn2.asr.psi
@@ -93,6 +103,7 @@ def test_ema_averages_psi_and_kappa_and_shares_nothing(model):
     torch.testing.assert_close(mmasr.fold(copy.deepcopy(average.module))(x)[-1], expected)
 
 
+@with_orepa_too
 def test_gradients_accumulate(model):
     reference = copy.deepcopy(model)
     x = torch.randn(4, 3, 64, 64)
@@ -107,6 +118,7 @@ def test_gradients_accumulate(model):
     torch.testing.assert_close(dict(model.named_parameters()), dict(reference.named_parameters()))
 
 
+@with_orepa_too
 @pytest.mark.parametrize('training', [True, False], ids=['train', 'eval'])
 def test_compiles_without_a_graph_break(model, training):
     x = torch.randn(2, 3, 64, 64)
