@@ -1,4 +1,12 @@
 # WideResNet-18 (2x): ResNet-18 with 128 channels in the place of 64.
-_base_ = 'wideresnet18_w96_120e.py'
+_base_ = [
+    'mmpretrain::_base_/models/resnet18.py',
+    '../_base_/datasets/imagenet_256.py',
+    '../_base_/schedules/cosine_120.py',
+    '../_base_/default_runtime.py',
+]
 
-model = dict(backbone=dict(base_channels=128, stem_channels=128), head=dict(in_channels=1024))
+model = dict(
+    backbone=dict(base_channels=128, stem_channels=128, zero_init_residual=False),
+    head=dict(in_channels=1024),
+)

@@ -216,8 +216,7 @@ def validated(work_dir, max_epochs, load_from):
 @only_data()
 def trained(name, **changes):
     config = Config.fromfile('config.py')
-    settings = {'work_dir': name, 'train_dataloader.num_workers': 1, 'randomness': {'seed': 3}}
-    config.merge_from_dict({**settings, 'model.backbone.convs': {'type': 'OREPA'}, **changes})
+    config.merge_from_dict({'work_dir': name, 'train_dataloader.num_workers': 1, 'randomness': {'seed': 3}, **changes})
     config.pop('val_dataloader'), config.pop('val_cfg'), config.pop('val_evaluator')
     runner = Runner.from_cfg(config)
     runner.train()
@@ -226,11 +225,12 @@ def trained(name, **changes):
 
 def test_with_random_augmentation_a_resumed_training_equals_an_uninterrupted_one(data):
     """As docs/training.md says: the workers of a dataloader start every epoch with the same seeds."""
-    whole = trained('whole', **{'train_cfg.max_epochs': 2})
-    trained('halves', **{'train_cfg.max_epochs': 1})
-    resumed = trained('halves', **{'train_cfg.max_epochs': 2, 'resume': True})
+    two_epochs = {'train_cfg.max_epochs': 2, 'model.backbone.convs': {'type': 'OREPA'}}
+    whole = trained('whole', **two_epochs)
+    trained('halves', **{**two_epochs, 'train_cfg.max_epochs': 1})
+    resumed = trained('halves', **two_epochs, resume=True)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    other = trained('other', **{'train_cfg.max_epochs': 2, 'randomness.seed': 4})
+    other = trained('other', **two_epochs, **{'randomness.seed': 4})
     assert not torch.equal(whole['head.fc.weight'], other['head.fc.weight'])
 
 
