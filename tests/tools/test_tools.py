@@ -54,6 +54,7 @@ def test_a_tool_exits_with_one_and_without_a_traceback(tmp_path):
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1] == 'error: none.py: no such config'
     assert 'Traceback' not in result.stderr
+    assert f'{ROOT / "mmasr"}/' not in result.stderr  # nor a warning about our own code
 
 
 @pytest.mark.parametrize(

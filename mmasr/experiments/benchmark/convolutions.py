@@ -42,7 +42,10 @@ def by_autograd(network: nn.Module) -> nn.Module:
     """Let a network with OREPA compute its kernels as the code of OREPA's authors does: each branch by itself and then scaled,
     by operations that automatic differentiation follows. In place."""
     for module in network.modules():
-        module.__class__ = {Square: _SquareByAutograd, Pointwise: _PointwiseByAutograd}.get(type(module), type(module))
+        if type(module) is Square:
+            module.__class__ = _SquareByAutograd
+        elif type(module) is Pointwise:
+            module.__class__ = _PointwiseByAutograd
     return network
 
 
