@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.autograd.function import FunctionCtx
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import conv2d
 
 from ..attention import ChannelAttention
@@ -226,7 +226,7 @@ class Square(OREPA):
         self.outer = nn.Parameter(torch.empty(out_channels, size**2, inner // groups))
         self.points = nn.Parameter(torch.empty(len(basis), out_channels, own))
         self.depthwise = nn.Parameter(torch.empty(in_channels * EXPANSION, size**2))
-        self.pointwise = nn.Parameter(torch.empty(out_channels, own * EXPANSION))
+        self.pointwise = nn.Parameter(torch.empty(in_channels * EXPANSION, out_channels // groups))
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -237,7 +237,7 @@ class Square(OREPA):
         for point in self.points:
             _kaiming(point, a=self.a)
         _kaiming(self.depthwise, a=self.a)
-        _kaiming(self.pointwise, a=self.a)
+        _kaiming(self.pointwise, a=self.a, fan_in=len(self.pointwise) // self.groups)
 
     def init_layer(self, layer: nn.Conv2d) -> None:
         """Give the origin branch its initial values, unless it starts with weights that are there."""
@@ -311,9 +311,9 @@ def frequency_prior(channels: int, size: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _kaiming(weight: torch.Tensor, a: float) -> None:
-    """Kaiming initialisation, uniform; the last dimensions but the first are what an output sees."""
-    fan_in = weight[0].numel()
+def _kaiming(weight: torch.Tensor, a: float, fan_in: int | None = None) -> None:
+    """Kaiming initialisation, uniform; an output sees ``fan_in`` inputs, by default all dimensions but the first."""
+    fan_in = fan_in or weight[0].numel()
     weight.uniform_(-1, 1).mul_(math.sqrt(6 / ((1 + a**2) * fan_in)))
 
 
@@ -327,7 +327,8 @@ class _Squeeze(torch.autograd.Function):
     """The kernel of :class:`Square`, and of :class:`Pointwise`, which has the first two branches only.
 
     It is linear in every branch, so its gradients need the parameters and the gradient of the kernel: nothing else is kept,
-    where automatic differentiation keeps the kernel of every branch.
+    where automatic differentiation keeps the kernel of every branch. Kernels are laid out in ``rows`` (o, k, i) and ``columns``
+    (i, k, o) on the way, since the products run over large matrices then, and are scaled in place.
     """
 
     @staticmethod
@@ -344,30 +345,37 @@ class _Squeeze(torch.autograd.Function):
         ctx.groups, ctx.identity = groups, identity
         parts = _Parts(groups, identity, basis, weight, scale, *branches)
         kernel = parts.weight * parts.s[0]
-        kernel += parts.s[1] * torch.einsum('gokt,gti->goik', parts.outer, parts.inner)
+        rows = torch.einsum('gokt,gti->goki', parts.outer, parts.inner).mul_(parts.s[1])
         if basis is not None:
-            kernel += torch.einsum('pgoi,gopk->goik', parts.points, parts.scaled_basis)
-            kernel += parts.s[-1] * torch.einsum('goit,gitk->goik', parts.pointwise, parts.depthwise)
+            rows += torch.einsum('gopk,pgoi->goki', parts.basis * parts.s_points, parts.points)
+            columns = torch.einsum('gitk,gito->giko', parts.depthwise, parts.pointwise).mul_(parts.s_pointwise)
+            kernel += columns.permute(0, 3, 1, 2)
+        kernel += rows.mT
         return kernel.view_as(weight)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         basis, weight, scale, *branches = ctx.saved_tensors
         parts = _Parts(ctx.groups, ctx.identity, basis, weight, scale, *branches)
         with torch.autocast(gradient.device.type, enabled=False):
             d = gradient.reshape(parts.weight.shape)
-            outer = torch.einsum('goik,gti->gokt', d, parts.inner)
-            inner = torch.einsum('goik,gokt->gti', d, parts.outer * parts.s[1])
-            scales = [(d * parts.weight).sum((2, 3)), (outer * parts.outer).sum((2, 3))]
+            rows = d.mT.clone(memory_format=torch.contiguous_format)
+            outer = torch.einsum('goki,gti->gokt', rows, parts.inner)
+            scales = [torch.einsum('goik,goik->go', d, parts.weight), torch.einsum('gokt,gokt->go', outer, parts.outer)]
             points = depthwise = pointwise = None
             if basis is not None:
-                points = torch.einsum('goik,gopk->pgoi', d, parts.scaled_basis)
-                pointwise = torch.einsum('goik,gitk->goit', d, parts.depthwise)
-                depthwise = torch.einsum('goik,goit->gitk', d, parts.pointwise * parts.s[-1])
-                scales += (torch.einsum('goik,pgoi->pgok', d, parts.points) * parts.basis.permute(2, 0, 1, 3)).sum(-1).unbind()
-                scales.append((pointwise * parts.pointwise).sum((2, 3)))
-                pointwise = pointwise * parts.s[-1]
-        gradients = d * parts.s[0], torch.stack(scales), inner, outer * parts.s[1], points, depthwise, pointwise
+                points = torch.einsum('gopk,goki->gopi', parts.basis, rows).movedim(2, 0)
+                scales += torch.einsum('pgoi,pgoi->pgo', points, parts.points).unbind()
+                columns = d.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
+                pointwise = torch.einsum('gitk,giko->gito', parts.depthwise, columns)
+                scales.append((pointwise * parts.pointwise).sum((1, 2)))
+                depthwise = torch.einsum('gito,giko->gitk', parts.pointwise, columns.mul_(parts.s_pointwise))
+                points.mul_(parts.s[2:-1, ..., 0])
+                pointwise.mul_(parts.s_pointwise)
+            inner = parts.outer.flatten(1, 2).mT @ rows.mul_(parts.s[1]).flatten(1, 2)
+            outer.mul_(parts.s[1])
+        gradients = d * parts.s[0], torch.stack(scales), inner, outer, points, depthwise, pointwise
         inputs = weight, scale, *branches
         return None, None, None, *(g if g is None else g.reshape(x.shape) for g, x in zip(gradients, inputs, strict=True))
 
@@ -399,6 +407,7 @@ class _Parts:
         if basis is not None:
             self.points = points.view(-1, groups, outputs, own)
             self.basis = basis.view(groups, outputs, *basis.shape[1:])
-            self.scaled_basis = self.basis * self.s[2:-1, ..., 0].permute(1, 2, 0, 3)
+            self.s_points = self.s[2:-1, ..., 0].permute(1, 2, 0, 3)
+            self.s_pointwise = self.s[-1].view(groups, 1, 1, outputs)
             self.depthwise = depthwise.view(groups, own, EXPANSION, -1)
-            self.pointwise = pointwise.view(groups, outputs, own, EXPANSION)
+            self.pointwise = pointwise.view(groups, own, EXPANSION, outputs)

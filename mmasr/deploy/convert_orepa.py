@@ -226,7 +226,7 @@ def _square(
         'orepa.points': torch.stack([theirs.take(f'{prefix}_{point}', outputs, own, 1, 1)[..., 0, 0] for point in points]),
         'orepa.depthwise': depthwise.flatten(1),
         # Theirs has the outputs of all groups in turn.
-        'orepa.pointwise': torch.cat([pointwise[group::groups] for group in range(groups)]),
+        'orepa.pointwise': torch.cat([pointwise[group::groups].T for group in range(groups)]),
     }
     theirs.take_fixed(f'{unit}.id_tensor', torch.eye(own).repeat(inner // own, 1)[..., None, None])
     theirs.take_fixed(f'{prefix}_avg_avg', torch.full((3, 3), 1 / 9))

@@ -58,7 +58,8 @@ def on_maps(conv, x):
     ]
     # Depthwise, then 1 x 1.
     deep = conv2d(padded, branches.depthwise.view(-1, 1, size, size), **{**options, 'groups': inputs})
-    separable = conv2d(deep, branches.pointwise[:, :, None, None], groups=groups)
+    pointwise = torch.cat([group.T for group in branches.pointwise.chunk(groups)])
+    separable = conv2d(deep, pointwise[:, :, None, None], groups=groups)
     maps = [conv2d(padded, conv.weight, **options), conv2d(wide, outer, **options), *points, separable]
     found = sum(scaled(y, s) for y, s in zip(maps, branches.scale, strict=True))
     return found if conv.bias is None else found + conv.bias.view(1, -1, 1, 1)

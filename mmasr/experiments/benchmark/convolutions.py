@@ -63,8 +63,8 @@ class _SquareByAutograd(Square):
         row = torch.einsum('gti,gokt->goik', inner, outer)
         points = [torch.einsum('oi,ok->oik', *pair) for pair in zip(self.points, self.basis.unbind(1), strict=True)]
         depthwise = self.depthwise.view(self.groups, own, EXPANSION, -1)
-        pointwise = self.pointwise.view(self.groups, -1, own, EXPANSION)
-        separable = torch.einsum('gitk,goit->goik', depthwise, pointwise)
+        pointwise = self.pointwise.view(self.groups, own, EXPANSION, -1)
+        separable = torch.einsum('gitk,gito->goik', depthwise, pointwise)
         kernels = [weight.flatten(2), row.flatten(0, 1), *points, separable.flatten(0, 1)]
         return _sum(kernels, self.scale).view_as(weight)
 
