@@ -348,9 +348,11 @@ class _Squeeze(torch.autograd.Function):
         rows = torch.einsum('gokt,gti->goki', parts.outer, parts.inner).mul_(parts.s[1])
         if basis is not None:
             rows += torch.einsum('gopk,pgoi->goki', parts.basis * parts.s_points, parts.points)
+        kernel += rows.mT
+        del rows
+        if basis is not None:
             columns = torch.einsum('gitk,gito->giko', parts.depthwise, parts.pointwise).mul_(parts.s_pointwise)
             kernel += columns.permute(0, 3, 1, 2)
-        kernel += rows.mT
         return kernel.view_as(weight)
 
     @staticmethod
