@@ -5,11 +5,11 @@ import copy
 import os
 import resource
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from forked import run_python
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
@@ -56,10 +56,9 @@ optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.01))
 """
 
 
-def run_tool(name: str, *args, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+def run_tool(name: str, *args, cwd: Path) -> subprocess.CompletedProcess:
     """Run a tool as a user would."""
-    command = [sys.executable, str(ROOT / 'tools' / name), *map(str, args)]
-    return subprocess.run(command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    return run_python(ROOT / 'tools' / name, *args, cwd=cwd)
 
 
 def randomize(module: torch.nn.Module) -> torch.nn.Module:
@@ -127,8 +126,8 @@ assert not [name for name in sys.modules if name.startswith('mmasr.')]
 def stock_predictions(config: Path, checkpoint: Path, images: list, folder: Path) -> list[tuple[torch.Tensor, ...]]:
     """Boxes, scores, labels and masks that MMDetection alone predicts for images, each a path or an array."""
     torch.save(images, folder / 'images.pt')
-    files = map(str, (config, checkpoint, folder / 'images.pt', folder / 'predictions.pt'))
-    subprocess.run([sys.executable, '-c', STOCK, *files], check=True, capture_output=True)
+    files = config, checkpoint, folder / 'images.pt', folder / 'predictions.pt'
+    run_python(STOCK, *files).check_returncode()
     return torch.load(folder / 'predictions.pt')
 
 

@@ -5,13 +5,14 @@ import importlib
 import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import SHAPES_CONFIG, Touch, classifier, full_disk, plugin, run_tool, stock_predictions
+from helpers import ROOT, SHAPES_CONFIG, Touch, classifier, full_disk, plugin, run_tool, stock_predictions
 from mmdet.apis import inference_detector, init_detector
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
@@ -543,6 +544,8 @@ def test_a_hostile_checkpoint_runs_nothing(good, proof, tmp_path, refusal, name)
 def test_trust_imports_runs_what_a_checkpoint_imports(good, proof, tmp_path):
     edit(good, lambda c: HOSTILE['import'](c, proof))
     paths = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get('PYTHONPATH'))))
-    result = run_tool('reparam.py', good, '--trust-imports', cwd=tmp_path, PYTHONPATH=paths)
+    command = [sys.executable, ROOT / 'tools/reparam.py', good, '--trust-imports']
+    environment = {**os.environ, 'PYTHONPATH': paths}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert proof.exists()

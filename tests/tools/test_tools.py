@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from forked import run_python
 from helpers import CLASSIFIER, ROOT, SHAPES_CONFIG, run_tool
 from pycocotools.coco import COCO
 
@@ -106,7 +107,7 @@ def test_a_classifier_trains_and_deploys(shapes, tmp_path):
     result = run_tool('reparam.py', 'classifier/epoch_1.pth', cwd=shapes)
     assert result.returncode == 0, result.stderr
     files = ['classifier/epoch_1_deploy.py', 'classifier/epoch_1_deploy.pth']
-    stock = subprocess.run([sys.executable, '-c', STOCK, *files], cwd=shapes, capture_output=True, text=True, check=False)
+    stock = run_python(STOCK, *files, cwd=shapes)
     assert stock.returncode == 0, stock.stderr
     accuracy = []
     for pair in (('classifier/classifier.py', 'classifier/epoch_1.pth'), files):
