@@ -3,6 +3,7 @@ import os
 # Two processes run the tests, so each takes one thread, as do the tools it starts; torch reads this when it is imported.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
+import importlib
 import runpy
 from pathlib import Path
 
@@ -19,6 +20,11 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if 'shapes' in item.fixturenames:
             item.add_marker(pytest.mark.xdist_group('shapes'))
+
+
+def pytest_collection_finish():
+    """In each of the two, with what is imported to collect the tests, and not in the one that hands them out."""
+    importlib.import_module('preloaded')
 
 
 @pytest.fixture(autouse=True)

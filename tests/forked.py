@@ -1,5 +1,4 @@
-"""Python programs in processes of their own, which are forked from one that has imported what takes them longest to import:
-nothing of ours, and no library that registers networks."""
+"""Python programs in processes of their own, forked from one that has imported and read what takes them longest."""
 
 import multiprocessing
 import os
@@ -7,33 +6,44 @@ import runpy
 import subprocess
 import sys
 import tempfile
+from collections.abc import Collection
+from multiprocessing import forkserver
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
+TESTS = os.path.dirname(__file__)
 SERVER = multiprocessing.get_context('forkserver')
-SERVER.set_forkserver_preload(['torch', 'torchvision', 'mmengine.runner', 'mmcv.ops', 'matplotlib.pyplot', 'pycocotools.coco'])
+SERVER.set_forkserver_preload(['preloaded'])
 
 
-def run_python(program: Path | str, *args, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    """Run a file, or code, as ``python`` does, and return what it printed."""
+def run_python(
+    program: Path | str, *args, cwd: Path | None = None, without: Collection[str] = ()
+) -> subprocess.CompletedProcess:
+    """Run a file, or code, as ``python`` does, where some packages are missing, and return what it printed."""
+    with mock.patch.dict(os.environ, PYTHONPATH=TESTS):  # where the server finds what to import
+        forkserver.ensure_running()
     with tempfile.TemporaryDirectory() as folder:
         outputs = [os.path.join(folder, name) for name in ('stdout', 'stderr')]
         argv = [str(program) if isinstance(program, Path) else '-c', *map(str, args)]
-        process = SERVER.Process(target=_run, args=(program, argv, cwd or Path.cwd(), dict(os.environ), outputs))
+        process = SERVER.Process(target=_run, args=(program, argv, cwd or Path.cwd(), without, dict(os.environ), outputs))
         process.start()
         process.join()
         return subprocess.CompletedProcess(argv, process.exitcode, *(Path(file).read_text() for file in outputs))
 
 
-def _run(program: Path | str, argv: list[str], cwd: Path, environment: dict[str, str], outputs: list[str]) -> None:
+def _run(
+    program: Path | str, argv: list[str], cwd: Path, without: Collection[str], environment: dict[str, str], outputs: list[str]
+) -> None:
     for descriptor, file in zip((1, 2), outputs, strict=True):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), descriptor)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
+    sys.modules.update({name: None for name in (*without, *sys.modules) if name.partition('.')[0] in without})
     sys.argv = argv
-    sys.path.remove(os.path.dirname(__file__))  # of the tests, which are none of the program's
+    sys.path.remove(TESTS)  # which is none of the program's
     np.random.seed()  # every fork has the state of the one process
     if isinstance(program, Path):
         runpy.run_path(str(program), run_name='__main__')

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from forked import run_python
 from helpers import ROOT, SHAPES_CONFIG
 
 OPENMMLAB = {'mmengine', 'mmcv', 'mmdet', 'mmpretrain'}
@@ -20,7 +21,7 @@ ROOMS = {
 # Of the stripes, the part that any network can be observed with; pictures, pages and the hook need more.
 FILES = {'stripes': ['stripes', 'stripes.observer', 'stripes.modules', 'stripes.statistics', 'stripes.mean_fold']}
 
-# Imports a room's files with some modules blocked, and without mmasr/__init__.py, which would bring others in.
+# Imports a room's files with other rooms blocked, and without mmasr/__init__.py, which would bring others in.
 IMPORT = """
 import importlib, pkgutil, sys, types
 root, room, files, blocked = sys.argv[1], sys.argv[2], sys.argv[3].split(), sys.argv[4].split()
@@ -32,25 +33,22 @@ for name in files or [m.name for m in pkgutil.walk_packages([f'{root}/mmasr/{roo
 """
 
 
-def run(code: str, *args: str, **options) -> str:
-    result = subprocess.run([sys.executable, '-c', code, *args], capture_output=True, text=True, check=False, **options)
+def run(code: str, *args, **options) -> None:
+    result = run_python(code, *args, **options)
     assert result.returncode == 0, result.stderr
-    return result.stdout
 
 
 @pytest.mark.parametrize('room', ROOMS)
 def test_a_room_needs_no_other_than_it_may(room):
     blocked = {f'mmasr.{other}' for other in {*ROOMS, 'experiments'} - ROOMS[room] - {room}}
-    if room not in ('openmmlab', 'deploy'):
-        blocked |= NOT_TORCH
-    run(IMPORT, str(ROOT), room, ' '.join(FILES.get(room, [])), ' '.join(blocked))
+    without = () if room in ('openmmlab', 'deploy') else NOT_TORCH
+    run(IMPORT, ROOT, room, ' '.join(FILES.get(room, [])), ' '.join(blocked), without=without)
 
 
 CORE = """
-import sys
-sys.modules.update(dict.fromkeys(sys.argv[1].split()))
 import torch
 import mmasr
+import mmasr.stripes
 model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Conv2d(8, 8, 3, padding=1))
 x = torch.randn(2, 3, 8, 8)
 mmasr.attach(model, dict(type='SE'), sites=['1'])
@@ -65,7 +63,7 @@ assert observer.stripes['0'].v.count == 2
 
 
 def test_the_core_works_with_torch_alone():
-    run(CORE.replace('import mmasr\n', 'import mmasr\nimport mmasr.stripes\n'), ' '.join(NOT_TORCH))
+    run(CORE, without=NOT_TORCH)
 
 
 REGISTERED = """
@@ -79,7 +77,7 @@ assert mmengine.registry.MODELS.get('mmasr.SE') is not None
 
 
 def test_it_registers_and_imports_nothing_heavy():
-    run(REGISTERED)
+    subprocess.run([sys.executable, '-c', REGISTERED], check=True)  # where nothing is imported yet
 
 
 NOTHING_HIDDEN = """
@@ -104,7 +102,6 @@ def test_importing_does_to_the_process_what_it_says_and_no_more():
 
 WITHOUT_MMPRETRAIN = """
 import runpy, sys
-sys.modules['mmpretrain'] = None
 tools, config = sys.argv[1:]
 options = ['--cfg-options', 'train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'default_hooks.checkpoint.interval=1']
 for tool, *args in (
@@ -118,11 +115,13 @@ for tool, *args in (
 
 
 def test_a_detector_trains_and_deploys_where_mmpretrain_is_missing(shapes):
-    run(WITHOUT_MMPRETRAIN, str(ROOT / 'tools'), str(SHAPES_CONFIG), cwd=shapes)
+    run(WITHOUT_MMPRETRAIN, ROOT / 'tools', SHAPES_CONFIG, cwd=shapes, without=['mmpretrain'])
     assert (shapes / 'no_mmpretrain/epoch_1_deploy.pth').is_file()
 
 
 BROKEN = """
+import sys
+sys.path.insert(0, '')
 import mmengine.registry, mmasr
 mmengine.registry.MODELS.build(dict(type='mmasr.ASRResNet', depth=18, asr=dict(attention=dict(type='SE'))))
 try:
@@ -136,12 +135,12 @@ else:
 
 def test_a_broken_mmpretrain_takes_down_only_what_needs_it(tmp_path):
     (tmp_path / 'mmpretrain.py').write_text("raise ImportError('cannot import a name from another version')")
-    run(BROKEN, env={'PYTHONPATH': f'{tmp_path}:{ROOT}', 'PATH': ''})
+    run(BROKEN, cwd=tmp_path)
 
 
 CLASSIFIER = """
 import sys
-sys.modules['pycocotools'] = None
+sys.path.append(sys.argv[1])
 import torch
 from helpers import classifier
 from mmengine.registry import MODELS, DefaultScope
@@ -160,4 +159,4 @@ for name, backbone in dict(vgg=vgg, resnet=resnet).items():
 
 
 def test_a_classifier_deploys_without_what_detectors_need(tmp_path):
-    run(CLASSIFIER, cwd=tmp_path, env={'PYTHONPATH': f'{ROOT / "tests"}:{ROOT}', 'PATH': ''})
+    run(CLASSIFIER, ROOT / 'tests', cwd=tmp_path, without=['pycocotools'])
