@@ -56,6 +56,15 @@ def test_the_recipe_is_mmdetections(path):
     }
 
 
+def few_proposals(model):
+    """Have the second stage of a detector's config, which takes the most of its time, look at few proposals."""
+    if 'rcnn' in model.train_cfg:
+        model.train_cfg.rpn_proposal.max_per_img = 50
+        model.train_cfg.rcnn.sampler.num = 16
+        model.test_cfg.rpn.max_per_img = 20
+        model.test_cfg.rcnn.max_per_img = 5
+
+
 def train_a_step(model):
     """One step on a generated image with boxes and masks."""
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
@@ -72,6 +81,7 @@ def test_builds_trains_a_step_and_predicts(path):
     config = Config.fromfile(path)
     init_default_scope('mmdet')
     config.model.backbone.init_cfg = None
+    few_proposals(config.model)
     model = MODELS.build(config.model)
     _, depth, *kinds = path.stem.split('rcnn')[1].split('_')
     blocks = BLOCKS[depth]
@@ -103,6 +113,7 @@ def test_a_detector_with_other_convolutions_trains_and_deploys(tmp_path, name):
     assert config.train_cfg.max_epochs == 12
     assert config.model.backbone.init_cfg.checkpoint == 'torchvision://resnet50'
     config.model.backbone.init_cfg = None
+    few_proposals(config.model)
     init_default_scope('mmdet')
     model = MODELS.build(config.model)
     convs = [module for module in model.modules() if isinstance(module, kind)]

@@ -33,6 +33,8 @@ def test_train_deploy_and_predict_identically(tmp_path):
         'model.backbone.init_cfg=None',  # no network to fetch torchvision's weights
         'model.backbone.frozen_stages=-1',
         'model.backbone.norm_eval=False',
+        'model.train_cfg.rcnn.sampler.num=16',  # few proposals, and so little for the heads to do
+        'model.test_cfg.rpn.max_per_img=20',
         'model.test_cfg.rcnn.score_thr=0.0',
         'model.test_cfg.rcnn.max_per_img=5',
     ]
