@@ -1,4 +1,4 @@
-"""Python programs in processes of their own, forked from one that has imported and read what takes them longest."""
+"""Python programs and functions in processes of their own, forked from one that has imported and read what takes longest."""
 
 import multiprocessing
 import os
@@ -6,24 +6,35 @@ import runpy
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from multiprocessing import forkserver
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
+from torch.multiprocessing import start_processes
 
 TESTS = os.path.dirname(__file__)
 SERVER = multiprocessing.get_context('forkserver')
 SERVER.set_forkserver_preload(['preloaded'])
 
 
+def _start_server() -> None:
+    with mock.patch.dict(os.environ, PYTHONPATH=TESTS):  # where it finds what to import
+        forkserver.ensure_running()
+
+
+def run_ranks(function: Callable, *args) -> None:
+    """Run a function of a rank and of these arguments in two processes, one for each rank."""
+    _start_server()
+    start_processes(function, args, nprocs=2, start_method='forkserver')
+
+
 def run_python(
     program: Path | str, *args, cwd: Path | None = None, without: Collection[str] = ()
 ) -> subprocess.CompletedProcess:
     """Run a file, or code, as ``python`` does, where some packages are missing, and return what it printed."""
-    with mock.patch.dict(os.environ, PYTHONPATH=TESTS):  # where the server finds what to import
-        forkserver.ensure_running()
+    _start_server()
     with tempfile.TemporaryDirectory() as folder:
         outputs = [os.path.join(folder, name) for name in ('stdout', 'stderr')]
         argv = [str(program) if isinstance(program, Path) else '-c', *map(str, args)]

@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 import torchvision
+from forked import run_python
 from helpers import ROOT, SHAPES_CONFIG, run_tool
 from mmengine.analysis import FlopAnalyzer
 from mmpretrain.models import RepVGG
@@ -240,14 +241,7 @@ def test_the_tool_measures_training_in_two_processes(tmp_path):
     assert 'processes 2' in result.stdout
 
 
-# The tool in an interpreter that has torch and torchvision alone.
-ALONE = """
-import runpy, sys
-for name in ('mmengine', 'mmcv', 'mmdet', 'mmpretrain', 'rich', 'matplotlib', 'timm', 'pycocotools', 'tqdm'):
-    sys.modules[name] = None
-sys.argv[:] = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name='__main__')
-"""
+BUT_TORCH = ('mmengine', 'mmcv', 'mmdet', 'mmpretrain', 'rich', 'matplotlib', 'timm', 'pycocotools', 'tqdm')
 
 
 @pytest.mark.parametrize(
@@ -260,8 +254,7 @@ runpy.run_path(sys.argv[0], run_name='__main__')
 )
 def test_the_tool_needs_torch_and_torchvision_alone(options, status, text, tmp_path):
     size = ['--size', 32, '--batch', 2, '--rounds', 1]
-    command = [sys.executable, '-c', ALONE, ROOT / 'tools/benchmark.py', *options, *size]
-    result = subprocess.run([*map(str, command)], cwd=tmp_path, capture_output=True, text=True, check=False)
+    result = run_python(ROOT / 'tools/benchmark.py', *options, *size, cwd=tmp_path, without=BUT_TORCH)
     assert result.returncode == status, result.stderr
     assert text in result.stdout + result.stderr
 

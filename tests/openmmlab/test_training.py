@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from forked import run_ranks
 from mmdet.models.backbones import ResNet
 from mmengine.model import ExponentialMovingAverage
 from mmengine.optim import OptimWrapper
@@ -56,7 +57,7 @@ def train_a_rank(rank, folder, x, options):
 )
 def test_two_processes_train_like_one(tmp_path, options):
     x = torch.randn(4, 3, 64, 64)
-    torch.multiprocessing.spawn(train_a_rank, (str(tmp_path), x, options), nprocs=2)
+    run_ranks(train_a_rank, tmp_path, x, options)
     first, second = (torch.load(tmp_path / f'{rank}.pt') for rank in (0, 1))
 
     # BatchNorm is in eval mode (norm_eval), so the batch is the same whether it is split or not.
@@ -119,7 +120,11 @@ def test_gradients_accumulate(model):
     torch.testing.assert_close(dict(model.named_parameters()), dict(reference.named_parameters()))
 
 
-@with_orepa_too
+#: Two stages, since every layer takes its time to be compiled.
+HALF = {'num_stages': 2, 'strides': (1, 2), 'dilations': (1, 1), 'out_indices': (0, 1)}
+
+
+@pytest.mark.parametrize('model', [HALF, {**HALF, **OREPA}], ids=['ASR', 'OREPA'], indirect=True)
 @pytest.mark.parametrize('training', [True, False], ids=['train', 'eval'])
 def test_compiles_without_a_graph_break(model, training):
     x = torch.randn(2, 3, 64, 64)

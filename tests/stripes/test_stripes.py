@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from forked import run_ranks
 from helpers import randomize, run_tool
 from mmdet.models.layers import SELayer as DetSELayer
 from mmpretrain.models import MobileNetV3, SEResNet
@@ -233,8 +234,8 @@ def test_nan_in_the_values_is_refused(two_heads):
         two_heads(torch.randn(2, 8, 4, 4))
 
 
-def share(rank, file, queue):
-    torch.distributed.init_process_group('gloo', init_method=f'file://{file}', rank=rank, world_size=2)
+def share(rank, folder):
+    torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
     from mmengine.dist import all_gather_object
 
     torch.manual_seed(0)
@@ -247,19 +248,13 @@ def share(rank, file, queue):
     observer.merge(shares)
     with Observer(network) as whole, torch.no_grad():
         network(x)
-    queue.put([(o.stripes['0'].v.count, o.stripes['0'].to_dict()) for o in (observer, whole)])
+    torch.save([(o.stripes['0'].v.count, o.stripes['0'].to_dict()) for o in (observer, whole)], folder / f'{rank}.pt')
     torch.distributed.destroy_process_group()
 
 
 def test_two_ranks_together_have_seen_what_one_sees(tmp_path):
-    context = torch.multiprocessing.get_context('spawn')
-    queue = context.Queue()
-    ranks = [context.Process(target=share, args=(rank, tmp_path / 'store', queue)) for rank in (0, 1)]
-    for rank in ranks:
-        rank.start()
-    results = [queue.get(timeout=120) for _ in ranks]
-    for rank in ranks:
-        rank.join()
+    run_ranks(share, tmp_path)
+    results = [torch.load(tmp_path / f'{rank}.pt', weights_only=False) for rank in (0, 1)]
     for (count, merged), (expected_count, expected) in results:
         assert count == expected_count == 7
         for part in ('v', 'pooled_input'):
