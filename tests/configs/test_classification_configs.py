@@ -200,7 +200,7 @@ def test_two_iterations(path, data, monkeypatch, tmp_path):
     monkeypatch.chdir(data)
     monkeypatch.setattr(CIFAR10, '_check_integrity', lambda self: True)  # the checksums of the real files
     folder = path.parent.name
-    config = load_config(path)
+    config = Config.fromfile(path, format_python_code=False)  # which takes as long as a small network's two iterations
     check_data(config, 'train_dataloader', 'val_dataloader', 'test_dataloader')
     # What leaves batch normalization at the end of the network more values than the batch's two.
     side = 16 if 'repvgg_b3' in path.stem else 64 if folder == 'imagenet' else 32

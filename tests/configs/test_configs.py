@@ -109,7 +109,7 @@ def test_builds_trains_a_step_and_predicts(path):
 @pytest.mark.parametrize('name', CONVOLUTIONS)
 def test_a_detector_with_other_convolutions_trains_and_deploys(tmp_path, name):
     kind, count = CONVOLUTIONS[name]
-    config = Config.fromfile(ROOT / f'configs/{name}.py')
+    config = Config.fromfile(ROOT / f'configs/{name}.py', format_python_code=False)
     assert config.train_cfg.max_epochs == 12
     assert config.model.backbone.init_cfg.checkpoint == 'torchvision://resnet50'
     config.model.backbone.init_cfg = None
