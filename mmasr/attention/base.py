@@ -1,5 +1,7 @@
 """What every attention module κ shares."""
 
+from collections.abc import Hashable, Sequence
+
 import torch
 from torch import nn
 
@@ -7,7 +9,9 @@ from torch import nn
 class ChannelAttention(nn.Module):
     """A channel attention module κ: computes one attention value per channel and image, and multiplies by it.
 
-    Abstract: every attention module implements :meth:`logits` and :meth:`init_weights`.
+    Abstract: every attention module implements :meth:`logits` and :meth:`init_weights`. One that has a static method
+    ``logits_of``, ``(modules, x) -> (N, C)``, the gate's inputs of N modules that are alike, each for its own of N features of
+    shape (N, C, 1, 1), is computed together with others in ASR. A subclass does not inherit it.
 
     Args:
         gate (str): ``'sigmoid'``, or ``'tanh'`` as in the paper's vision transformers. Default: ``'sigmoid'``.
@@ -41,12 +45,82 @@ class ChannelAttention(nn.Module):
 
     def weights(self, x: torch.Tensor) -> torch.Tensor:
         """Map features (N, C, H, W) to attention values (N, C, 1, 1)."""
-        gate = getattr(self.logits(x), self.gate)().view(*x.shape[:2], 1, 1)
+        return self.gated(self.logits(x)).view(*x.shape[:2], 1, 1)
+
+    def gated(self, logits: torch.Tensor) -> torch.Tensor:
+        """Map the gate's input to attention values, of the same shape."""
+        gate = getattr(logits, self.gate)()
         return 2 * gate if self.init_identity else gate
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Multiply features (N, C, H, W) by their attention values."""
         return x * self.weights(x)
+
+
+def batch_kind(module: nn.Module) -> Hashable:
+    """What attention modules have in common that can be computed together.
+
+    Args:
+        module (nn.Module): An attention module.
+
+    Returns:
+        Hashable: Equal for those that are alike; None if it is computed by itself: it does not say how, or its layers are
+        not torch's own as they were made (an adapter in one of them, a hook on it).
+    """
+    if 'logits_of' not in vars(type(module)):
+        return None
+    layers = nn.Linear, nn.Conv1d, nn.BatchNorm1d
+    if not all(isinstance(m, layers) and type(m).__module__.startswith('torch.nn.') for m in module.children()):
+        return None
+    parts = list(module.modules())
+    if any(part._forward_pre_hooks or part._forward_hooks or 'forward' in vars(part) for part in parts):
+        return None
+    shapes = tuple(p.shape for part in parts for p in part._parameters.values() if p is not None)
+    return type(module), module.gate, module.init_identity, shapes
+
+
+def weights_of(modules: Sequence[nn.Module], x: torch.Tensor) -> torch.Tensor:
+    """The attention values of several modules, each for its own features.
+
+    Args:
+        modules (Sequence[nn.Module]): n attention modules.
+        x (Tensor): Their features, of shape (n, C, 1, 1).
+
+    Returns:
+        Tensor: Of shape (n, C).
+    """
+    if len(modules) == 1:
+        return modules[0].weights(x).flatten(1)
+    kinds = set(map(batch_kind, modules))
+    if len(kinds) == 1 and None not in kinds:
+        return modules[0].gated(type(modules[0]).logits_of(modules, x))
+    return torch.cat([module.weights(row).flatten(1) for module, row in zip(modules, x.split(1), strict=True)])
+
+
+class _Linears(torch.autograd.Function):
+    """A row for each of several linear layers. Only the weights themselves are kept for the backward pass, not the copy where
+    they are together."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        return torch.bmm(torch.stack(weights), x[..., None])[..., 0]
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x, *weights = ctx.saved_tensors
+        return torch.bmm(gradient[:, None], torch.stack(weights))[:, 0], *(gradient[..., None] * x[:, None]).unbind()
+
+
+def linears(layers: Sequence[nn.Linear], x: torch.Tensor) -> torch.Tensor:
+    """Apply n linear layers to a row each: (n, C) to (n, C')."""
+    result = _Linears.apply(x, *(layer.weight for layer in layers))
+    return result if layers[0].bias is None else result + torch.stack([layer.bias for layer in layers])
 
 
 def squeeze(x: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,11 @@
 """ECA-Net: Efficient Channel Attention, Wang et al., CVPR 2020, https://arxiv.org/abs/1910.03151."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from .base import ChannelAttention, squeeze
 
@@ -33,3 +35,8 @@ class ECA(ChannelAttention):
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         return self.conv(squeeze(x)[:, None])[:, 0]
+
+    @staticmethod
+    def logits_of(modules: Sequence['ECA'], x: torch.Tensor) -> torch.Tensor:
+        taps = torch.cat([m.conv.weight for m in modules])
+        return F.conv1d(squeeze(x)[None], taps, padding=modules[0].conv.padding, groups=len(modules))[0]

@@ -1,5 +1,7 @@
 """Instance Enhancement Batch Normalization, Liang et al., AAAI 2020, https://arxiv.org/abs/1908.04008."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -27,3 +29,7 @@ class IE(ChannelAttention):
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         return self.weight * squeeze(x) + self.bias
+
+    @staticmethod
+    def logits_of(modules: Sequence['IE'], x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([m.weight for m in modules]) * squeeze(x) + torch.stack([m.bias for m in modules])

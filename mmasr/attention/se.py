@@ -1,9 +1,11 @@
 """Squeeze-and-Excitation Networks, Hu et al., CVPR 2018, https://arxiv.org/abs/1709.01507."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
-from .base import ChannelAttention, hidden_channels, squeeze
+from .base import ChannelAttention, hidden_channels, linears, squeeze
 
 
 class SE(ChannelAttention):
@@ -34,3 +36,7 @@ class SE(ChannelAttention):
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         return self.fc2(self.fc1(squeeze(x)).relu())
+
+    @staticmethod
+    def logits_of(modules: Sequence['SE'], x: torch.Tensor) -> torch.Tensor:
+        return linears([m.fc2 for m in modules], linears([m.fc1 for m in modules], squeeze(x)).relu())

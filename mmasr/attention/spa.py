@@ -1,10 +1,12 @@
 """SPANet: Spatial Pyramid Attention Network, Guo et al., ICME 2020."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .base import ChannelAttention, hidden_channels
+from .base import ChannelAttention, hidden_channels, linears
 
 
 class SPA(ChannelAttention):
@@ -30,5 +32,12 @@ class SPA(ChannelAttention):
             nn.init.zeros_(self.fc2.weight)
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
-        pyramid = torch.cat([F.adaptive_avg_pool2d(x, cells).flatten(1) for cells in (1, 2, 4)], dim=1)
-        return self.fc2(self.fc1(pyramid).relu())
+        return self.fc2(self.fc1(_pyramid(x)).relu())
+
+    @staticmethod
+    def logits_of(modules: Sequence['SPA'], x: torch.Tensor) -> torch.Tensor:
+        return linears([m.fc2 for m in modules], linears([m.fc1 for m in modules], _pyramid(x)).relu())
+
+
+def _pyramid(x: torch.Tensor) -> torch.Tensor:
+    return torch.cat([F.adaptive_avg_pool2d(x, cells).flatten(1) for cells in (1, 2, 4)], dim=1)

@@ -1,5 +1,7 @@
 """SRM: A Style-based Recalibration Module, Lee et al., ICCV 2019, https://arxiv.org/abs/1903.10829."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -33,10 +35,20 @@ class SRM(ChannelAttention):
         self.bn.reset_parameters()
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
-        mean = squeeze(x)
-        std = (x.var(dim=(2, 3), correction=0) + self.eps).sqrt()
-        style = self.cfc[:, 0] * mean + self.cfc[:, 1] * std
+        style = self._style(x, self.cfc)
         if len(style) > 1:
             return self.bn(style)
         bn = self.bn
         return F.batch_norm(style, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
+
+    @staticmethod
+    def logits_of(modules: Sequence['SRM'], x: torch.Tensor) -> torch.Tensor:
+        style = SRM._style(x, torch.stack([m.cfc for m in modules]))
+        names = 'running_mean', 'running_var', 'weight', 'bias'
+        affine = [torch.cat([getattr(m.bn, name) for m in modules]) for name in names]
+        return F.batch_norm(style.view(1, -1), *affine, eps=modules[0].bn.eps).view_as(style)
+
+    @classmethod
+    def _style(cls, x: torch.Tensor, cfc: torch.Tensor) -> torch.Tensor:
+        std = (x.var(dim=(2, 3), correction=0) + cls.eps).sqrt()
+        return cfc[..., 0] * squeeze(x) + cfc[..., 1] * std

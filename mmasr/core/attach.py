@@ -13,6 +13,7 @@ from .host import Host, become_host, fold_first
 from .merge import Merging, is_merging
 from .scaling import output_channels
 from .surgery import replace
+from .together import compute_together
 from .watch import watch
 
 #: Convolutions that train with branches, by the name that a config has for them. One of one's own is added with
@@ -75,7 +76,9 @@ def attach(
         else:
             model = replace(model, name, new)
     fold_first(model)
-    watch(model, [name for name, new in made.items() if isinstance(new, Computed)])
+    if issubclass(kind, Computed):
+        watch(model, names)
+        compute_together(model)
     return model
 
 

@@ -10,6 +10,7 @@ from .host import Host
 from .merge import can_merge, merged
 from .plugins import find_plugins
 from .surgery import Mixed, replace
+from .together import compute_apart
 from .watch import check_watched, unwatch
 
 
@@ -74,6 +75,7 @@ def fold(model: nn.Module, stay: Collection[str] = ()) -> nn.Module:
     """
     find_foldable(model)  # raises before anything is changed
     unwatch(model)
+    compute_apart(model)
     for plugin in find_plugins(model).values():
         plugin.fold()
     for module in list(model.modules()):

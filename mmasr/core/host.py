@@ -13,11 +13,13 @@ Why it is neither of torch's own tools for this:
   (:func:`mmasr.core.surgery.twin`) has neither problem.
 """
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
+from torch.compiler import is_compiling
 
 from .by_class import by_class
 from .computed import Computed
@@ -25,6 +27,15 @@ from .kept import forget, keep, without_kept
 from .merge import ADAPTERS
 from .scaling import is_batch_norm
 from .surgery import Mixed, mixed_class, twin
+
+
+class _GoingOn(threading.local):
+    def __init__(self) -> None:
+        self.passes = []
+
+
+#: The forward passes of :mod:`mmasr.core.together` that are going on in this thread.
+going_on = _GoingOn()
 
 
 class Host(Mixed):
@@ -39,8 +50,14 @@ class Host(Mixed):
 
     def forward(self, *args, **kwargs):
         """Run the stock layer with the computed parameters."""
-        tensors = keep(self, lambda: self.computed().tensors(self))
-        return self.stock.forward(twin(self, self.stock, tensors), *args, **kwargs)
+        return self.stock.forward(twin(self, self.stock, keep(self, self._tensors)), *args, **kwargs)
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """The computed parameters: from a forward pass for which they were computed with those of other hosts, or its own."""
+        for one in [] if is_compiling() else reversed(going_on.passes):
+            if (tensors := one.tensors(self)) is not None:
+                return tensors
+        return self.computed().tensors(self)
 
     def train(self, mode: bool = True) -> nn.Module:
         """Set training or eval mode; what was kept in eval mode is computed again."""

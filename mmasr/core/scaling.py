@@ -4,7 +4,7 @@ A layer followed by a constant scale per channel is one layer, B_P(x) ⊙ v = B_
 channel (the paper's section 4). Training and folding both take :func:`scaled`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import nn
@@ -75,28 +75,55 @@ def scaled(layer: nn.Module, v: torch.Tensor) -> dict[str, torch.Tensor]:
     Returns:
         dict[str, Tensor]: ``weight`` and ``bias``, those that there are, in their own shape and dtype, by name in the layer.
     """
+    return {name: _product(part, parameter, v) for name, (part, parameter) in _outputs(layer).items()}
+
+
+def scaled_together(layers: Sequence[nn.Module], v: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+    """What :func:`scaled` gives for several layers, the vectors multiplied as one.
+
+    Args:
+        layers (Sequence[nn.Module]): n layers that are alike, see :func:`alike`.
+        v (Tensor): Scales of shape (n, C).
+
+    Returns:
+        list[dict[str, Tensor]]: For each layer what :func:`scaled` gives.
+    """
+    outputs, rows = [_outputs(layer) for layer in layers], v.unbind()
+    products = {}
+    for name, (_, first) in outputs[0].items():
+        parts, parameters = zip(*(output[name] for output in outputs), strict=True)
+        if first.dim() == 1:
+            products[name] = (torch.stack(parameters) * v).to(first.dtype).unbind()
+        else:
+            products[name] = map(_product, parts, parameters, rows)
+    return [dict(zip(products, tensors, strict=True)) for tensors in zip(*products.values(), strict=True)]
+
+
+def alike(layer: nn.Module) -> Hashable:
+    """What layers have in common that :func:`scaled_together` takes together."""
+    return tuple((name, p.shape, p.dtype, p.device) for name, (_, p) in _outputs(layer).items())
+
+
+def _outputs(layer: nn.Module) -> dict[str, tuple[nn.Module, torch.Tensor]]:
+    """The parameters per output channel, by name, and what they are in."""
     result = {}
     for prefix, part in output_layers(layer).items():
-        for name, tensor in _scaled(part, v).items():
-            result[f'{prefix}.{name}' if prefix else name] = tensor
+        for name in ('weight', 'bias'):
+            parameter = getattr(part, name, None)  # a replica of DataParallel has tensors in place of parameters
+            if parameter is not None:
+                result[f'{prefix}.{name}' if prefix else name] = part, parameter
     return result
 
 
-def _scaled(layer: nn.Module, v: torch.Tensor) -> dict[str, torch.Tensor]:
-    result = {}
-    for name in ('weight', 'bias'):
-        parameter = getattr(layer, name, None)  # a replica of DataParallel has tensors in place of parameters
-        if parameter is None:
-            continue
-        if parameter.dim() == 1 or isinstance(layer, nn.LayerNorm):
-            product = parameter * v
-        elif isinstance(layer, _ConvTransposeNd):  # (in, out / groups, ...), the groups stacked along the inputs
-            groups = parameter.unflatten(0, (layer.groups, -1))
-            product = (groups * v.view(layer.groups, 1, -1, *[1] * (parameter.dim() - 2))).flatten(0, 1)
-        else:
-            product = parameter * v.view(-1, *[1] * (parameter.dim() - 1))
-        result[name] = product.to(parameter.dtype)
-    return result
+def _product(layer: nn.Module, parameter: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    if parameter.dim() == 1 or isinstance(layer, nn.LayerNorm):
+        product = parameter * v
+    elif isinstance(layer, _ConvTransposeNd):  # (in, out / groups, ...), the groups stacked along the inputs
+        groups = parameter.unflatten(0, (layer.groups, -1))
+        product = (groups * v.view(layer.groups, 1, -1, *[1] * (parameter.dim() - 2))).flatten(0, 1)
+    else:
+        product = parameter * v.view(-1, *[1] * (parameter.dim() - 1))
+    return product.to(parameter.dtype)
 
 
 def check_scalable(name: str, layer: nn.Module) -> None:

@@ -1,0 +1,88 @@
+"""What the layers of a network compute from their children is computed together, before each of its forward passes in training.
+Needs torch only.
+
+A layer alone takes a dozen small operations; launching them is what takes time, not what is in them. All layers of a network
+that are alike take as many together.
+"""
+
+import weakref
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.compiler import is_compiling
+from torch.jit import is_tracing
+
+from .host import Host, going_on
+
+
+class _Pass:
+    """A forward pass that is going on, and the tensors that were computed for it. Nothing of the network is held.
+
+    They are for what runs as the pass itself does. Where gradients are off, or another has its hooks on the tensors that
+    autograd saves, activation checkpointing is at work: it runs a part of the network once again, when the pass is over, and
+    expects to see what it saw.
+    """
+
+    def __init__(self, network: nn.Module, hosts: Sequence[Host]) -> None:
+        self.network = weakref.ref(network)
+        self.hooks = _saved_tensors_hooks()
+        self.computed = weakref.WeakKeyDictionary()
+        kinds: dict[type, list[Host]] = {}
+        for host in hosts:
+            kinds.setdefault(type(host.computed()), []).append(host)
+        for kind, alike in kinds.items():
+            if 'together' in vars(kind):  # what a subclass computes may be something else
+                self.computed.update(kind.together(alike))
+
+    def tensors(self, host: Host) -> dict[str, torch.Tensor] | None:
+        """What a host runs with, None if it is to compute that itself."""
+        return self.computed.get(host) if torch.is_grad_enabled() and _saved_tensors_hooks() == self.hooks else None
+
+
+def _saved_tensors_hooks() -> tuple | None:
+    """The hooks on the tensors that autograd saves that are in force."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True)
+
+
+def compute_together(network: nn.Module) -> None:
+    """Have what the hosts in a network compute be computed together whenever the network runs in training.
+
+    What :meth:`mmasr.core.computed.Computed.together` leaves out, and every host that runs at another time or in another way,
+    computes its own, with the same result up to rounding. In eval mode all do: that is what folding writes.
+
+    A pass ends with the network's forward, an error in it included. Of one that the process itself is interrupted in
+    (``KeyboardInterrupt``) the tensors are left to parts of the network that are trained alone, until it runs again.
+
+    Args:
+        network (nn.Module): The network; its hosts are looked for whenever it runs.
+    """
+    if _begin not in network._forward_pre_hooks.values():
+        network.register_forward_pre_hook(_begin)
+        network.register_forward_hook(_end, always_call=True)
+
+
+def _begin(network: nn.Module, args: tuple) -> None:
+    if is_compiling() or is_tracing():  # the graph would outlive the pass
+        return
+    _end(network)
+    if network.training and torch.is_grad_enabled() and not getattr(network, '_is_replica', False):  # of DataParallel
+        going_on.passes.append(_Pass(network, [module for module in network.modules() if isinstance(module, Host)]))
+
+
+def _end(network: nn.Module, args: tuple = (), output: object = None) -> None:
+    if is_compiling():
+        return
+    for position, one in enumerate(going_on.passes):
+        if one.network() is network:
+            del going_on.passes[position:]  # with those in it that were interrupted
+            return
+
+
+def compute_apart(model: nn.Module) -> None:
+    """Leave nothing of :func:`compute_together` in a network and what is in it."""
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [key for key, hook in hooks.items() if hook in (_begin, _end)]:
+                del hooks[key]
+                module._forward_hooks_always_called.pop(key, None)

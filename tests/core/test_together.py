@@ -1,0 +1,298 @@
+"""What is computed together for a forward pass against what every host computes by itself."""
+
+import copy
+import pickle
+import threading
+import types
+import weakref
+
+import pytest
+import torch
+import torchvision
+from helpers import randomize
+from torch import nn
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+import mmasr
+from mmasr.attention import asr_attentions
+from mmasr.attention.se import SE
+from mmasr.core.host import going_on
+from mmasr.core.together import compute_apart
+
+X = torch.randn(2, 3, 16, 16, dtype=torch.double)
+
+
+class Block(nn.Module):
+    def __init__(self, channels, with_cp=None):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
+        self.with_cp = with_cp
+
+    def inner(self, x):
+        return x + self.bn(self.conv(x)).relu()
+
+    def forward(self, x):
+        return self.inner(x) if self.with_cp is None else checkpoint(self.inner, x, use_reentrant=self.with_cp)
+
+
+def plain(**options):
+    """Blocks of two widths, and a convolution and a linear layer beside their normalizations."""
+    narrow, wide = (nn.Sequential(*[Block(channels, **options) for _ in range(3)]) for channels in (16, 32))
+    stem, down, fc = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 32, 3), nn.Linear(32, 32)
+    network = nn.Sequential(stem, narrow, down, wide, nn.AdaptiveAvgPool2d(1), nn.Flatten(), fc)
+    return randomize(network).double().train()
+
+
+def with_asr(network, kappa='SE', sites=r'.*\.bn', **options):
+    mmasr.attach(network, {'type': kappa} if isinstance(kappa, str) else kappa, sites=sites, **options)
+    for host in network.modules():
+        if hasattr(host, 'asr'):
+            randomize(host.asr)
+    return network
+
+
+def apart(network):
+    """A copy in which every host computes its own."""
+    network = copy.deepcopy(network)
+    compute_apart(network)
+    return network
+
+
+def gradients(network, x=X, run=None):
+    network.zero_grad()
+    output = (run or network)(x)
+    output.square().sum().backward()
+    return {'': output, **{name: p.grad for name, p in network.named_parameters()}}
+
+
+def check(network, run=None):
+    """Compare output and gradients; in double precision, so that the bound is far from rounding and far below any mistake."""
+    torch.testing.assert_close(gradients(network, run=run), gradients(apart(network)), rtol=1e-9, atol=1e-9)
+    assert not going_on.passes
+
+
+class Operators(TorchDispatchMode):
+    """Counts the operations that compute: all but views."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not func.is_view and func.name() != 'aten::detach'
+        return func(*args, **(kwargs or {}))
+
+
+def operators(network, x=X):
+    with Operators() as found:
+        gradients(network, x)
+    return found.count
+
+
+@pytest.mark.parametrize('kappa', asr_attentions())
+@pytest.mark.parametrize('options', [{}, {'delta': 3}, {'init_identity': True}, {'psi': {'std': 1.0}, 'learnable': False}])
+def test_value_and_gradient_are_those_of_every_host_alone(kappa, options):
+    network = with_asr(plain(), kappa, **options)
+    check(network)
+    assert operators(network) < operators(apart(network))
+
+
+@pytest.mark.parametrize(('delta', 'bound'), [(1, 180), (4, 420)])
+def test_operators_of_resnet50(delta, bound):
+    """Asked: at most so many beyond the plain network's; 352 and 1072 are those of every host alone."""
+    network, x = torchvision.models.resnet50(), torch.randn(2, 3, 32, 32)
+    count = operators(network, x)
+    assert count > 400
+    assert operators(mmasr.attach(network, {'type': 'SE'}, delta=delta), x) - count <= bound
+
+
+class OtherSE(SE):
+    """Which inherits how an SE is computed together, and is none."""
+
+    def logits(self, x):
+        return super().logits(x) + 1
+
+
+def adapter(asr):
+    asr.attention[0].fc1 = nn.Sequential(asr.attention[0].fc1, nn.Tanh())
+
+
+def patched(asr):
+    layer = asr.attention[0].fc1
+    layer.forward = types.MethodType(lambda self, x: nn.Linear.forward(self, 2 * x), layer)
+
+
+# Each changes one of the ASRs of a network so that it is not like the others.
+ODD = {
+    'a hook': lambda asr: asr.attention[0].fc2.register_forward_hook(lambda module, args, output: 2 * output),
+    'an adapter': adapter,
+    'another forward': patched,
+    'a parametrization': lambda asr: nn.utils.parametrizations.spectral_norm(asr.attention[0].fc1),
+    'another ratio': lambda asr: asr.attention.__setitem__(0, SE(16, ratio=4).double()),
+    'another gate': lambda asr: asr.attention.__setitem__(0, SE(16, gate='tanh').double()),
+    'a subclass': lambda asr: asr.attention.__setitem__(0, OtherSE(16).double()),
+    'no bias': lambda asr: setattr(asr.attention[0].fc1, 'bias', None),
+    'frozen': lambda asr: asr.requires_grad_(False),
+    'shared': lambda asr: None,
+}
+
+
+@pytest.mark.parametrize('odd', ODD)
+@pytest.mark.parametrize('delta', [1, 2])
+def test_hosts_that_are_not_alike(odd, delta):
+    network = with_asr(plain(), delta=delta)
+    ODD[odd](network[1][1].bn.asr)
+    if odd == 'shared':
+        network[1][1].bn.asr.attention = network[1][0].bn.asr.attention
+        network[1][2] = network[1][0]
+    check(network)
+
+
+def test_hosts_of_many_kinds_in_one_network():
+    network = with_asr(plain(), 'SE', sites=['0', '2', '6', '1.0.bn', '3.0.bn'])
+    with_asr(network, 'ECA', sites=['1.1.bn', '3.1.bn'], delta=2)
+    with_asr(network, lambda channels: Own(), sites=['1.2.bn'])
+    with_asr(network[3], 'SE', sites=['2.bn'])  # a network in the network, and a host that both know
+    check(network)
+
+
+class Own(nn.Module):
+    """An attention module of a user's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.slope = nn.Parameter(torch.ones((), dtype=torch.double))
+
+    def weights(self, x):
+        return (self.slope * x).tanh()
+
+
+@pytest.mark.parametrize('reentrant', [False, True])
+def test_activation_checkpointing(reentrant):
+    network = with_asr(plain(with_cp=reentrant))
+    without = apart(network)
+    for block in without.modules():
+        block.with_cp = None
+    torch.testing.assert_close(gradients(network), gradients(without), rtol=1e-9, atol=1e-9)
+    check(network, lambda x: checkpoint(network, x.requires_grad_(), use_reentrant=reentrant))
+
+
+def test_parts_that_run_alone_and_twice():
+    network = with_asr(plain())
+    network(X)
+    check(network, lambda x: network[3:](network[2](network[1](network[0](x)))))
+    twice = [gradients(each, run=lambda x, each=each: each(x) + each(2 * x)) for each in (network, apart(network))]
+    torch.testing.assert_close(*twice, rtol=1e-9, atol=1e-9)
+
+
+def test_an_error_in_mid_forward_leaves_nothing():
+    network = with_asr(plain())
+    outer = nn.Sequential(network)
+    mmasr.attach(outer, {'type': 'SE'}, sites=['0.6'])
+    with pytest.raises(RuntimeError):
+        outer(X[:, :2])
+    assert not going_on.passes
+    randomize(network)
+    x = torch.randn(2, 16, 8, 8, dtype=torch.double)
+    torch.testing.assert_close(network[1](x), apart(network)[1](x), rtol=1e-9, atol=1e-9)
+
+
+def test_an_interrupt_leaves_nothing_that_a_network_hangs_on():
+    network = with_asr(plain())
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    hook = network[4].register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        network(X)
+    hook.remove()
+    check(network)
+    network[4].register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        network(X)
+    gone = weakref.ref(network)
+    del network
+    assert gone() is None
+    going_on.passes.clear()
+
+
+def test_threads_do_not_meet():
+    network = with_asr(plain())
+    inputs = [torch.randn_like(X) for _ in range(4)]
+    alone = apart(network)
+    expected = [torch.autograd.grad(alone(x).square().sum(), tuple(alone.parameters())) for x in inputs]
+    found = {}
+
+    def run(number):
+        for _ in range(5):
+            loss = network(inputs[number]).square().sum()
+            found[number] = torch.autograd.grad(loss, tuple(network.parameters()))
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number, gradient in enumerate(expected):
+        torch.testing.assert_close(found[number], gradient, rtol=1e-9, atol=1e-9)
+
+
+def test_copies_compute_their_own():
+    network = with_asr(plain())
+    for copied in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        assert operators(copied) == operators(network)
+        randomize(copied)
+        check(copied)
+
+
+def test_under_autocast_the_scales_are_float32():
+    network = with_asr(plain()).float()
+    with torch.autocast('cpu', torch.bfloat16):
+        found, expected = network(X.float()), apart(network)(X.float())
+    # The scales are the same but for float32's rounding, which may make a difference of a step of bfloat16 in an output.
+    torch.testing.assert_close(found, expected, rtol=2**-6, atol=2**-6)
+    assert found.dtype == torch.bfloat16
+
+
+def test_second_derivatives():
+    network = with_asr(plain())
+
+    def penalty(network):
+        x = X.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(network(x).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(slope.square().sum(), tuple(network.parameters()))
+
+    torch.testing.assert_close(penalty(network), penalty(apart(network)), rtol=1e-9, atol=1e-9)
+
+
+def test_gradients_by_torch_func():
+    network = with_asr(plain())
+    for block in (*network[1], *network[3]):
+        block.bn.eval()  # statistics that are written are none of torch.func's
+    parameters = {name: p.detach() for name, p in network.named_parameters()}
+    found = torch.func.grad(lambda values: functional_call(network, values, X).square().sum())(parameters)
+    expected = gradients(apart(network))
+    del expected['']
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_graph_that_is_compiled_or_traced_outlives_the_pass():
+    network = with_asr(plain())
+    compiled = torch.compile(network, fullgraph=True, backend='aot_eager')
+    traced = torch.jit.trace(network, X, check_trace=False)
+    compiled(X), traced(X)
+    randomize(network)
+    for graph in (compiled, traced):
+        torch.testing.assert_close(graph(X), apart(network)(X), rtol=1e-9, atol=1e-9)
+
+
+def test_nothing_is_left_after_folding():
+    network = with_asr(plain())
+    network(X)
+    mmasr.fold(network)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+    assert not network._forward_hooks_always_called
