@@ -104,23 +104,27 @@ class _Linears(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
-        return torch.bmm(torch.stack(weights), x[..., None])[..., 0]
+    def forward(x: torch.Tensor, bias: torch.Tensor | None, *weights: torch.Tensor) -> torch.Tensor:
+        stacked, x = torch.stack(weights), x[..., None]
+        return (torch.bmm(stacked, x) if bias is None else torch.baddbmm(bias[..., None], stacked, x))[..., 0]
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+    def setup_context(ctx, inputs: tuple[torch.Tensor | None, ...], output: torch.Tensor) -> None:
+        x, bias, *weights = inputs
+        ctx.has_bias = bias is not None
+        ctx.save_for_backward(x, *weights)
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, *weights = ctx.saved_tensors
-        return torch.bmm(gradient[:, None], torch.stack(weights))[:, 0], *(gradient[..., None] * x[:, None]).unbind()
+        back = torch.bmm(gradient[:, None], torch.stack(weights))[:, 0]
+        return back, gradient if ctx.has_bias else None, *(gradient[..., None] * x[:, None]).unbind()
 
 
 def linears(layers: Sequence[nn.Linear], x: torch.Tensor) -> torch.Tensor:
     """Apply n linear layers to a row each: (n, C) to (n, C')."""
-    result = _Linears.apply(x, *(layer.weight for layer in layers))
-    return result if layers[0].bias is None else result + torch.stack([layer.bias for layer in layers])
+    bias = None if layers[0].bias is None else torch.stack([layer.bias for layer in layers])
+    return _Linears.apply(x, bias, *(layer.weight for layer in layers))
 
 
 def squeeze(x: torch.Tensor) -> torch.Tensor:

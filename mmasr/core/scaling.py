@@ -89,14 +89,17 @@ def scaled_together(layers: Sequence[nn.Module], v: torch.Tensor) -> list[dict[s
         list[dict[str, Tensor]]: For each layer what :func:`scaled` gives.
     """
     outputs, rows = [_outputs(layer) for layer in layers], v.unbind()
-    products = {}
-    for name, (_, first) in outputs[0].items():
-        parts, parameters = zip(*(output[name] for output in outputs), strict=True)
-        if first.dim() == 1:
-            products[name] = (torch.stack(parameters) * v).to(first.dtype).unbind()
-        else:
-            products[name] = map(_product, parts, parameters, rows)
-    return [dict(zip(products, tensors, strict=True)) for tensors in zip(*products.values(), strict=True)]
+    vectors = [name for name, (_, parameter) in outputs[0].items() if parameter.shape == v.shape[1:]]
+    result = [{} for _ in layers]
+    if vectors:
+        parameters = [output[name][1] for name in vectors for output in outputs]
+        products = torch.stack(parameters).view(len(vectors), *v.shape) * v
+        for name, rows_of_name in zip(vectors, products.unbind(), strict=True):
+            for tensors, row in zip(result, rows_of_name.unbind(), strict=True):
+                tensors[name] = row.to(parameters[0].dtype)
+    for tensors, output, row in zip(result, outputs, rows, strict=True):
+        tensors.update({name: _product(*pair, row) for name, pair in output.items() if name not in vectors})
+    return result
 
 
 def alike(layer: nn.Module) -> Hashable:

@@ -6,7 +6,6 @@ that are alike take as many together.
 """
 
 import weakref
-from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -17,32 +16,44 @@ from .host import Host, going_on
 
 
 class _Pass:
-    """A forward pass that is going on, and the tensors that were computed for it. Nothing of the network is held.
+    """A forward pass that is going on, and the tensors that are computed for it when a host first asks. It holds nothing of the
+    network.
 
     They are for what runs as the pass itself does. Where gradients are off, or another has its hooks on the tensors that
     autograd saves, activation checkpointing is at work: it runs a part of the network once again, when the pass is over, and
-    expects to see what it saw.
+    expects to see what it saw. Another stream of a GPU may be ahead of what is computed.
     """
 
-    def __init__(self, network: nn.Module, hosts: Sequence[Host]) -> None:
+    def __init__(self, network: nn.Module) -> None:
         self.network = weakref.ref(network)
-        self.hooks = _saved_tensors_hooks()
-        self.computed = weakref.WeakKeyDictionary()
-        kinds: dict[type, list[Host]] = {}
-        for host in hosts:
-            kinds.setdefault(type(host.computed()), []).append(host)
-        for kind, alike in kinds.items():
-            if 'together' in vars(kind):  # what a subclass computes may be something else
-                self.computed.update(kind.together(alike))
+        self.situation = _situation()
+        self.computed: weakref.WeakKeyDictionary | None = None
 
     def tensors(self, host: Host) -> dict[str, torch.Tensor] | None:
         """What a host runs with, None if it is to compute that itself."""
-        return self.computed.get(host) if torch.is_grad_enabled() and _saved_tensors_hooks() == self.hooks else None
+        if _situation() != self.situation:
+            return None
+        if self.computed is None:  # a GPU has begun with what comes before the first host by then
+            self.computed = weakref.WeakKeyDictionary(_compute(self.network()))
+        return self.computed.get(host)
 
 
-def _saved_tensors_hooks() -> tuple | None:
-    """The hooks on the tensors that autograd saves that are in force."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(True)
+def _situation() -> tuple:
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
+    return torch.is_grad_enabled(), hooks, torch._C._functorch.maybe_current_level(), stream
+
+
+def _compute(network: nn.Module) -> dict[nn.Module, dict[str, torch.Tensor]]:
+    kinds: dict[type, list[Host]] = {}
+    for module in network.modules():
+        if isinstance(module, Host):
+            kinds.setdefault(type(module.computed()), []).append(module)
+    computed = {}
+    for kind, hosts in kinds.items():
+        if 'together' in vars(kind):  # what a subclass computes may be something else
+            computed.update(kind.together(hosts))
+    return computed
 
 
 def compute_together(network: nn.Module) -> None:
@@ -57,7 +68,7 @@ def compute_together(network: nn.Module) -> None:
     Args:
         network (nn.Module): The network; its hosts are looked for whenever it runs.
     """
-    if _begin not in network._forward_pre_hooks.values():
+    if not isinstance(network, Host) and _begin not in network._forward_pre_hooks.values():
         network.register_forward_pre_hook(_begin)
         network.register_forward_hook(_end, always_call=True)
 
@@ -67,7 +78,7 @@ def _begin(network: nn.Module, args: tuple) -> None:
         return
     _end(network)
     if network.training and torch.is_grad_enabled() and not getattr(network, '_is_replica', False):  # of DataParallel
-        going_on.passes.append(_Pass(network, [module for module in network.modules() if isinstance(module, Host)]))
+        going_on.passes.append(_Pass(network))
 
 
 def _end(network: nn.Module, args: tuple = (), output: object = None) -> None:
