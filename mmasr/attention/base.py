@@ -67,52 +67,27 @@ def batch_kind(module: nn.Module) -> Hashable:
         Hashable: Equal for those that are alike; None if it is computed by itself: it does not say how, or its layers are
         not torch's own as they were made (an adapter in one of them, a hook on it).
     """
-    if 'logits_of' not in vars(type(module)):
+    kind, layers = type(module), [*module._modules.values()]
+    if 'logits_of' not in vars(kind) or not all(type(layer) in _LAYERS for layer in layers):
         return None
-    layers = nn.Linear, nn.Conv1d, nn.BatchNorm1d
-    if not all(isinstance(m, layers) and type(m).__module__.startswith('torch.nn.') for m in module.children()):
+    if any(m._forward_pre_hooks or m._forward_hooks or 'forward' in m.__dict__ for m in (module, *layers)):
         return None
-    parts = list(module.modules())
-    if any(part._forward_pre_hooks or part._forward_hooks or 'forward' in vars(part) for part in parts):
-        return None
-    shapes = tuple(p.shape for part in parts for p in part._parameters.values() if p is not None)
-    return type(module), module.gate, module.init_identity, shapes
+    shapes = [p.shape for m in (module, *layers) for p in m._parameters.values() if p is not None]
+    return kind, module.gate, module.init_identity, *shapes
 
 
-def weights_of(modules: Sequence[nn.Module], x: torch.Tensor) -> torch.Tensor:
-    """The attention values of several modules, each for its own features.
-
-    Args:
-        modules (Sequence[nn.Module]): n attention modules.
-        x (Tensor): Their features, of shape (n, C, 1, 1).
-
-    Returns:
-        Tensor: Of shape (n, C).
-    """
-    if len(modules) == 1:
-        return modules[0].weights(x).flatten(1)
-    kinds = set(map(batch_kind, modules))
-    if len(kinds) == 1 and None not in kinds:
-        return modules[0].gated(type(modules[0]).logits_of(modules, x))
-    return torch.cat([module.weights(row).flatten(1) for module, row in zip(modules, x.split(1), strict=True)])
+_LAYERS = nn.Linear, nn.Conv1d, nn.BatchNorm1d
 
 
 class _Linears(torch.autograd.Function):
     """A row for each of several linear layers. Only the weights themselves are kept for the backward pass, not the copy where
     they are together."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(x: torch.Tensor, bias: torch.Tensor | None, *weights: torch.Tensor) -> torch.Tensor:
-        stacked, x = torch.stack(weights), x[..., None]
-        return (torch.bmm(stacked, x) if bias is None else torch.baddbmm(bias[..., None], stacked, x))[..., 0]
-
-    @staticmethod
-    def setup_context(ctx, inputs: tuple[torch.Tensor | None, ...], output: torch.Tensor) -> None:
-        x, bias, *weights = inputs
+    def forward(ctx, x: torch.Tensor, bias: torch.Tensor | None, *weights: torch.Tensor) -> torch.Tensor:
         ctx.has_bias = bias is not None
         ctx.save_for_backward(x, *weights)
+        return _linears(x, bias, *weights)
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -121,10 +96,17 @@ class _Linears(torch.autograd.Function):
         return back, gradient if ctx.has_bias else None, *(gradient[..., None] * x[:, None]).unbind()
 
 
+def _linears(x: torch.Tensor, bias: torch.Tensor | None, *weights: torch.Tensor) -> torch.Tensor:
+    stacked, x = torch.stack(weights), x[..., None]
+    return (torch.bmm(stacked, x) if bias is None else torch.baddbmm(bias[..., None], stacked, x))[..., 0]
+
+
 def linears(layers: Sequence[nn.Linear], x: torch.Tensor) -> torch.Tensor:
     """Apply n linear layers to a row each: (n, C) to (n, C')."""
     bias = None if layers[0].bias is None else torch.stack([layer.bias for layer in layers])
-    return _Linears.apply(x, bias, *(layer.weight for layer in layers))
+    # A function that torch.func's transforms follow looks at its signature in every call, which takes longer than all of this.
+    apply = _linears if torch._C._are_functorch_transforms_active() else _Linears.apply
+    return apply(x, bias, *(layer.weight for layer in layers))
 
 
 def squeeze(x: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..attention import ATTENTIONS, ChannelAttention, build_attention
-from ..attention.base import batch_kind, weights_of
+from ..attention.base import batch_kind
 from .computed import Computed
 from .known import find_sites, find_transformer_sites, no_sites
 from .probe import check_scales
@@ -37,24 +37,6 @@ def for_transformer(options: dict) -> dict:
     if not gated or options.get('init_identity') or attention.get('init_identity'):
         return options
     return {'psi': 1e-3, 'init': 1e-3, **options, 'attention': {'gate': 'tanh', **attention}}
-
-
-def scales(asrs: Sequence['ASR']) -> torch.Tensor:
-    """The scales of several ASRs of as many channels and attention modules.
-
-    Args:
-        asrs (Sequence[ASR]): n ASRs.
-
-    Returns:
-        Tensor: Their scales v, of shape (n, C).
-    """
-    delta = len(asrs[0].attention)
-    with torch.autocast(asrs[0].psi.device.type, enabled=False):
-        psi = asrs[0].psi if len(asrs) == 1 else torch.cat([asr.psi for asr in asrs])
-        attention = [attention for asr in asrs for attention in asr.attention]
-        values = weights_of(attention, psi[..., None, None]).view(len(asrs), delta, -1)
-        initial = torch.stack([asr.initial for asr in asrs])
-        return functools.reduce(torch.mul, values.unbind(1)) / initial
 
 
 class ASR(Computed):
@@ -161,7 +143,10 @@ class ASR(Computed):
 
     def scale(self) -> torch.Tensor:
         """The scale v of shape (C,), in float32 (or the parameters' own type) under autocast too."""
-        return scales([self])[0]
+        with torch.autocast(self.psi.device.type, enabled=False):
+            maps = self.psi.view(len(self.psi), 1, -1, 1, 1).unbind()
+            values = [attention.weights(psi) for psi, attention in zip(maps, self.attention, strict=True)]
+            return functools.reduce(torch.mul, values).flatten() / self.initial
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Multiply a feature map (N, C, ...) by the scale: the paper's form, for a place without a host."""
@@ -178,15 +163,16 @@ class ASR(Computed):
         groups = defaultdict(list)
         for host in hosts:
             groups[host.asr._alike(host)].append(host)
+        groups.pop(None, None)
         result = {}
-        for key, group in groups.items():
-            if key and len(group) > 1:
-                result.update(zip(group, scaled_together(group, scales([host.asr for host in group])), strict=True))
+        for group in groups.values():
+            if len(group) > 1:
+                result.update(zip(group, scaled_together(group, _scales([host.asr for host in group])), strict=True))
         return result
 
     def _alike(self, layer: nn.Module) -> Hashable:
         kinds = [batch_kind(attention) for attention in self.attention]
-        return None if None in kinds else (*kinds, self.psi.dtype, self.psi.device, alike(layer))
+        return None if None in kinds else (*kinds, self.psi.dtype, self.psi.device, *alike(layer))
 
     def describe(self) -> str:
         """The kinds of its attention modules, such as ``SE x SE``."""
@@ -212,3 +198,13 @@ class ASR(Computed):
         """Make an ASR for a layer that can be scaled, of its device and dtype."""
         weight = next(iter(output_layers(layer).values())).weight
         return cls(channels=output_channels(layer), **options).to(weight)
+
+
+def _scales(asrs: Sequence[ASR]) -> torch.Tensor:
+    """The scales of n ASRs that are alike, of shape (n, C)."""
+    kappa = asrs[0].attention[0]
+    with torch.autocast(asrs[0].psi.device.type, enabled=False):
+        psi = torch.cat([asr.psi for asr in asrs])
+        logits = type(kappa).logits_of([attention for asr in asrs for attention in asr.attention], psi[..., None, None])
+        values = kappa.gated(logits).view(len(asrs), -1, psi.shape[1])
+        return functools.reduce(torch.mul, values.unbind(1)) / torch.stack([asr.initial for asr in asrs])

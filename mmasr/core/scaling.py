@@ -58,6 +58,8 @@ def output_layers(layer: nn.Module) -> dict[str, nn.Module]:
         dict[str, nn.Module]: By their names in the layer: the last layers of branches that are added up, the output projection
         of MultiheadAttention, otherwise the layer itself as ``''``.
     """
+    if isinstance(layer, _NormBase):  # most layers, without the search through what libraries add up
+        return {'': layer}
     if isinstance(layer, nn.MultiheadAttention):
         return {'out_proj': layer.out_proj}
     return branch_outputs(layer) or {'': layer}
@@ -88,23 +90,24 @@ def scaled_together(layers: Sequence[nn.Module], v: torch.Tensor) -> list[dict[s
     Returns:
         list[dict[str, Tensor]]: For each layer what :func:`scaled` gives.
     """
-    outputs, rows = [_outputs(layer) for layer in layers], v.unbind()
+    outputs, n = [_outputs(layer) for layer in layers], len(layers)
     vectors = [name for name, (_, parameter) in outputs[0].items() if parameter.shape == v.shape[1:]]
     result = [{} for _ in layers]
     if vectors:
         parameters = [output[name][1] for name in vectors for output in outputs]
-        products = torch.stack(parameters).view(len(vectors), *v.shape) * v
-        for name, rows_of_name in zip(vectors, products.unbind(), strict=True):
-            for tensors, row in zip(result, rows_of_name.unbind(), strict=True):
-                tensors[name] = row.to(parameters[0].dtype)
-    for tensors, output, row in zip(result, outputs, rows, strict=True):
-        tensors.update({name: _product(*pair, row) for name, pair in output.items() if name not in vectors})
+        products = (torch.stack(parameters).view(len(vectors), *v.shape) * v).to(parameters[0].dtype).flatten(0, 1).unbind()
+        for number, name in enumerate(vectors):
+            for tensors, product in zip(result, products[n * number : n * (number + 1)], strict=True):
+                tensors[name] = product
+    if len(vectors) < len(outputs[0]):
+        for tensors, output, row in zip(result, outputs, v.unbind(), strict=True):
+            tensors.update({name: _product(*pair, row) for name, pair in output.items() if name not in vectors})
     return result
 
 
 def alike(layer: nn.Module) -> Hashable:
     """What layers have in common that :func:`scaled_together` takes together."""
-    return tuple((name, p.shape, p.dtype, p.device) for name, (_, p) in _outputs(layer).items())
+    return tuple(found for name, (_, p) in _outputs(layer).items() for found in (name, p.shape, p.dtype, p.device))
 
 
 def _outputs(layer: nn.Module) -> dict[str, tuple[nn.Module, torch.Tensor]]:

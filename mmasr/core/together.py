@@ -40,7 +40,7 @@ class _Pass:
 
 def _situation() -> tuple:
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
+    stream = torch._C._cuda_getCurrentRawStream(torch._C._cuda_getDevice()) if torch.cuda.is_initialized() else None
     return torch.is_grad_enabled(), hooks, torch._C._functorch.maybe_current_level(), stream
 
 
