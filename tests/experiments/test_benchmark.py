@@ -164,8 +164,9 @@ def small(tmp_path):
     (tmp_path / 'config.py').write_text("""
 default_scope = 'mmpretrain'
 model = dict(
-    type='ImageClassifier', backbone=dict(type='ResNet', depth=18, base_channels=8), neck=dict(type='GlobalAveragePooling'),
-    head=dict(type='LinearClsHead', num_classes=3, in_channels=64, loss=dict(type='CrossEntropyLoss')))
+    type='ImageClassifier', backbone=dict(type='ResNet', depth=18, stem_channels=16, base_channels=16),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(type='LinearClsHead', num_classes=3, in_channels=128, loss=dict(type='CrossEntropyLoss')))
 """)
     return tmp_path / 'config.py'
 
@@ -215,8 +216,8 @@ def test_the_tool_measures_convolutions_and_no_attention_beside_them(small, tmp_
         assert deployed['multiply_adds'] == plain['multiply_adds']
         assert deployed['training_bytes'] == plain['training_bytes']
     more = {name: cost['training_bytes'] - plain['training_bytes'] for name, cost in costs.items()}
-    # The squeezed kernels, whatever the images.
-    assert 0 < more['OREPA'] <= kernels < more["OREPA, the authors' form"]
+    # The squeezed kernels, whatever the images, and 27 numbers a channel that are the frequency prior: 3 / 128 where it is wide.
+    assert 0 < more['OREPA'] <= 1.05 * kernels < more["OREPA, the authors' form"]
 
 
 @pytest.mark.parametrize('part', ['whole', 'backbone'])

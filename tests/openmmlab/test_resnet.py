@@ -135,9 +135,9 @@ def test_norm_eval_reaches_the_hosts():
     'options', [{'depth': 18, 'plugins': [plugin('SE', 'after_conv2')]}, {'depth': 50}], ids=['ResNet18 with SE', 'ResNet50']
 )
 def test_activation_checkpointing_gives_the_same_gradients(options):
-    plain, checkpointed = (build(asr={'attention': SE}, with_cp=cp, **options) for cp in (False, True))
+    plain, checkpointed = (build(asr={'attention': SE}, with_cp=cp, **options).double() for cp in (False, True))
     checkpointed.load_state_dict(plain.state_dict())
-    x = torch.randn(2, 3, 64, 64, requires_grad=True)
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64, requires_grad=True)
     grads = []
     for model in (plain, checkpointed):
         model.zero_grad()
