@@ -216,7 +216,7 @@ def test_the_tool_measures_convolutions_and_no_attention_beside_them(small, tmp_
         assert deployed['multiply_adds'] == plain['multiply_adds']
         assert deployed['training_bytes'] == plain['training_bytes']
     more = {name: cost['training_bytes'] - plain['training_bytes'] for name, cost in costs.items()}
-    # The squeezed kernels, whatever the images, and 27 numbers a channel that are the frequency prior: 3 / 128 where it is wide.
+    # The squeezed kernels, whatever the images, and the frequency prior, 27 numbers a channel: 3 / 128 where it is wide.
     assert 0 < more['OREPA'] <= 1.05 * kernels < more["OREPA, the authors' form"]
 
 
