@@ -1,17 +1,20 @@
 """What every attention module κ shares."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from itertools import groupby
 
 import torch
 from torch import nn
+from torch.autograd.function import FunctionCtx
 
 
 class ChannelAttention(nn.Module):
     """A channel attention module κ: computes one attention value per channel and image, and multiplies by it.
 
     Abstract: every attention module implements :meth:`logits` and :meth:`init_weights`. One that has a static method
-    ``logits_of``, ``(modules, x) -> (N, C)``, the gate's inputs of N modules that are alike, each for its own of N features of
-    shape (N, C, 1, 1), is computed together with others in ASR. A subclass does not inherit it.
+    ``logits_of`` is computed together with others in ASR: ``(modules, x) -> (δ, ΣC)``, the gate's inputs of modules that are
+    alike but for their shapes, δ rows of them of the same shapes, for features at one position, x of shape (δ, ΣC), the C
+    channels of a module after those of the one before it. A subclass does not inherit it.
 
     Args:
         gate (str): ``'sigmoid'``, or ``'tanh'`` as in the paper's vision transformers. Default: ``'sigmoid'``.
@@ -64,49 +67,83 @@ def batch_kind(module: nn.Module) -> Hashable:
         module (nn.Module): An attention module.
 
     Returns:
-        Hashable: Equal for those that are alike; None if it is computed by itself: it does not say how, or its layers are
-        not torch's own as they were made (an adapter in one of them, a hook on it).
+        Hashable: Equal for those that are alike but for their shapes; None if it is computed by itself: it does not say how, or
+        its layers are not torch's own as they were made (an adapter in one of them, a hook on it).
     """
     kind, layers = type(module), [*module._modules.values()]
     if 'logits_of' not in vars(kind) or not all(type(layer) in _LAYERS for layer in layers):
         return None
     if any(m._forward_pre_hooks or m._forward_hooks or 'forward' in m.__dict__ for m in (module, *layers)):
         return None
-    shapes = [p.shape for m in (module, *layers) for p in m._parameters.values() if p is not None]
-    return kind, module.gate, module.init_identity, *shapes
+    return kind, module.gate, module.init_identity, *[p is None for m in layers for p in m._parameters.values()]
 
 
 _LAYERS = nn.Linear, nn.Conv1d, nn.BatchNorm1d
 
 
+def runs(x: torch.Tensor, shapes: Sequence[Hashable], widths: Sequence[int]) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """Take apart what modules are given, as few parts as there are consecutive modules of the same shape.
+
+    Args:
+        x (Tensor): Their inputs, or the like, of shape (δ, ΣC).
+        shapes (Sequence[Hashable]): The shape of every module, δ rows of the same.
+        widths (Sequence[int]): The number C of every module.
+
+    Yields:
+        tuple[list[int], Tensor]: Numbers of N modules of the same shape, and what they are given, of shape (N, C).
+    """
+    n, start = len(shapes) // len(x), 0
+    for _, equal in groupby(range(n), shapes.__getitem__):
+        numbers = list(equal)
+        width = widths[numbers[0]]
+        part = x.narrow(1, start, len(numbers) * width)
+        start += len(numbers) * width
+        yield [n * row + number for row in range(len(x)) for number in numbers], part.reshape(-1, width)
+
+
 class _Linears(torch.autograd.Function):
-    """A row for each of several linear layers. Only the weights themselves are kept for the backward pass, not the copy where
-    they are together."""
+    """Only the weights themselves are kept for the backward pass, not the copy in which they are together."""
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, bias: torch.Tensor | None, *weights: torch.Tensor) -> torch.Tensor:
-        ctx.has_bias = bias is not None
+    def forward(ctx: FunctionCtx, x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(x, *weights)
-        return _linears(x, bias, *weights)
+        return _linears(x, *weights)
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
         x, *weights = ctx.saved_tensors
-        back = torch.bmm(gradient[:, None], torch.stack(weights))[:, 0]
-        return back, gradient if ctx.has_bias else None, *(gradient[..., None] * x[:, None]).unbind()
+        shapes = [weight.shape for weight in weights]
+        outputs, inputs = zip(*shapes, strict=True)
+        back, products = [], {}
+        for (numbers, part), (_, d) in zip(runs(x, shapes, inputs), runs(gradient, shapes, outputs), strict=True):
+            back.append(torch.bmm(d[:, None], torch.stack([weights[number] for number in numbers])).view(len(x), -1))
+            products.update(zip(numbers, (d[..., None] * part[:, None]).unbind(), strict=True))
+        return torch.cat(back, dim=1), *[products[number] for number in range(len(weights))]
 
 
-def _linears(x: torch.Tensor, bias: torch.Tensor | None, *weights: torch.Tensor) -> torch.Tensor:
-    stacked, x = torch.stack(weights), x[..., None]
-    return (torch.bmm(stacked, x) if bias is None else torch.baddbmm(bias[..., None], stacked, x))[..., 0]
+def _linears(x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+    shapes = [weight.shape for weight in weights]
+    outputs = [
+        torch.bmm(torch.stack([weights[number] for number in numbers]), part[..., None]).view(len(x), -1)
+        for numbers, part in runs(x, shapes, [inputs for _, inputs in shapes])
+    ]
+    return torch.cat(outputs, dim=1)
 
 
 def linears(layers: Sequence[nn.Linear], x: torch.Tensor) -> torch.Tensor:
-    """Apply n linear layers to a row each: (n, C) to (n, C')."""
-    bias = None if layers[0].bias is None else torch.stack([layer.bias for layer in layers])
+    """Apply linear layers, to a part of x each.
+
+    Args:
+        layers (Sequence[nn.Linear]): δ rows of layers, every row of the same shapes; all of them have a bias, or none.
+        x (Tensor): Their inputs, of shape (δ, ΣC).
+
+    Returns:
+        Tensor: Their outputs, of shape (δ, ΣC').
+    """
     # A function that torch.func's transforms follow looks at its signature in every call, which takes longer than all of this.
     apply = _linears if torch._C._are_functorch_transforms_active() else _Linears.apply
-    return apply(x, bias, *(layer.weight for layer in layers))
+    outputs = apply(x, *[layer.weight for layer in layers])
+    return outputs if layers[0].bias is None else outputs + torch.cat([layer.bias for layer in layers]).view_as(outputs)
 
 
 def squeeze(x: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .base import ChannelAttention, squeeze
+from .base import ChannelAttention, runs, squeeze
 
 
 class ECA(ChannelAttention):
@@ -23,6 +23,7 @@ class ECA(ChannelAttention):
 
     def __init__(self, channels: int, **options) -> None:
         super().__init__(**options)
+        self.channels = channels
         taps = int(abs(math.log2(channels) / 2 + 0.5))
         taps = max(3, taps if taps % 2 else taps + 1)
         self.conv = nn.Conv1d(1, 1, taps, padding=taps // 2, bias=False)
@@ -38,5 +39,9 @@ class ECA(ChannelAttention):
 
     @staticmethod
     def logits_of(modules: Sequence['ECA'], x: torch.Tensor) -> torch.Tensor:
-        taps = torch.cat([m.conv.weight for m in modules])
-        return F.conv1d(squeeze(x)[None], taps, padding=modules[0].conv.padding, groups=len(modules))[0]
+        channels, logits = [m.channels for m in modules], []
+        for numbers, part in runs(x, channels, channels):
+            kernels = torch.cat([modules[number].conv.weight for number in numbers])
+            padding = modules[numbers[0]].conv.padding
+            logits.append(F.conv1d(part[None], kernels, padding=padding, groups=len(numbers)).view(len(x), -1))
+        return torch.cat(logits, dim=1)

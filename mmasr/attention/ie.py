@@ -32,4 +32,4 @@ class IE(ChannelAttention):
 
     @staticmethod
     def logits_of(modules: Sequence['IE'], x: torch.Tensor) -> torch.Tensor:
-        return torch.stack([m.weight for m in modules]) * squeeze(x) + torch.stack([m.bias for m in modules])
+        return torch.cat([m.weight for m in modules]).view_as(x) * x + torch.cat([m.bias for m in modules]).view_as(x)

@@ -39,4 +39,4 @@ class SE(ChannelAttention):
 
     @staticmethod
     def logits_of(modules: Sequence['SE'], x: torch.Tensor) -> torch.Tensor:
-        return linears([m.fc2 for m in modules], linears([m.fc1 for m in modules], squeeze(x)).relu())
+        return linears([m.fc2 for m in modules], linears([m.fc1 for m in modules], x).relu())

@@ -32,12 +32,12 @@ class SPA(ChannelAttention):
             nn.init.zeros_(self.fc2.weight)
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.fc1(_pyramid(x)).relu())
+        pyramid = torch.cat([F.adaptive_avg_pool2d(x, cells).flatten(1) for cells in (1, 2, 4)], dim=1)
+        return self.fc2(self.fc1(pyramid).relu())
 
     @staticmethod
     def logits_of(modules: Sequence['SPA'], x: torch.Tensor) -> torch.Tensor:
-        return linears([m.fc2 for m in modules], linears([m.fc1 for m in modules], _pyramid(x)).relu())
-
-
-def _pyramid(x: torch.Tensor) -> torch.Tensor:
-    return torch.cat([F.adaptive_avg_pool2d(x, cells).flatten(1) for cells in (1, 2, 4)], dim=1)
+        channels = [m.fc2.out_features for m in modules]
+        parts = x.flatten().split(channels)
+        cells = torch.cat([part.repeat_interleave(times) for part in parts for times in (1, 4, 16)])
+        return linears([m.fc2 for m in modules], linears([m.fc1 for m in modules], cells.view(len(x), -1)).relu())

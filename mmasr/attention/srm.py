@@ -35,7 +35,8 @@ class SRM(ChannelAttention):
         self.bn.reset_parameters()
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
-        style = self._style(x, self.cfc)
+        std = (x.var(dim=(2, 3), correction=0) + self.eps).sqrt()
+        style = self.cfc[:, 0] * squeeze(x) + self.cfc[:, 1] * std
         if len(style) > 1:
             return self.bn(style)
         bn = self.bn
@@ -43,12 +44,8 @@ class SRM(ChannelAttention):
 
     @staticmethod
     def logits_of(modules: Sequence['SRM'], x: torch.Tensor) -> torch.Tensor:
-        style = SRM._style(x, torch.stack([m.cfc for m in modules]))
+        mean, std = torch.cat([m.cfc for m in modules]).view(*x.shape, 2).unbind(-1)
+        style = mean * x + std * SRM.eps**0.5  # one position has no variance
         names = 'running_mean', 'running_var', 'weight', 'bias'
         affine = [torch.cat([getattr(m.bn, name) for m in modules]) for name in names]
         return F.batch_norm(style.view(1, -1), *affine, eps=modules[0].bn.eps).view_as(style)
-
-    @classmethod
-    def _style(cls, x: torch.Tensor, cfc: torch.Tensor) -> torch.Tensor:
-        std = (x.var(dim=(2, 3), correction=0) + cls.eps).sqrt()
-        return cfc[..., 0] * squeeze(x) + cfc[..., 1] * std

@@ -167,12 +167,16 @@ class ASR(Computed):
         result = {}
         for group in groups.values():
             if len(group) > 1:
+                group.sort(key=lambda host: host.asr.psi.shape[1])  # those of one width are computed as one
                 result.update(zip(group, scaled_together(group, _scales([host.asr for host in group])), strict=True))
         return result
 
     def _alike(self, layer: nn.Module) -> Hashable:
-        kinds = [batch_kind(attention) for attention in self.attention]
-        return None if None in kinds else (*kinds, self.psi.dtype, self.psi.device, *alike(layer))
+        psi, (first, *others) = self.psi, self.attention
+        kind = batch_kind(first)
+        if kind is None or any(batch_kind(other) != kind or _shapes(other) != _shapes(first) for other in others):
+            return None
+        return kind, len(psi), psi.dtype, psi.device, alike(layer)
 
     def describe(self) -> str:
         """The kinds of its attention modules, such as ``SE x SE``."""
@@ -200,11 +204,14 @@ class ASR(Computed):
         return cls(channels=output_channels(layer), **options).to(weight)
 
 
+def _shapes(attention: nn.Module) -> list[torch.Size]:
+    return [parameter.shape for parameter in attention.parameters()]
+
+
 def _scales(asrs: Sequence[ASR]) -> torch.Tensor:
-    """The scales of n ASRs that are alike, of shape (n, C)."""
-    kappa = asrs[0].attention[0]
+    """The scales of ASRs that are alike, of shape (ΣC,)."""
     with torch.autocast(asrs[0].psi.device.type, enabled=False):
-        psi = torch.cat([asr.psi for asr in asrs])
-        logits = type(kappa).logits_of([attention for asr in asrs for attention in asr.attention], psi[..., None, None])
-        values = kappa.gated(logits).view(len(asrs), -1, psi.shape[1])
-        return functools.reduce(torch.mul, values.unbind(1)) / torch.stack([asr.initial for asr in asrs])
+        psi = torch.cat([asr.psi for asr in asrs], dim=1)
+        modules = [asr.attention[row] for row in range(len(psi)) for asr in asrs]
+        values = modules[0].gated(type(modules[0]).logits_of(modules, psi))
+        return functools.reduce(torch.mul, values.unbind()) / torch.cat([asr.initial for asr in asrs])

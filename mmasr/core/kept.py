@@ -38,7 +38,7 @@ class _State:
         # They keep the memory from being given to others, should a tensor leave it.
         self.aliases = [tensor.detach() for tensor in self.tensors]
         device = self.tensors[0].device
-        self.cuda = device if device.type == 'cuda' else None
+        self.cuda = device.index if device.type == 'cuda' else None
         self.content = self.now()
         if self.content is None:
             raise TypeError('a CUDA graph holds on to the memory')
@@ -48,10 +48,11 @@ class _State:
         found = [*map(id, chain.from_iterable(map(dict.values, self.tables)))]
         found += map(_version, self.tensors)
         found += map(torch.Tensor.data_ptr, self.tensors)
-        if self.cuda:
+        if self.cuda is not None:
             if torch.cuda.is_current_stream_capturing():
                 return None
-            found.append(torch.cuda.current_stream(self.cuda))  # what it has computed may not be ready for another
+            # What it has computed may not be ready for another. torch.cuda.current_stream takes as long as all of the above.
+            found.append(torch._C._cuda_getCurrentRawStream(self.cuda))
         return found
 
 

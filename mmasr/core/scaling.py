@@ -81,33 +81,34 @@ def scaled(layer: nn.Module, v: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def scaled_together(layers: Sequence[nn.Module], v: torch.Tensor) -> list[dict[str, torch.Tensor]]:
-    """What :func:`scaled` gives for several layers, the vectors multiplied as one.
+    """What :func:`scaled` gives for several layers, their vectors multiplied as one.
 
     Args:
-        layers (Sequence[nn.Module]): n layers that are alike, see :func:`alike`.
-        v (Tensor): Scales of shape (n, C).
+        layers (Sequence[nn.Module]): Layers that are alike, see :func:`alike`.
+        v (Tensor): Scales of shape (ΣC,), those of a layer after those of the one before it.
 
     Returns:
         list[dict[str, Tensor]]: For each layer what :func:`scaled` gives.
     """
-    outputs, n = [_outputs(layer) for layer in layers], len(layers)
-    vectors = [name for name, (_, parameter) in outputs[0].items() if parameter.shape == v.shape[1:]]
+    outputs = [_outputs(layer) for layer in layers]
+    vectors = [name for name, (_, parameter) in outputs[0].items() if parameter.dim() == 1]
     result = [{} for _ in layers]
     if vectors:
         parameters = [output[name][1] for name in vectors for output in outputs]
-        products = (torch.stack(parameters).view(len(vectors), *v.shape) * v).to(parameters[0].dtype).flatten(0, 1).unbind()
-        for number, name in enumerate(vectors):
-            for tensors, product in zip(result, products[n * number : n * (number + 1)], strict=True):
-                tensors[name] = product
+        products = torch.cat(parameters).view(len(vectors), -1) * v
+        parts = products.to(parameters[0].dtype).flatten().split([len(parameter) for parameter in parameters])
+        for number, part in enumerate(parts):
+            result[number % len(layers)][vectors[number // len(layers)]] = part
     if len(vectors) < len(outputs[0]):
-        for tensors, output, row in zip(result, outputs, v.unbind(), strict=True):
+        rows = v.split([output_channels(layer) for layer in layers])
+        for tensors, output, row in zip(result, outputs, rows, strict=True):
             tensors.update({name: _product(*pair, row) for name, pair in output.items() if name not in vectors})
     return result
 
 
 def alike(layer: nn.Module) -> Hashable:
     """What layers have in common that :func:`scaled_together` takes together."""
-    return tuple(found for name, (_, p) in _outputs(layer).items() for found in (name, p.shape, p.dtype, p.device))
+    return tuple(found for name, (_, p) in _outputs(layer).items() for found in (name, p.dim() == 1, p.dtype, p.device))
 
 
 def _outputs(layer: nn.Module) -> dict[str, tuple[nn.Module, torch.Tensor]]:

@@ -45,14 +45,16 @@ def _situation() -> tuple:
 
 
 def _compute(network: nn.Module) -> dict[nn.Module, dict[str, torch.Tensor]]:
-    kinds: dict[type, list[Host]] = {}
-    for module in network.modules():
+    kinds: dict[type, dict[Host, None]] = {}
+    modules = [network]
+    for module in modules:  # in a fifth of the time of network.modules(), which gives them names
+        modules += [child for child in module._modules.values() if child is not None]
         if isinstance(module, Host):
-            kinds.setdefault(type(module.computed()), []).append(module)
+            kinds.setdefault(type(module.computed()), {})[module] = None
     computed = {}
     for kind, hosts in kinds.items():
         if 'together' in vars(kind):  # what a subclass computes may be something else
-            computed.update(kind.together(hosts))
+            computed.update(kind.together([*hosts]))
     return computed
 
 
