@@ -100,9 +100,9 @@ def test_value_and_gradient_are_those_of_every_host_alone(kappa, options):
     assert operators(network) < operators(apart(network))
 
 
-@pytest.mark.parametrize(('delta', 'bound'), [(1, 180), (4, 420)])
+@pytest.mark.parametrize(('delta', 'bound'), [(1, 70), (4, 160)])
 def test_operators_of_resnet50(delta, bound):
-    """Asked: at most so many beyond the plain network's; 352 and 1072 are those of every host alone."""
+    """63 and 152 beyond the plain network's, where every host alone takes 352 and 1072."""
     network, x = torchvision.models.resnet50(), torch.randn(2, 3, 32, 32)
     count = operators(network, x)
     assert count > 400
