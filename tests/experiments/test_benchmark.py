@@ -237,7 +237,7 @@ def test_the_tool_measures_a_classifier_with_amp(small, tmp_path):
 
 
 def test_the_tool_measures_training_in_two_processes(tmp_path):
-    tool = [ROOT / 'tools/benchmark.py', '--model', 'torchvision:resnet18', '--batch', '2', '--size', '32', '--rounds', '2']
+    tool = [ROOT / 'tools/benchmark.py', '--model', 'torchvision:resnet18', '--batch', '2', '--size', '32', '--rounds', '1']
     command = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', *tool, '--threads', '1']
     result = subprocess.run(command, cwd=tmp_path, env=os.environ, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

@@ -120,11 +120,12 @@ def test_gradients_accumulate(model):
     torch.testing.assert_close(dict(model.named_parameters()), dict(reference.named_parameters()))
 
 
-#: Two stages, since every layer takes its time to be compiled.
+#: Not all stages, since every layer takes its time to be compiled.
 HALF = {'num_stages': 2, 'strides': (1, 2), 'dilations': (1, 1), 'out_indices': (0, 1)}
+QUARTER = {'num_stages': 1, 'strides': (1,), 'dilations': (1,), 'out_indices': (0,)}
 
 
-@pytest.mark.parametrize('model', [HALF, {**HALF, **OREPA}], ids=['ASR', 'OREPA'], indirect=True)
+@pytest.mark.parametrize('model', [HALF, {**QUARTER, **OREPA}], ids=['ASR', 'OREPA'], indirect=True)
 @pytest.mark.parametrize('training', [True, False], ids=['train', 'eval'])
 def test_compiles_without_a_graph_break(model, training):
     x = torch.randn(2, 3, 64, 64)
