@@ -1,18 +1,37 @@
 #!/usr/bin/env bash
-# Measures on a GPU what docs/benchmarks.md has of one: tools/benchmark_gpu.sh FOLDER
+# All that needs a GPU, measured and tested: tools/benchmark_gpu.sh FOLDER
+#   Costs as tables and JSON in FOLDER; the tests of tests/gpu; Mask R-CNN trained on data/shapes, plain, with SE and with ASR(SE):
+#   AP, and in the last lines seconds a step and memory. PYTHON=... names another Python.
 set -euo pipefail
 folder=$1
+root=$(dirname "$0")/..
 mkdir -p "$folder"
 
-measure() {
-    "${PYTHON:-python}" "$(dirname "$0")/benchmark.py" "${@:2}" --out "$folder/$1.json" | tee "$folder/$1.md"
+run() {
+    "${PYTHON:-python}" "$@"
 }
+
+measure() {
+    run "$root/tools/benchmark.py" "${@:2}" --out "$folder/$1.json" | tee "$folder/$1.md"
+}
+
+run -m pytest --numprocesses 0 "$root/tests/gpu" | tee "$folder/tests.txt"
 
 measure resnet50 --model torchvision:resnet50 --delta 1 4 --batch 1 16 128
 measure resnet50_amp --model torchvision:resnet50 --delta 1 4 --batch 1 16 128 --amp --channels-last
-measure resnet50_convs --model torchvision:resnet50 --convs OREPA OfflineOREPA DBB --batch 16 128
-measure resnet50_attention --model torchvision:resnet50 --attention SE ECA CBAM --batch 16 --amp --channels-last
-measure resnet101_amp --model torchvision:resnet101 --batch 16 128 --amp --channels-last
+measure resnet50_attention --model torchvision:resnet50 --attention ECA CBAM --batch 1 16 128
+measure resnet50_attention_amp --model torchvision:resnet50 --attention ECA CBAM --batch 1 16 128 --amp --channels-last
+measure resnet50_compiled --model torchvision:resnet50 --batch 1 16 128 --amp --channels-last --compile
+measure resnet101 --model torchvision:resnet101 --delta 1 4 --batch 1 16 128
+measure resnet101_amp --model torchvision:resnet101 --delta 1 4 --batch 1 16 128 --amp --channels-last
 measure shufflenet --model torchvision:shufflenet_v2_x1_0 --batch 128
-measure resnet164 "$(dirname "$0")/../configs/cifar100/resnet164.py" --part backbone --size 32 --batch 128
-measure resnet50_compiled --model torchvision:resnet50 --batch 16 128 --amp --channels-last --compile
+measure resnet164 "$root/configs/cifar100/resnet164.py" --part backbone --size 32 --batch 128
+measure resnet50_convs --model torchvision:resnet50 --convs OREPA OfflineOREPA DBB --batch 1 16 128
+measure mask_rcnn "$root/configs/mask_rcnn_r50.py" --batch 2 --size 800 1344
+
+[ -d data/shapes ] || run "$root/tools/shapes.py" data/shapes
+run "$root/tools/sweep.py" "$root"/configs/shapes/mask_rcnn_r18{,_se,_asr_se}.py --seeds 3 --out "$folder/shapes"
+for log in "$folder"/shapes/*/0/*/*.log; do
+    echo "$log"
+    grep 'Epoch(train)' "$log" | tail -n 1
+done

@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,6 +142,27 @@ def test_dist_train_without_a_number_of_gpus_says_how_it_is_used():
     result = subprocess.run([DIST_TRAIN, SHAPES_CONFIG], capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert result.stderr.startswith('usage: ')
+
+
+def test_what_needs_a_gpu_is_one_script_of_commands_that_the_tools_take(tmp_path, monkeypatch):
+    recorder = tmp_path / 'python'
+    recorder.write_text('#!/bin/sh\necho "$@" >> commands\n')
+    recorder.chmod(0o755)
+    log = tmp_path / 'out/shapes/mask_rcnn_r18/0/1/1.log'
+    log.parent.mkdir(parents=True)
+    log.write_text('Epoch(train) [1][50/50] memory: 1\nEpoch(val) [1]\n')
+    environment = {**os.environ, 'PYTHON': str(recorder)}
+    script = ROOT / 'tools/benchmark_gpu.sh'
+    result = subprocess.run([script, 'out'], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith('[50/50] memory: 1\n')
+    commands = [line.split() for line in (tmp_path / 'commands').read_text().splitlines()]
+    assert [Path(tool).name for tool, *_ in commands if 'benchmark.py' not in tool] == ['-m', 'shapes.py', 'sweep.py']
+    for tool, *options in commands:
+        if tool != '-m':
+            monkeypatch.setattr('sys.argv', [tool, *options])
+            runpy.run_path(tool)['parse_args']()
+            assert all(Path(option).exists() for option in options if option.endswith('.py'))
 
 
 PAGE = (ROOT / 'tools/README.md').read_text()
