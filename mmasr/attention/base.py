@@ -124,7 +124,7 @@ class _Linears(torch.autograd.Function):
 def _linears(x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
     shapes = [weight.shape for weight in weights]
     outputs = [
-        torch.bmm(torch.stack([weights[number] for number in numbers]), part[..., None]).view(len(x), -1)
+        torch.bmm(part[:, None], torch.stack([weights[number] for number in numbers]).mT).view(len(x), -1)
         for numbers, part in runs(x, shapes, [inputs for _, inputs in shapes])
     ]
     return torch.cat(outputs, dim=1)
