@@ -63,9 +63,9 @@ ONLINE = {
     'resnet34': {'_120e': 0, '_orepa': 33, '_dbb': 32},
     'resnet50': {'_120e': 0, '_orepa': 53, '_dbb': 16},
     'resnet101': {'_120e': 0, '_orepa': 104, '_dbb': 33},
-    'resnext50': {'_120e': 0, '_orepa': 53},
-    'wideresnet18_w96': {'_120e': 0, '_orepa': 17},
-    'wideresnet18_w128': {'_120e': 0, '_orepa': 17},
+    'resnext50': {'_120e': 0, '_orepa': 53, '_dbb': 16},
+    'wideresnet18_w96': {'_120e': 0, '_orepa': 17, '_dbb': 16},
+    'wideresnet18_w128': {'_120e': 0, '_orepa': 17, '_dbb': 16},
     **{f'repvgg_a{i}': {'_120e': 0, '_orepa': 22} for i in range(3)},
 }
 

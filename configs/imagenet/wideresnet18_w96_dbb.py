@@ -1,0 +1,4 @@
+_base_ = 'wideresnet18_w96_120e.py'
+
+custom_imports = dict(imports=['mmasr'])
+model = dict(backbone=dict(type='mmasr.ASRResNet', norm_eval=False, convs=dict(type='DBB')))
