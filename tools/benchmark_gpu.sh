@@ -15,8 +15,6 @@ measure() {
     run "$root/tools/benchmark.py" "${@:2}" --out "$folder/$1.json" | tee "$folder/$1.md"
 }
 
-run -m pytest --numprocesses 0 "$root/tests/gpu" | tee "$folder/tests.txt"
-
 measure resnet50 --model torchvision:resnet50 --delta 1 4 --batch 1 16 128
 measure resnet50_amp --model torchvision:resnet50 --delta 1 4 --batch 1 16 128 --amp --channels-last
 measure resnet50_attention --model torchvision:resnet50 --attention ECA CBAM --batch 1 16 128
@@ -35,3 +33,6 @@ for log in "$folder"/shapes/*/0/*/*.log; do
     echo "$log"
     grep 'Epoch(train)' "$log" | tail -n 1
 done
+
+# Last, so that a test that fails takes no figure with it.
+run -m pytest --numprocesses 0 "$root/tests/gpu" | tee "$folder/tests.txt"

@@ -1,17 +1,3 @@
-# Of MMDetection's ResNeXt, as all backbones of ours are, whose `base_width` is MMPretrain's `width_per_group`.
-_base_ = 'resnext50_120e.py'
+_base_ = 'resnext50_orepa.py'
 
-custom_imports = dict(imports=['mmasr'])
-model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='mmasr.ASRResNeXt',
-        depth=50,
-        groups=32,
-        base_width=4,
-        out_indices=(3,),
-        norm_eval=False,
-        zero_init_residual=False,
-        convs=dict(type='DBB'),
-    )
-)
+model = dict(backbone=dict(convs=dict(type='DBB')))

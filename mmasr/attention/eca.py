@@ -39,8 +39,9 @@ class ECA(ChannelAttention):
 
     @staticmethod
     def logits_of(modules: Sequence['ECA'], x: torch.Tensor) -> torch.Tensor:
-        channels, logits = [m.channels for m in modules], []
-        for numbers, part in runs(x, channels, channels):
+        logits, channels = [], [m.channels for m in modules]
+        shapes = [(m.channels, m.conv.weight.shape) for m in modules]
+        for numbers, part in runs(x, shapes, channels):
             kernels = torch.cat([modules[number].conv.weight for number in numbers])
             padding = modules[numbers[0]].conv.padding
             logits.append(F.conv1d(part[None], kernels, padding=padding, groups=len(numbers)).view(len(x), -1))

@@ -151,6 +151,12 @@ def test_hosts_that_are_not_alike(odd, delta):
     check(network)
 
 
+def test_kernels_of_other_sizes_for_as_many_channels():
+    network = with_asr(plain(), 'ECA')
+    network[1][1].bn.asr.attention[0].conv = randomize(nn.Conv1d(1, 1, 5, padding=2, bias=False)).double()
+    check(network)
+
+
 def test_hosts_of_many_kinds_in_one_network():
     network = with_asr(plain(), 'SE', sites=['0', '2', '6', '1.0.bn', '3.0.bn'])
     with_asr(network, 'ECA', sites=['1.1.bn', '3.1.bn'], delta=2)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from forked import run_python
 from helpers import CLASSIFIER, ROOT, SHAPES_CONFIG, run_tool
 from pycocotools.coco import COCO
@@ -157,12 +158,14 @@ def test_what_needs_a_gpu_is_one_script_of_commands_that_the_tools_take(tmp_path
     assert result.returncode == 0, result.stderr
     assert result.stdout.endswith('[50/50] memory: 1\n')
     commands = [line.split() for line in (tmp_path / 'commands').read_text().splitlines()]
-    assert [Path(tool).name for tool, *_ in commands if 'benchmark.py' not in tool] == ['-m', 'shapes.py', 'sweep.py']
+    assert [Path(tool).name for tool, *_ in commands if 'benchmark.py' not in tool] == ['shapes.py', 'sweep.py', '-m']
     for tool, *options in commands:
         if tool != '-m':
             monkeypatch.setattr('sys.argv', [tool, *options])
             runpy.run_path(tool)['parse_args']()
             assert all(Path(option).exists() for option in options if option.endswith('.py'))
+            models = {option.removeprefix('torchvision:') for option in options if option.startswith('torchvision:')}
+            assert models <= set(torchvision.models.list_models())
 
 
 PAGE = (ROOT / 'tools/README.md').read_text()
