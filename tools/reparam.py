@@ -78,6 +78,9 @@ def show(report: Report) -> None:
     for reason in dict.fromkeys(report.left_out.values()):
         parts = ', '.join(name for name, why in report.left_out.items() if why == reason)
         console.print(printable(f'left out of the config: {parts}: {reason}'), soft_wrap=True)
+    if report.ours:
+        kinds = ', '.join(f'{count} {kind}' for kind, count in Counter(report.ours.values()).items())
+        console.print(f'layers of mmasr in the deployed network, whose config imports mmasr: {kinds}', soft_wrap=True)
     wrote = f'{report.seconds:.1f} s; wrote {report.checkpoint} and {report.config}'
     console.print(printable(wrote), soft_wrap=True)
 

@@ -8,7 +8,8 @@ from . import repvgg  # noqa: F401  the blocks of other libraries
 from .acnet import ACNet
 from .dbb import DBB, OfflineOREPA
 from .orepa import OREPA
+from .xvolution import XVolution
 
-__all__ = ['DBB', 'OREPA', 'ACNet', 'OfflineOREPA']
+__all__ = ['DBB', 'OREPA', 'ACNet', 'OfflineOREPA', 'XVolution']
 
-CONVOLUTIONS.update(ACNet=ACNet, DBB=DBB, OfflineOREPA=OfflineOREPA, OREPA=OREPA)
+CONVOLUTIONS.update(ACNet=ACNet, DBB=DBB, OfflineOREPA=OfflineOREPA, OREPA=OREPA, XVolution=XVolution)

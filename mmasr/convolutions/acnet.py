@@ -28,6 +28,7 @@ class ACNet(Merging):
     """
 
     heir = 'square.0'
+    mark = 'square'
     outputs = ('square.1', 'vertical.1', 'horizontal.1')
 
     def __init__(

@@ -40,6 +40,7 @@ class _Branches(Merging):
     """
 
     heir = 'origin.conv'
+    mark = 'origin'
     branches: tuple[str, ...]
 
     def __init__(

@@ -81,6 +81,6 @@ class Computed(nn.Module):
         raise NotImplementedError
 
     @classmethod
-    def deployed(cls, options: dict) -> dict | None:
+    def deployed(cls, options: dict, network: nn.Module | None) -> dict | None:
         """What a config says in the place of its options once it is folded: nothing, as the layer is a stock one again."""
         return None

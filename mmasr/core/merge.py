@@ -25,6 +25,11 @@ class Merging(nn.Module):
     outputs: tuple[str, ...] = ()
     #: Name of the layer in it that takes the weight of the convolution whose place it takes, also from a plain checkpoint.
     heir: str | None = None
+    #: Name of a child by which the names of weights tell where it is, also of those of what it becomes if that is a layer of
+    #: ours.
+    mark: str | None = None
+    #: Whether it becomes a layer with a kernel that depends on the input, which inputs of one size and scale do not vouch for.
+    depends_on_input = False
     #: Whether the convolution whose place it takes has a bias. The one that it becomes has, and where that is one too many,
     #: :func:`mmasr.core.absorb.absorb_biases` moves it into the normalization that comes after.
     stock_bias = True
@@ -102,11 +107,12 @@ class Merging(nn.Module):
         return made
 
     @classmethod
-    def deployed(cls, options: dict) -> dict | None:
+    def deployed(cls, options: dict, network: nn.Module | None) -> dict | None:
         """What a config says in the place of its options once it is merged.
 
         Args:
             options (dict): The options, ``type`` and ``sites`` among them.
+            network (nn.Module, optional): The merged network that the config is of, where that is known.
 
         Returns:
             dict | None: Options that build the merged form, where that is a layer of ours; None where it is a stock one.

@@ -1,15 +1,19 @@
 """Do two networks compute the same? Their raw outputs on the same inputs, compared."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..core.by_class import by_class
+from ..core.merge import Merging
 
-SIZE = 224  # pixels; a multiple of every stride in use, and what a fixed-size classifier takes
+#: Pixels of an image, a multiple of every stride in use and what a fixed-size classifier takes, and deviation of its noise.
+NOISE = (224, 1.0)
+#: The same for a network with kernels that depend on the input.
+NOISES = (NOISE, (160, 0.5), (288, 2.0))
 
 
 @dataclasses.dataclass
@@ -27,23 +31,40 @@ class Difference:
     relative: float
 
 
-@torch.no_grad()
-def network_outputs(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Run a detector or classifier of OpenMMLab on two seeded noise images, in eval mode on the CPU.
+def noises(model: nn.Module) -> tuple[tuple[int, float], ...]:
+    """The noise images that vouch for what a trained network becomes: of one size and deviation; or, where a kernel of that
+    will depend on the input, of several."""
+    return NOISES if any(isinstance(m, Merging) and m.depends_on_input for m in model.modules()) else (NOISE,)
+
+
+def network_outputs(model: nn.Module, images: Sequence[tuple[int, float]] = (NOISE,)) -> dict[str, torch.Tensor]:
+    """Run a detector or classifier of OpenMMLab on two seeded noise images of every kind, in eval mode on the CPU.
 
     Raw outputs are taken, before thresholds and non-maximum suppression, which turn a difference in the last bit into one
     box more or less. For the same reason a two-stage detector's second stage gets fixed proposals.
 
     Args:
         model (nn.Module): A model with OpenMMLab's ``forward(inputs, data_samples, mode='tensor')``.
+        images (Sequence[tuple[int, float]]): Pixels of a side and deviation of the noise, for each kind. Default: 224 and 1.
 
     Returns:
-        dict[str, Tensor]: Every tensor the network puts out, by its place in the result.
+        dict[str, Tensor]: Every tensor the network puts out, by its place in the result; with several kinds also by these.
     """
+    if len(images) == 1:
+        return _outputs(model, *images[0])
+    return {
+        f'{name}, {size} px, × {deviation:g}': tensor
+        for size, deviation in images
+        for name, tensor in _outputs(model, size, deviation).items()
+    }
+
+
+@torch.no_grad()
+def _outputs(model: nn.Module, size: int, deviation: float) -> dict[str, torch.Tensor]:
     model.eval()
     generator = torch.Generator().manual_seed(0)
     channels = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
-    inputs = torch.randn(2, channels, SIZE, SIZE, generator=generator)
+    inputs = deviation * torch.randn(2, channels, size, size, generator=generator)
     if not is_detector(model):
         return dict(tensors('output', model(inputs, mode='tensor')))
 
@@ -51,15 +72,15 @@ def network_outputs(model: nn.Module) -> dict[str, torch.Tensor]:
     from mmdet.structures import DetDataSample
     from mmengine.structures import InstanceData
 
-    shape = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'), (SIZE, SIZE))
+    shape = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'), (size, size))
     samples = [DetDataSample(metainfo={**shape, 'scale_factor': (1.0, 1.0)}) for _ in inputs]
     for sample in samples:  # some heads look at the ground truth, if only to count it
         sample.gt_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
     roi_head = getattr(model, 'roi_head', None)
     if not isinstance(roi_head, CascadeRoIHead | StandardRoIHead) or isinstance(roi_head, SparseRoIHead):
         return dict(tensors('output', model(inputs, samples, mode='tensor')))
-    corner, size = torch.rand(2, 2, 16, 2, generator=generator) * SIZE / 2
-    proposals = [InstanceData(bboxes=torch.cat([c, c + s + 1], dim=1)) for c, s in zip(corner, size, strict=True)]
+    corner, extent = torch.rand(2, 2, 16, 2, generator=generator) * size / 2
+    proposals = [InstanceData(bboxes=torch.cat([c, c + e + 1], dim=1)) for c, e in zip(corner, extent, strict=True)]
     features = model.extract_feat(inputs)
     outputs = {'features': features, 'roi_head': roi_head(features, proposals, samples)}
     if model.with_rpn:

@@ -25,7 +25,8 @@ def deployed_config(config: Config, folded: Sequence[str] = (), network: nn.Modu
     Args:
         config (Config): The config of the trained network.
         folded (Sequence[str]): Names of the attention modules that were folded after training. Default: none.
-        network (nn.Module, optional): The network without them, if there are some.
+        network (nn.Module, optional): The folded network, without these modules. Default: None, if none of them are and all
+            that is folded is a stock layer.
 
     Returns:
         Config: A new config.
@@ -34,7 +35,7 @@ def deployed_config(config: Config, folded: Sequence[str] = (), network: nn.Modu
     scope = result.get('default_scope')
     if folded:
         result['model'] = _without_attention(result['model'], folded, network, scope)
-    result['model'] = _deployed(result['model'], scope)
+    result['model'] = _deployed(result['model'], scope, network)
     result.update(load_from=None, resume=False)
     result.pop('work_dir', None)
     if 'custom_hooks' in result:  # those of mmasr are about training
@@ -61,14 +62,16 @@ def _is_mmasr(config: Any) -> bool:
     return isinstance(config, dict) and _package_and_name(config)[0] == 'mmasr'
 
 
-def _deployed(config: Any, scope: str | None) -> Any:
-    """What a config of a model becomes: None, if nothing is left of what it builds."""
+def _deployed(config: Any, scope: str | None, network: nn.Module | None = None) -> Any:
+    """What a config of a model, or of a part of it, becomes: None, if nothing is left of what it builds, which is
+    ``network``."""
     if isinstance(config, list | tuple):
         return type(config)(_deployed(value, scope) for value in config)
     if not isinstance(config, dict):
         return config
     scope = config.get('_scope_', scope)
-    config = {key: _deployed(value, scope) for key, value in config.items()}
+    parts = dict(network.named_children()) if network is not None else {}
+    config = {key: _deployed(value, scope, parts.get(key)) for key, value in config.items()}
     if 'plugins' in config:
         config['plugins'] = [plugin for plugin in config['plugins'] or [] if plugin['cfg'] is not None]
         if not config['plugins']:
@@ -79,9 +82,9 @@ def _deployed(config: Any, scope: str | None) -> Any:
         becomes = getattr(MODELS.module_dict.get(name), 'deployed_config', None)
     else:
         becomes = DEPLOYED.get(f'{package}.{name}')
-    deployed = becomes(config) if becomes else config
+    deployed = becomes(config, network) if becomes else config
     # What stands for another class becomes what that one does.
-    return deployed if deployed is None or deployed.get('type') == config.get('type') else _deployed(deployed, scope)
+    return deployed if deployed is None or deployed.get('type') == config.get('type') else _deployed(deployed, scope, network)
 
 
 def _without_attention(model: dict, folded: Sequence[str], network: nn.Module, scope: str | None) -> dict:

@@ -6,7 +6,7 @@ The deployed network is checked against the trained one before anything is writt
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from ..openmmlab.data_sources import check_data
 from ..openmmlab.evaluation import Track, evaluate, untracked
 from ..stripes.mean_fold import fold_means, replaced
 from .calibrate import Calibration, MeanFold, calibrate
-from .compare import Difference, compare, network_outputs
+from .compare import NOISE, Difference, compare, network_outputs, noises
 from .config_text import parse_config, write_config
 from .deployed_config import deployed_config
 from .restraint import restrained
@@ -55,6 +55,7 @@ class Report:
         folded (dict[str, str]): Layers and plugins with an ASR, or whose parameters were computed from something else -> from
             what.
         merged (dict[str, str]): Modules whose branches were merged -> their class.
+        ours (dict[str, str]): Those of them that became layers of mmasr, which the deployed config imports -> what they are.
         means (dict[str, str]): Attention modules whose mean was folded -> the layer that took it.
         parameters (tuple[int, int]): Number of parameters before and after.
         bytes (tuple[int, int]): Size of the checkpoint files, before and after.
@@ -70,6 +71,7 @@ class Report:
     config: Path
     folded: dict[str, str]
     merged: dict[str, str]
+    ours: dict[str, str]
     means: dict[str, str]
     parameters: tuple[int, int]
     bytes: tuple[int, int]
@@ -148,6 +150,7 @@ def reparameterize(
         config=targets[1],
         folded=deployed.folded,
         merged=deployed.merged,
+        ours=deployed.ours,
         means=deployed.means,
         parameters=(before, after),
         bytes=(source.stat().st_size, size),
@@ -174,6 +177,7 @@ class _Trained:
         coarsest (torch.dtype): The coarsest of them.
         trust_imports (bool): As of :func:`reparameterize`.
         left_out (dict[str, str] | None): What was left out of a stranger's config; None of a config of the user's own.
+        images (Sequence[tuple[int, float]]): What it is compared on, see :func:`network_outputs`.
     """
 
     source: Path
@@ -185,6 +189,7 @@ class _Trained:
     coarsest: torch.dtype
     trust_imports: bool
     left_out: dict[str, str] | None
+    images: Sequence[tuple[int, float]] = (NOISE,)
 
     def restrained(self) -> AbstractContextManager:
         """The bounds of a stranger's network, by its weights."""
@@ -204,7 +209,7 @@ class _Deployed:
 
     Attributes:
         expected (dict[str, Tensor]): What the trained network puts out.
-        folded, merged, means (dict[str, str]): As in :class:`Report`.
+        folded, merged, ours, means (dict[str, str]): As in :class:`Report`.
         config (dict): The deployed config.
         checkpoint (dict): The deployed checkpoint.
     """
@@ -212,6 +217,7 @@ class _Deployed:
     expected: dict[str, torch.Tensor]
     folded: dict[str, str]
     merged: dict[str, str]
+    ours: dict[str, str]
     means: dict[str, str]
     config: dict
     checkpoint: dict
@@ -245,6 +251,7 @@ def _load(source: Path, loaded: dict, config: str | Path | None, trust_imports: 
     with trained.restrained():
         trained.model = model = build_model(train_config)
         load_weights(model, weights, source)
+    trained.images = noises(model)
     if broken := [name for name, t in weights.items() if t.is_floating_point() and not t.isfinite().all()]:
         raise InputError(f'{source}: NaN or Inf in {some(broken)}; take an earlier checkpoint')
     try:
@@ -261,17 +268,20 @@ def _fold(trained: _Trained, attention: MeanFold | None) -> _Deployed:
     """Run the trained network, fold it in place, and make its checkpoint and config."""
     model, source = trained.model, trained.source
     with replaced(model, attention.constants() if attention else {}):
-        expected, folded = _run_trained(model, source)
+        expected, folded = _run_trained(model, source, trained.images)
     merging = {name: module for name, module in model.named_modules() if can_merge(module)}
     stay = [name for name, module in merging.items() if stays_in_files(module)]
     merged = {name: stock_class(type(module)).__name__ for name, module in merging.items() if name not in stay}
-    too_many_biases = [name for name, m in merging.items() if isinstance(m, Merging) and not m.stock_bias]
+    no_bias = [name for name, m in merging.items() if isinstance(m, Merging) and not m.stock_bias]
     del merging  # what has been merged need not stay in memory
     try:
         fold(model, stay)
+        too_many_biases = [name for name in no_bias if isinstance(model.get_submodule(name), nn.Conv2d)]
         absorb_biases(model, too_many_biases, functools.partial(_outputs, model))
     except ValueError as error:
         raise InputError(f'{source}: {error}') from None
+    became = {name: type(model.get_submodule(name)) for name in merged}
+    ours = {name: kind.__name__ for name, kind in became.items() if kind.__module__.split('.')[0] == 'mmasr'}
     means = attention.hosts if attention else {}
     if attention:
         fold_means(model, attention.means, means)
@@ -290,7 +300,9 @@ def _fold(trained: _Trained, attention: MeanFold | None) -> _Deployed:
             name: tensor.to(trained.dtypes.get(name, trained.coarsest)) for name, tensor in model.state_dict().items()
         },
     }
-    return _Deployed(expected=expected, folded=folded, merged=merged, means=means, config=config, checkpoint=checkpoint)
+    return _Deployed(
+        expected=expected, folded=folded, merged=merged, ours=ours, means=means, config=config, checkpoint=checkpoint
+    )
 
 
 def _write_and_verify(trained: _Trained, deployed: _Deployed, files: list[Path]) -> tuple[nn.Module, list[Difference]]:
@@ -308,7 +320,7 @@ def _write_and_verify(trained: _Trained, deployed: _Deployed, files: list[Path])
     with trained.restrained():
         rebuilt = build_model(Config(config))
         load_weights(rebuilt, weights, weights_file.name)
-        differences = compare(deployed.expected, _outputs(rebuilt))
+        differences = compare(deployed.expected, _outputs(rebuilt, trained.images))
     worst = max(differences, key=lambda difference: difference.relative)
     if not worst.relative <= trained.bound:
         raise InputError(
@@ -345,14 +357,16 @@ def _said_of(source: Path, check: Callable, *args) -> Any:
         raise InputError(one_line(f"{source}: the embedded config can't be used; {WAYS_ON}", error)) from None
 
 
-def _outputs(model: nn.Module) -> dict[str, torch.Tensor]:
+def _outputs(model: nn.Module, images: Sequence[tuple[int, float]] = (NOISE,)) -> dict[str, torch.Tensor]:
     try:
-        return network_outputs(model)
+        return network_outputs(model, images)
     except Exception as error:  # as can a model
         raise InputError(one_line('the network does not run on noise images', error)) from None
 
 
-def _run_trained(model: nn.Module, source: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def _run_trained(
+    model: nn.Module, source: Path, images: Sequence[tuple[int, float]]
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Run the trained network; return its outputs, and what is computed from something with what that is."""
     computed = {
         name: module.computed() if isinstance(module, Host) else module
@@ -363,7 +377,7 @@ def _run_trained(model: nn.Module, source: Path) -> tuple[dict[str, torch.Tensor
     hooks = [
         model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: unused.discard(name)) for name in computed
     ]
-    outputs = _outputs(model)
+    outputs = _outputs(model, images)
     for hook in hooks:
         hook.remove()
     if unused:

@@ -145,7 +145,7 @@ def _take_sites(config: Any, where: tuple[str, ...] = ()) -> Iterator[tuple[dict
 
 def _sites(where: tuple[str, ...], kind: type, weights: Mapping[str, torch.Tensor]) -> list[str]:
     """The layers of a module, the last of some names, that carry an ASR or branches, by the names of their weights."""
-    mark = kind.child if issubclass(kind, Computed) else kind.outputs[0]
+    mark = kind.child if issubclass(kind, Computed) else kind.mark
     names = (f'.{name}'.partition(f'.{mark}.')[0] for name in weights if f'.{mark}.' in name)
     # A detector can be inside of another one, and so further down in the weights than in the config.
     inside = (name.partition(f'.{where[-1]}.')[2] if where else name[1:] for name in names)

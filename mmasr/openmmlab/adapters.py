@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 
-#: By package and registered name: config -> config of the deployed form.
-DEPLOYED: dict[str, Callable[[dict], dict]] = {}
+from torch import nn
+
+#: By package and registered name: config and, where it is known, the folded network -> config of the deployed form.
+DEPLOYED: dict[str, Callable[[dict, nn.Module | None], dict]] = {}
 
 
-def _rep_vgg(config: dict) -> dict:
+def _rep_vgg(config: dict, network: nn.Module | None) -> dict:
     """mmpretrain's RepVGG, unless its blocks have an SE layer, which its deployed form leaves out, or another normalization
     than BatchNorm: those keep their branches."""
     from mmpretrain.models.backbones import RepVGG

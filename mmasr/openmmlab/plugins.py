@@ -4,6 +4,8 @@ For ``plugins=[dict(cfg=dict(type='mmasr.SE'), position='after_conv3')]`` of any
 mmcv's ``build_plugin_layer``, which names a plugin after ``_abbr_`` and passes the number of channels as ``in_channels``.
 """
 
+from torch import nn
+
 from ..attention import CBAM, ECA, IE, SE, SPA, SRM
 from ..core.asr import ASR
 from ..registry import MODELS
@@ -19,7 +21,7 @@ class ASRPlugin(_Plugin, ASR):
     _abbr_ = 'asr'
 
     @classmethod
-    def deployed_config(cls, config: dict) -> None:
+    def deployed_config(cls, config: dict, network: nn.Module | None) -> None:
         """Nothing is left of it."""
 
 

@@ -41,20 +41,18 @@ class WithASR(Mixed):
                 module.init_weights()
 
     @classmethod
-    def deployed_config(cls, config: dict) -> dict:
+    def deployed_config(cls, config: dict, network: nn.Module | None) -> dict:
         """What its config becomes once everything is folded.
 
         Args:
             config (dict): Its config.
+            network (nn.Module, optional): The folded backbone, where that is known.
 
         Returns:
             dict: That of the stock backbone; or, with convolutions that stay layers of ours, its own without what is folded.
         """
-        rest = {key: value for key, value in config.items() if key not in ('asr', 'convs')}
-        convs, stock = deployed_convs(config), stock_class(cls)
-        if convs:
-            return {**rest, 'convs': convs}
-        if stock is cls:  # a subclass of a user's own
+        rest, stock = without_folded(config, network), stock_class(cls)
+        if stock is cls or 'convs' in rest:  # a subclass of a user's own, or of ours for what is left
             return rest
         rest.pop('_scope_', None)
         return {**rest, 'type': f'{stock.__module__.split(".")[0]}.{stock.__name__}'}
@@ -85,12 +83,14 @@ def attach_all(model: nn.Module, asr: dict | None, convs: dict | None) -> None:
                 module.requires_grad_(False)
 
 
-def deployed_convs(config: dict) -> dict | None:
-    """What is left of the ``convs`` of a config once they are merged: None, if they are stock layers then."""
+def without_folded(config: dict, network: nn.Module | None) -> dict:
+    """The config of a backbone of ours once everything is folded: without ``asr``, and with ``convs`` only if what they become
+    are layers of ours. Arguments as of :meth:`WithASR.deployed_config`."""
+    rest = {key: value for key, value in config.items() if key not in ('asr', 'convs')}
     convs = config.get('convs')
-    if not convs:
-        return None
-    return CONVOLUTIONS[convs['type'].removeprefix('mmasr.')].deployed(convs)
+    if convs and (left := CONVOLUTIONS[convs['type'].removeprefix('mmasr.')].deployed(convs, network)):
+        rest['convs'] = left
+    return rest
 
 
 def _is_pretrained(init_cfg: dict | list | None) -> bool:

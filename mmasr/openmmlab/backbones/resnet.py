@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 from ...core.surgery import Mixed
 from ...registry import MODELS
 from ..networks.resnet_cifar import ResNetCIFAR
-from .base import WithASR
+from .base import WithASR, without_folded
 
 
 class PluginBasicBlock(Mixed, BasicBlock):
@@ -69,11 +69,11 @@ class _WithPlugins(WithASR):
         return super().make_res_layer(**kwargs)
 
     @classmethod
-    def deployed_config(cls, config: dict) -> dict:
+    def deployed_config(cls, config: dict, network: nn.Module | None) -> dict:
         """As of :class:`WithASR`; with attention left in BasicBlocks, which only ours take, its own without what is folded."""
         if config.get('plugins') and cls.arch_settings[config['depth']][0] is BasicBlock:
-            return {key: value for key, value in config.items() if key not in ('asr', 'convs')}
-        return super().deployed_config(config)
+            return without_folded(config, network)
+        return super().deployed_config(config, network)
 
 
 @MODELS.register_module()

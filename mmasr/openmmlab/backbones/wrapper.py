@@ -6,7 +6,7 @@ from torch import nn
 
 from ...core.surgery import mixed_class
 from ...registry import MODELS
-from .base import WithASR, attach_all, deployed_convs
+from .base import WithASR, attach_all, without_folded
 
 
 @MODELS.register_module()
@@ -36,9 +36,9 @@ def ASRBackbone(
     return model
 
 
-def _deployed_config(config: dict) -> dict:
-    convs = deployed_convs(config)
-    return {'type': 'mmasr.ASRBackbone', 'backbone': config['backbone'], 'convs': convs} if convs else config['backbone']
+def _deployed_config(config: dict, network: nn.Module | None) -> dict:
+    rest = without_folded(config, network)
+    return rest if 'convs' in rest else config['backbone']
 
 
 ASRBackbone.deployed_config = _deployed_config
