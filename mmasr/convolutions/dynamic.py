@@ -20,8 +20,7 @@ Size = int | tuple[int, int]
 class Dynamic(nn.Module):
     """Base of a convolution whose kernel depends on its input: no normalization after it, no bias.
 
-    A subclass has a child ``value``, the last linear map over channels, into whose rows a scale of the output folds; or None,
-    where there is no such map.
+    A subclass has a child ``value``, a linear map over channels, into whose rows a scale of the output folds.
 
     Args:
         in_channels (int): Number I of input channels.
@@ -32,7 +31,7 @@ class Dynamic(nn.Module):
         groups (int): Groups g of all linear maps over channels. Default: 1.
     """
 
-    value: nn.Conv2d | None
+    value: nn.Conv2d
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: Size, stride: Size = 1, dilation: Size = 1, groups: int = 1
@@ -85,10 +84,6 @@ class Dynamic(nn.Module):
         Returns:
             Tensor: (O,), what is left to be added to the output.
         """
-        if self.value is None:
-            channels = self.out_channels
-            self.value = nn.Conv2d(channels, channels, 1, groups=channels, bias=False).to(norm.weight)
-            nn.init.ones_(self.value.weight)
         weight, bias = fused(self.value.weight, None, norm)
         self.value.weight.copy_(weight)
         return bias
@@ -138,13 +133,17 @@ class _Values(Dynamic):
         """
         raise NotImplementedError
 
+    def values(self) -> torch.Tensor:
+        """The linear map that gives the values, (O, I)."""
+        return dense(self.value)[..., 0]
+
     def by_head(self, x: torch.Tensor) -> torch.Tensor:
         """A map (N, O, H', W') as (N, heads, O / heads, H', W')."""
         return x.unflatten(1, (self.heads, -1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map features (N, I, H, W) to (N, O, H', W')."""
-        values = self.window(x if self.value is None else self.value(x))
+        values = self.window(self.value(x))
         weights = self.weights(x).unsqueeze(2).unbind(3)
         y = weights[0] * self.by_head(values[0])
         for weight, value in zip(weights[1:], values[1:], strict=True):
@@ -153,9 +152,8 @@ class _Values(Dynamic):
 
     def kernel(self, x: torch.Tensor) -> torch.Tensor:
         """See :meth:`Dynamic.kernel`."""
-        value = torch.eye(self.out_channels).to(x) if self.value is None else dense(self.value)[..., 0]
         weights = self.weights(x).repeat_interleave(self.out_channels // self.heads, 1)
-        return torch.einsum('nouhw,oc->nocuhw', weights, value)
+        return torch.einsum('nouhw,oc->nocuhw', weights, self.values())
 
 
 class SelfAttention(_Values):
@@ -199,7 +197,8 @@ class Involution(_Values):
         conv = nn.Conv2d(self.in_channels, between, 1, bias=False)
         self.reduce = nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(between), relu=nn.ReLU()))
         self.span = nn.Conv2d(between, self.heads * math.prod(self.size), 1)
-        self.value = None if self.in_channels == self.out_channels else self.point()
+        self.value = nn.Identity() if self.in_channels == self.out_channels else self.point()
+        self.scale = None  # of the output, once a BatchNorm was folded where no map can take it
 
     def weights(self, x: torch.Tensor) -> torch.Tensor:
         """See :meth:`_Values.weights`."""
@@ -207,13 +206,28 @@ class Involution(_Values):
             x = avg_pool2d(x, self.stride, ceil_mode=True)
         return self.span(self.reduce(x)).unflatten(1, (self.heads, -1))
 
+    def values(self) -> torch.Tensor:
+        """See :meth:`_Values.values`."""
+        if isinstance(self.value, nn.Conv2d):
+            return super().values()
+        return torch.diag(self.span.bias.new_ones(self.out_channels) if self.scale is None else self.scale.flatten())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map features (N, I, H, W) to (N, O, H', W')."""
+        y = super().forward(x)
+        return y if self.scale is None else y * self.scale
+
     @torch.no_grad()
     def fold(self, norm: nn.Module) -> torch.Tensor:
         """See :meth:`Dynamic.fold`."""
         conv = self.reduce.conv
         conv.weight, conv.bias = map(nn.Parameter, fused(conv.weight, None, self.reduce.norm))
         del self.reduce.norm
-        return super().fold(norm)
+        if isinstance(self.value, nn.Conv2d):
+            return super().fold(norm)
+        scale, bias = fused(norm.weight.new_ones(self.out_channels, 1, 1), None, norm)
+        self.scale = nn.Parameter(scale)
+        return bias
 
 
 class DynamicConv(nn.Module):

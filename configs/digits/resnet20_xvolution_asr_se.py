@@ -1,0 +1,3 @@
+_base_ = 'resnet20_asr_se.py'
+
+model = dict(backbone=dict(convs=dict(type='XVolution')))

@@ -1,0 +1,3 @@
+_base_ = 'resnet34_xvolution.py'
+
+model = dict(backbone=dict(convs=dict(sites=r'layer1\.\d+\.conv[12]')))

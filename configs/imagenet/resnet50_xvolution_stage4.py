@@ -1,0 +1,3 @@
+_base_ = 'resnet50_xvolution.py'
+
+model = dict(backbone=dict(convs=dict(sites=r'layer4\.\d+\.conv2')))
