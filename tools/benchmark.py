@@ -20,11 +20,11 @@ import torch
 from mmasr.attention import ATTENTIONS
 from mmasr.core.attach import CONVOLUTIONS
 from mmasr.errors import InputError, exit_on_input_error
-from mmasr.experiments.benchmark.convolutions import convolutions
+from mmasr.experiments.benchmark.convolutions import convolutions, kind_and_options
 from mmasr.experiments.benchmark.machine import machine
 from mmasr.experiments.benchmark.measure import measure
 from mmasr.experiments.benchmark.network import config_model, torchvision_model
-from mmasr.experiments.benchmark.picture import draw_speed
+from mmasr.experiments.benchmark.picture import draw_growth, draw_speed
 from mmasr.experiments.benchmark.tables import tables
 from mmasr.experiments.benchmark.variants import variants
 from mmasr.experiments.benchmark.workload import annotated_images, images, try_out
@@ -42,13 +42,26 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--attention', nargs='+', metavar='κ', help=f'of {", ".join(sorted(ATTENTIONS))} (default: SE, unless --convs is given)'
     )
-    parser.add_argument('--convs', nargs='+', default=[], metavar='KIND', help=f'of {", ".join(sorted(CONVOLUTIONS))}')
+    parser.add_argument(
+        '--convs',
+        nargs='+',
+        default=[],
+        metavar='KIND',
+        help=f'of {", ".join(sorted(CONVOLUTIONS))}; options after commas: XVolution,branch=sa',
+    )
     parser.add_argument(
         '--delta', type=_positive, nargs='+', default=[1], help='numbers of attention modules in an ASR (default: 1)'
     )
     parser.add_argument('--batch', type=_positive, nargs='+', default=[8], help='images; one table each (default: 8)')
     parser.add_argument(
         '--size', type=_positive, nargs='+', default=[224], help='pixels: a side, or height and width (default: 224)'
+    )
+    parser.add_argument(
+        '--sides',
+        type=_positive,
+        nargs='+',
+        default=[],
+        help='pixels of a side; one table each, and a picture of how cost grows',
     )
     parser.add_argument('--rounds', type=_positive, default=20, help='rounds of measurement (default: 20)')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='default: %(default)s')
@@ -57,7 +70,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--channels-last', action='store_true', help='memory format channels_last')
     parser.add_argument('--compile', action='store_true', help='torch.compile the network; of a detector, the backbone')
     parser.add_argument('--out', type=Path, metavar='FILE.json', help='also write everything that was measured')
-    parser.add_argument('--picture', type=Path, metavar='FILE.png', help='also draw speed against parameters')
+    parser.add_argument(
+        '--picture', type=Path, metavar='FILE.png', help='also draw speed against parameters, or with --sides cost against them'
+    )
     args = parser.parse_args()
     args.attention = args.attention or ([] if args.convs else ['SE'])
     return args
@@ -71,9 +86,13 @@ def _positive(text: str) -> int:
 
 def check(args: argparse.Namespace) -> None:
     """Refuse what can't work before anything is built."""
-    for option, names, known in (('attention', args.attention, ATTENTIONS), ('convs', args.convs, CONVOLUTIONS)):
-        if unknown := [name for name in names if name not in known]:
-            raise InputError(f'--{option} {" ".join(unknown)}: unknown; known are {", ".join(sorted(known))}')
+    if unknown := [name for name in args.attention if name not in ATTENTIONS]:
+        raise InputError(f'--attention {" ".join(unknown)}: unknown; known are {", ".join(sorted(ATTENTIONS))}')
+    try:
+        for text in args.convs:
+            kind_and_options(text)
+    except ValueError as error:
+        raise InputError(f'--convs {error}') from None
     try:
         device = torch.device(args.device)
     except RuntimeError as error:
@@ -89,8 +108,10 @@ def check(args: argparse.Namespace) -> None:
             raise InputError(f'{option} {path}: is there already; name another file')
         if path and not os.access(path.parent, os.W_OK):
             raise InputError(f"{option} {path}: can't write into {path.parent}")
-    if args.picture and args.convs:
-        raise InputError('--picture draws attention; leave --convs out')
+    if args.picture and args.convs and not args.sides:
+        raise InputError('--picture draws attention, or what grows over --sides; give them, or leave --convs out')
+    if args.sides and len(args.batch) > 1:
+        raise InputError('--sides goes with one --batch')
     if args.picture and not find_spec('matplotlib'):
         raise InputError('--picture needs matplotlib: pip install matplotlib')
 
@@ -117,8 +138,9 @@ def main() -> None:
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
     plain = plain.to(device, memory_format=layout)
     size = args.size if len(args.size) == 2 else args.size * 2
+    shapes = {side: (*args.batch, side, side) for side in args.sides} or {batch: (batch, *size) for batch in args.batch}
     results = {}
-    for batch in args.batch:
+    for key, (batch, *size) in shapes.items():
         inputs = torch.randn(batch, 3, *size, device=device).contiguous(memory_format=layout)
         work = annotated_images(plain, inputs) if args.config and args.part == 'whole' else images(inputs)
         try:
@@ -128,10 +150,10 @@ def main() -> None:
         except ValueError as error:
             raise InputError(f'{source}: {error}') from None
         track = progress if rank == 0 else (lambda rounds, description: rounds)
-        results[batch] = measure(models, work, args.rounds, args.amp, args.compile, track)
+        results[key] = measure(models, work, args.rounds, args.amp, args.compile, track)
         if rank == 0:
             print(f'\n{source}, images {" x ".join(map(str, inputs.shape))}, {args.rounds} rounds\n')
-            print(tables(results[batch], batch))
+            print(tables(results[key], batch))
     if rank:
         return
     found = machine(device)
@@ -141,11 +163,12 @@ def main() -> None:
     print(', '.join(f'{key} {value}' for key, value in settings.items() if value and key not in ('out', 'picture')))
     try:
         if args.out:
-            costs = {batch: [dataclasses.asdict(cost) for cost in costs] for batch, costs in results.items()}
-            content = {'machine': found, 'settings': settings, 'batches': costs}
+            costs = {key: [dataclasses.asdict(cost) for cost in costs] for key, costs in results.items()}
+            content = {'machine': found, 'settings': settings, 'sides' if args.sides else 'batches': costs}
             args.out.write_text(json.dumps(content, indent=1, default=str))
         if args.picture:
-            draw_speed(results, args.attention, source).savefig(args.picture)
+            drawn = draw_growth(results, *args.batch, source) if args.sides else draw_speed(results, args.attention, source)
+            drawn.savefig(args.picture)
     except (OSError, ValueError) as error:  # a full disk, a picture of a kind that matplotlib does not know
         raise InputError(f"can't write the results: {error}") from None
 

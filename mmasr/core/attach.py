@@ -68,7 +68,7 @@ def attach(
         _refuse_frozen(modules, names)
     for name in names:
         _check(modules, kind, name)
-    made = {name: kind.of(modules[name], **given) for name, given in kind.options_at(model, names, options).items()}
+    made = {name: _make(kind, name, modules[name], given) for name, given in kind.options_at(model, names, options).items()}
     for name, new in made.items():
         if isinstance(new, Computed):
             become_host(modules[name])
@@ -115,6 +115,14 @@ def _refuse_frozen(modules: dict[str, nn.Module], names: list[str]) -> None:
         f'{frozen[0]} ({type(modules[frozen[0]]).__name__}) has constants and nothing to train; the convolution before '
         f'it works: pass sites={[before.get(name, name) for name in names]}'
     )
+
+
+def _make(kind: type[Merging] | type[Computed], name: str, layer: nn.Module, options: dict) -> nn.Module:
+    """What a layer gets, or gives way to."""
+    try:
+        return kind.of(layer, **options)
+    except ValueError as error:
+        raise ValueError(f'{name or "the model"}: {error}') from None
 
 
 def _check(modules: dict[str, nn.Module], kind: type[Merging] | type[Computed], name: str) -> None:

@@ -17,7 +17,7 @@ from mmpretrain.datasets import CIFAR10
 from torch import nn
 
 import mmasr
-from mmasr.convolutions import DBB, OREPA
+from mmasr.convolutions import DBB, OREPA, XVolution
 from mmasr.core.host import Host
 from mmasr.openmmlab.arguments import add_arguments
 from mmasr.openmmlab.building import build_runner
@@ -68,6 +68,13 @@ ONLINE = {
     'wideresnet18_w128': {'_120e': 0, '_orepa': 17, '_dbb': 16},
     **{f'repvgg_a{i}': {'_120e': 0, '_orepa': 22} for i in range(3)},
 }
+# X-volution by MMPretrain's recipe on 8 GPUs: how many in each stage.
+MMPRETRAIN = (0.1, 1e-4, 100, 32, ([30, 60, 90], 0.1))
+STAGES = {'resnet34': (6, 8, 12, 6), 'resnet50': (3, 4, 6, 3)}
+XVOLUTION = {
+    name: {'_xvolution' + ('' if stage == 3 else f'_stage{stage}'): count for stage, count in enumerate(counts, 1)}
+    for name, counts in STAGES.items()
+}
 
 
 def networks(folder):
@@ -75,7 +82,7 @@ def networks(folder):
 
 
 def network_and_variant(stem):
-    return re.fullmatch(r'(.+?)((?:_asr_se)?(?:_se)?|_120e|_orepa|_dbb)', stem).groups()
+    return re.fullmatch(r'(.+?)((?:_asr_se)?(?:_se)?|_120e|_orepa|_dbb|_xvolution(?:_stage\d)?)', stem).groups()
 
 
 def expectations(path):
@@ -83,6 +90,8 @@ def expectations(path):
     name, variant = network_and_variant(path.stem)
     if variant in ONLINE.get(name, ()):
         return ONLINE_RECIPE, 0, ONLINE[name][variant]
+    if variant in XVOLUTION.get(name, ()):
+        return MMPRETRAIN, 0, XVOLUTION[name][variant]
     recipe, sites, _ = networks(path.parent.name)[name]
     return recipe, sites * ('_asr' in variant), 0
 
@@ -94,7 +103,12 @@ def test_every_network_has_its_variants():
         for name, (*_, variants) in networks(folder).items()
         for variant in variants
     }
-    expected |= {('imagenet', f'{name}{variant}') for name, variants in ONLINE.items() for variant in variants}
+    expected |= {
+        ('imagenet', f'{name}{variant}')
+        for table in (ONLINE, XVOLUTION)
+        for name, variants in table.items()
+        for variant in variants
+    }
     assert {(path.parent.name, path.stem) for path in CONFIGS} == expected
 
 
@@ -121,7 +135,8 @@ def test_the_recipe_is_the_papers(path):
     assert optimizer.get('momentum', 0.9) == 0.9
     batch = config.train_dataloader.batch_size
     assert batch == (16 if folder == 'stl10' else images)
-    assert config.auto_scale_lr.base_batch_size == batch * (4 if recipe is ONLINE_RECIPE else 1)
+    gpus = 4 if recipe is ONLINE_RECIPE else 8 if recipe is MMPRETRAIN else 1
+    assert config.auto_scale_lr.base_batch_size == batch * gpus
     schedulers = config.param_scheduler if isinstance(config.param_scheduler, list) else [config.param_scheduler]
     if schedule == 'cosine':
         assert schedulers[-1].type == 'CosineAnnealingLR'
@@ -193,6 +208,7 @@ def check_parts(model, path):
     assert sum(isinstance(child, mmasr.ASR) for child in computed) == asrs
     assert sum(isinstance(child, OREPA) for child in computed) == convolutions * (variant == '_orepa')
     assert sum(isinstance(module, DBB) for module in model.modules()) == convolutions * (variant == '_dbb')
+    assert sum(isinstance(module, XVolution) for module in model.modules()) == convolutions * variant.startswith('_xvolution')
 
 
 @each_config

@@ -20,7 +20,7 @@ from mmasr.core.host import Host
 from mmasr.experiments.benchmark.measure import Cost, flops, measure
 from mmasr.experiments.benchmark.memory import saved_for_backward
 from mmasr.experiments.benchmark.network import config_model
-from mmasr.experiments.benchmark.picture import draw_speed
+from mmasr.experiments.benchmark.picture import draw_growth, draw_speed
 from mmasr.experiments.benchmark.steps import inference, training_step
 from mmasr.experiments.benchmark.tables import tables
 from mmasr.experiments.benchmark.timing import ratio, time_in_turns
@@ -220,6 +220,44 @@ def test_the_tool_measures_convolutions_and_no_attention_beside_them(small, tmp_
     assert 0 < more['OREPA'] <= 1.05 * kernels < more["OREPA, the authors' form"]
 
 
+def test_the_tool_measures_images_of_several_sides_and_draws_how_cost_grows(small, tmp_path):
+    options = ['--convs', 'XVolution', 'XVolution,branch=sa', '--batch', 2, '--sides', 64, 128, '--rounds', 1]
+    result = run_tool('benchmark.py', small, *options, '--out', 'a.json', '--picture', 'a.png', cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    sides = json.loads((tmp_path / 'a.json').read_text())['sides']
+    assert list(sides) == ['64', '128']
+    plain, trained, deployed, *_ = sides['128']
+    assert [trained['name'], deployed['name']] == ['XVolution', 'XVolution, deployed']
+    assert plain['training_bytes'] < deployed['training_bytes'] < trained['training_bytes']  # without the BatchNorms
+    assert 'images 2 x 3 x 128 x 128' in result.stdout
+    assert (tmp_path / 'a.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_the_picture_shows_what_there_is_beyond_plain():
+    def cost(name, seconds, size):
+        return Cost(name, 1, 1, seconds, [1, 1, 1], None, seconds, [1, 1, 1], size)
+
+    results = {
+        side: [
+            cost('plain', [1, 1.2], 2**20),
+            cost('A', [9, 9], 2**20 + side * 2**20),
+            cost('A, deployed', [1 + side / 1e3, 1.2 + side / 1e3], 0),
+            cost('B', [1 + side / 1e2, 1.2 + side / 1e2], 3 * 2**20),
+        ]
+        for side in (128, 64)
+    }
+    time, memory = draw_growth(results, 2, 'title').axes
+    lines = {line.get_label(): line for line in time.lines}
+    assert list(lines) == ['A', 'B', 'linear in the number of positions', 'quadratic in the number of positions']
+    assert lines['A'].get_xdata().tolist() == [64, 128]
+    assert lines['A'].get_ydata() == pytest.approx([32, 64])  # deployed; milliseconds an image
+    assert lines['B'].get_ydata() == pytest.approx([320, 640])  # there is no other form
+    assert memory.lines[0].get_ydata() == pytest.approx([32, 64])
+    for ax in (time, memory):
+        linear, quadratic = (line.get_ydata() for line in ax.lines[-2:])
+        assert (linear[1] / linear[0], quadratic[1] / quadratic[0]) == pytest.approx((4, 16))
+
+
 @pytest.mark.parametrize('part', ['whole', 'backbone'])
 def test_the_tool_measures_a_config(part, tmp_path):
     options = ['--part', part, '--attention', 'ECA', '--batch', 1, '--size', 64, '--rounds', 1, '--out', 'a.json']
@@ -268,6 +306,11 @@ def test_the_tool_needs_torch_and_torchvision_alone(options, status, text, tmp_p
     [
         (['--model', 'torchvision:resnet18', '--attention', 'XX'], '--attention XX: unknown; known are CBAM, ECA'),
         (['--model', 'torchvision:resnet18', '--convs', 'XX'], '--convs XX: unknown; known are ACNet, DBB'),
+        (
+            ['--model', 'torchvision:resnet18', '--convs', 'XVolution,branch'],
+            '--convs XVolution,branch: branch is not an option',
+        ),
+        (['--model', 'torchvision:resnet18', '--sides', '32', '64', '--batch', '1', '2'], '--sides goes with one --batch'),
         (['--model', 'torchvision:resnet18', '--convs', 'DBB', '--picture', 'a.png'], '--picture draws attention'),
         (['--model', 'torchvision:vit_b_16', '--convs', 'ACNet'], 'VisionTransformer has no 3 x 3 convolution'),
         (['--model', 'torchvision:vgg11'], 'torchvision:vgg11: no site for attention found in VGG'),

@@ -8,7 +8,14 @@ import torchvision
 from torch import nn
 
 import mmasr
-from mmasr.experiments.benchmark.convolutions import by_autograd, convolutions
+from mmasr.convolutions.dynamic import DynamicConv
+from mmasr.experiments.benchmark.convolutions import (
+    GlobalSelfAttention,
+    by_autograd,
+    convolutions,
+    globally,
+    kind_and_options,
+)
 from mmasr.experiments.benchmark.memory import saved_for_backward
 from mmasr.experiments.benchmark.workload import images
 
@@ -32,6 +39,55 @@ def test_every_variant_computes_the_same_at_the_start(make):
         expected = plain(x)
         for name, model in found.items():
             torch.testing.assert_close(model.eval()(x), expected, msg=name, rtol=1e-4, atol=1e-5)
+
+
+def test_xvolution_is_measured_beside_global_self_attention():
+    plain = torchvision.models.resnet18().eval()
+    kinds = ['XVolution', 'XVolution,branch=sa', 'XVolution,branch=involution,convolution=False']
+    found = convolutions(plain, kinds)
+    both = [name for kind in kinds for name in (kind, f'{kind}, deployed')]
+    assert list(found) == ['plain', *both, 'global self-attention', 'global self-attention, fused']
+    x = torch.randn(2, 3, 64, 64)
+    for name, model in found.items():
+        dynamic = sum(isinstance(module, DynamicConv) for module in model.modules())
+        assert dynamic == (4 if name.endswith(', deployed') else 0)  # something is left to measure
+        if 'convolution=False' not in name:  # a scale of a millionth is left of the second branch
+            with torch.no_grad():
+                torch.testing.assert_close(model.eval()(x), plain(x), msg=name, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('fused', [False, True])
+@pytest.mark.parametrize('stride', [1, 2])
+def test_global_self_attention_sees_every_position(fused, stride):
+    layer = GlobalSelfAttention(16, 32, 3, stride, fused=fused).double()
+    x = torch.randn(2, 16, 5, 6, dtype=torch.double)
+    query = layer.query(x)
+    q, k, v = (y.flatten(2).view(2, 8, 4, -1) for y in (query, layer.key(x), layer.value(x)))
+    weights = torch.einsum('nhdp,nhdu->nhpu', q, k).div(2).exp()
+    expected = torch.einsum('nhpu,nhdu->nhdp', weights / weights.sum(-1, keepdim=True), v).reshape(query.shape)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_what_grows_with_the_square_of_the_positions():
+    def kept(branch, side):
+        layer = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1))
+        mmasr.attach(layer, {'type': 'XVolution', **({} if branch == 'global' else {'branch': branch})}, sites=['0'])
+        layer = globally(layer) if branch == 'global' else layer
+        return saved_for_backward(layer, images(torch.randn(1, 16, side, side)))
+
+    for branch in ('pssa', 'sa', 'involution'):
+        assert kept(branch, 32) <= 4.1 * kept(branch, 16)  # and what does not grow
+    weights = 8 * 32**4 * 4  # of all pairs of positions, for eight heads, in bytes
+    assert kept('global', 32) > weights
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [('Nope', 'Nope: unknown; known are ACNet'), ('XVolution,arm=sa', 'arm=sa is not an option'), ('DBB,', 'is not an option')],
+)
+def test_a_kind_that_is_none_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        kind_and_options(text)
 
 
 def test_a_kind_that_has_no_identity_to_start_from():

@@ -53,7 +53,9 @@ def train_a_rank(rank, folder, x, options):
 
 
 @pytest.mark.parametrize(
-    'options', [{}, {'with_cp': True}, {**OREPA, 'with_cp': True}], ids=['plain', 'with_cp', 'OREPA and with_cp']
+    'options',
+    [{}, {'with_cp': True}, {**OREPA, 'with_cp': True}, {'convs': {'type': 'XVolution'}}],
+    ids=['plain', 'with_cp', 'OREPA and with_cp', 'X-volution'],
 )
 def test_two_processes_train_like_one(tmp_path, options):
     x = torch.randn(4, 3, 64, 64)
@@ -71,9 +73,9 @@ def test_two_processes_train_like_one(tmp_path, options):
         assert torch.equal(first[name], second[name]), name
         torch.testing.assert_close(first[name], expected, rtol=1e-4, atol=1e-6)
     start = build(**options).state_dict()
-    assert not torch.equal(first['layer1.0.bn2.asr.psi'], start['layer1.0.bn2.asr.psi'])
-    if 'convs' in options:
-        assert not torch.equal(first['layer1.0.conv2.orepa.scale'], start['layer1.0.conv2.orepa.scale'])
+    for name in start:
+        if name.endswith(('.asr.psi', '.orepa.scale', '.dynamic.norm.weight')):
+            assert not torch.equal(first[name], start[name]), name
 
 
 @with_orepa_too

@@ -1,41 +1,125 @@
 """One network with convolutions that train with branches, in every form there is, to be compared. Needs torch only."""
 
+import ast
 import copy
 import inspect
+import math
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
 
+from ...convolutions.dynamic import Dynamic
 from ...convolutions.orepa import EXPANSION, Pointwise, Square
+from ...convolutions.xvolution import XVolution
 from ...core.attach import CONVOLUTIONS, attach
 from ...core.fold import fold
 
 
+def kind_and_options(text: str) -> dict:
+    """The config of a convolution with branches that is written on one line.
+
+    Args:
+        text (str): Its name in :data:`mmasr.core.attach.CONVOLUTIONS`, and options, after commas.
+
+    Returns:
+        dict: ``type`` and the options.
+
+    Raises:
+        ValueError: If the name is unknown, or something has no value.
+
+    Example:
+        >>> kind_and_options('XVolution,branch=sa,convolution=False')
+        {'type': 'XVolution', 'branch': 'sa', 'convolution': False}
+    """
+    kind, *given = text.split(',')
+    if kind not in CONVOLUTIONS:
+        raise ValueError(f'{kind}: unknown; known are {", ".join(sorted(CONVOLUTIONS))}')
+    options = {}
+    for option in given:
+        name, _, value = option.partition('=')
+        if name not in inspect.signature(CONVOLUTIONS[kind]).parameters or not value:
+            raise ValueError(f'{text}: {option} is not an option of {kind} with its value, such as branch=sa')
+        options[name] = value
+        with suppress(ValueError, SyntaxError):  # a plain word
+            options[name] = ast.literal_eval(value)
+    return {'type': kind, **options}
+
+
 def convolutions(plain: nn.Module, kinds: Sequence[str]) -> dict[str, nn.Module]:
     """Copies of a network, plain and with convolutions that train with branches: in training form and deployed; OREPA also in
-    the form of its authors.
+    the form of its authors, and in the place of X-volution's second branch global self-attention.
 
     Where a kind can start as the identity it does, so that every variant has the same work after the backbone.
 
     Args:
         plain (nn.Module): A network.
-        kinds (Sequence[str]): Names in :data:`mmasr.core.attach.CONVOLUTIONS`.
+        kinds (Sequence[str]): Kinds and their options, see :func:`kind_and_options`.
 
     Returns:
         dict[str, nn.Module]: The networks by name, ``plain`` first.
 
     Raises:
-        ValueError: If a kind finds no site in the network.
+        ValueError: If a kind is unknown or finds no site in the network.
     """
     result = {'plain': copy.deepcopy(plain)}
-    for kind in kinds:
-        identity = {'init_identity': True} if 'init_identity' in inspect.signature(CONVOLUTIONS[kind]).parameters else {}
-        result[kind] = attach(copy.deepcopy(plain), {'type': kind, **identity})
-        if kind == 'OREPA':
-            result["OREPA, the authors' form"] = by_autograd(copy.deepcopy(result[kind]))
-        result[f'{kind}, deployed'] = fold(copy.deepcopy(result[kind]))
+    for text in kinds:
+        config = kind_and_options(text)
+        kind = CONVOLUTIONS[config['type']]
+        if 'init_identity' in inspect.signature(kind).parameters and config.get('convolution', True):
+            config['init_identity'] = True
+        result[text] = attach(copy.deepcopy(plain), config)
+        if config['type'] == 'OREPA':
+            result["OREPA, the authors' form"] = by_autograd(copy.deepcopy(result[text]))
+        for layer in result[text].modules():
+            if isinstance(layer, XVolution) and layer.init_identity:  # with 0 there would be nothing to deploy
+                nn.init.constant_(layer.dynamic.norm.weight, 1e-6)
+        result[f'{text}, deployed'] = fold(copy.deepcopy(result[text]))
+    if any(isinstance(layer, XVolution) for model in result.values() for layer in model.modules()):
+        for fused in (False, True):
+            name = 'global self-attention' + (', fused' if fused else '')
+            result[name] = globally(attach(copy.deepcopy(plain), {'type': 'XVolution', 'init_identity': True}), fused)
     return result
+
+
+def globally(network: nn.Module, fused: bool = False) -> nn.Module:
+    """Give the X-volutions of a network self-attention over the whole map as their second branch, in place.
+
+    Args:
+        network (nn.Module): A network with X-volutions.
+        fused (bool): As of :class:`GlobalSelfAttention`. Default: False.
+    """
+    for layer in network.modules():
+        if isinstance(layer, XVolution):
+            branch = layer.dynamic.branch
+            window = branch.in_channels, branch.out_channels, branch.size, branch.stride, branch.dilation, branch.groups
+            layer.dynamic.branch = GlobalSelfAttention(*window, fused=fused).to(layer.dynamic.norm.weight)
+    return network
+
+
+class GlobalSelfAttention(Dynamic):
+    """Self-attention over the whole map, with eight heads: O(n²) in the number of positions.
+
+    Args:
+        *args: As of :class:`mmasr.convolutions.dynamic.Dynamic`.
+        fused (bool): By torch's kernel, which does not keep the weights of all pairs. Default: False.
+    """
+
+    def __init__(self, *args, fused: bool = False) -> None:
+        super().__init__(*args)
+        self.heads, self.fused = math.gcd(self.out_channels, 8), fused
+        self.query, self.key, self.value = self.point(self.stride), self.point(), self.point()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map features (N, I, H, W) to (N, O, H', W')."""
+        query = self.query(x)
+        maps = query, self.key(x), self.value(x)
+        heads = [y.flatten(2).unflatten(1, (self.heads, -1)).mT.contiguous() for y in maps]  # as the fused kernel wants them
+        with nullcontext() if self.fused else sdpa_kernel(SDPBackend.MATH):
+            return scaled_dot_product_attention(*heads).mT.flatten(1, 2).view_as(query)
 
 
 def by_autograd(network: nn.Module) -> nn.Module:
