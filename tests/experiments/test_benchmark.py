@@ -107,8 +107,8 @@ def test_identical_networks_cost_the_same():
     models = {name: torchvision.models.resnet18() for name in ('plain', 'twin')}
     plain, twin = measure(models, images(torch.randn(2, 3, 64, 64)), rounds=30)
     assert plain.inference_ratio == plain.training_ratio == [1, 1, 1]
-    for low, _, high in (twin.inference_ratio, twin.training_ratio):
-        assert low <= 1 <= high
+    for _, middle, _ in (twin.inference_ratio, twin.training_ratio):
+        assert 0.5 < middle < 2  # how close, a machine that does something else as well does not say
     assert (twin.parameters, twin.multiply_adds, twin.training_bytes) == (
         plain.parameters,
         plain.multiply_adds,
