@@ -25,6 +25,7 @@ measure resnet101_amp --model torchvision:resnet101 --delta 1 4 --batch 1 16 128
 measure shufflenet --model torchvision:shufflenet_v2_x1_0 --batch 128
 measure resnet164 "$root/configs/cifar100/resnet164.py" --part backbone --size 32 --batch 128
 measure resnet50_convs --model torchvision:resnet50 --convs OREPA OfflineOREPA DBB --batch 1 16 128
+measure resnet50_xvolution --model torchvision:resnet50 --convs XVolution XVolution,branch={sa,involution} --batch 16 128
 measure mask_rcnn "$root/configs/mask_rcnn_r50.py" --batch 2 --size 800 1344
 
 [ -d data/shapes ] || run "$root/tools/shapes.py" data/shapes

@@ -48,8 +48,8 @@ def fold(model: nn.Module, stay: Collection[str] = ()) -> nn.Module:
 
     A layer whose parameters are computed, such as one with an ASR, gets them written into it and its stock class back; an ASR
     that is a plugin of an OpenMMLab block folds into the normalization before it; a module with branches, such as an ACNet or
-    a block of RepVGG, merges into one convolution. In eval mode the network then computes what it did, up to rounding.
-    Attention that depends on its input stays.
+    a block of RepVGG, merges into one convolution, which is a stock layer unless its kernel depends on the input. In eval mode
+    the network then computes what it did, up to rounding. Attention that depends on its input stays.
 
     Args:
         model (nn.Module): A network, or a single layer; one with nothing to fold is left as it is.

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torchvision
-from helpers import classifier, randomize
+from helpers import classifier, randomize, save_network
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
@@ -192,6 +192,16 @@ def test_it_is_trained_merged_and_deployed(tmp_path, kind, asr):
     assert deployed.model.backbone.type == 'mmdet.ResNet'
     assert 'convs' not in deployed.model.backbone
     assert 'custom_imports' not in deployed
+
+
+@pytest.mark.parametrize('kind', ['DBB', 'OfflineOREPA', 'ACNet'])
+def test_where_it_is_in_a_strangers_network_is_told_by_the_weights(tmp_path, kind):
+    """A pattern in an embedded config is not evaluated."""
+    convs = {'type': kind, 'sites': r'layer2\.\d\.conv1'}
+    config = classifier({'type': 'mmasr.ASRResNet', 'depth': 18, 'base_channels': 8, 'out_indices': (3,), 'convs': convs}, 64)
+    save_network(tmp_path / 'a.pth', config)
+    report = reparameterize(tmp_path / 'a.pth')
+    assert report.merged == dict.fromkeys(('backbone.layer2.0.conv1', 'backbone.layer2.1.conv1'), kind)
 
 
 def test_initial_values_of_the_identity():
