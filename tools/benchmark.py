@@ -23,7 +23,7 @@ from mmasr.errors import InputError, exit_on_input_error
 from mmasr.experiments.benchmark.convolutions import convolutions, kind_and_options
 from mmasr.experiments.benchmark.machine import machine
 from mmasr.experiments.benchmark.measure import measure
-from mmasr.experiments.benchmark.network import config_model, torchvision_model
+from mmasr.experiments.benchmark.network import config_model, map_before, torchvision_model
 from mmasr.experiments.benchmark.picture import draw_growth, draw_speed
 from mmasr.experiments.benchmark.tables import tables
 from mmasr.experiments.benchmark.variants import variants
@@ -38,6 +38,9 @@ def parse_args() -> argparse.Namespace:
     source.add_argument('--model', metavar='torchvision:NAME', help='a classifier of torchvision, such as torchvision:resnet50')
     parser.add_argument(
         '--part', choices=['whole', 'backbone'], default='whole', help="what of a config's network (default: whole)"
+    )
+    parser.add_argument(
+        '--layer', metavar='NAME', help='one layer or stage of it alone, on a map as it gets; not of whole configs'
     )
     parser.add_argument(
         '--attention', nargs='+', metavar='κ', help=f'of {", ".join(sorted(ATTENTIONS))} (default: SE, unless --convs is given)'
@@ -110,6 +113,8 @@ def check(args: argparse.Namespace) -> None:
             raise InputError(f"{option} {path}: can't write into {path.parent}")
     if args.picture and args.convs and not args.sides:
         raise InputError('--picture draws attention, or what grows over --sides; give them, or leave --convs out')
+    if args.layer and args.config and args.part == 'whole':
+        raise InputError('--layer goes with --model or --part backbone')
     if args.sides and len(args.batch) > 1:
         raise InputError('--sides goes with one --batch')
     if args.picture and not find_spec('matplotlib'):
@@ -133,7 +138,7 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     rank, device = join_processes(args.device)
-    source = args.model or f'{args.config}, {args.part}'
+    source = ', '.join(filter(None, [args.model or f'{args.config}, {args.part}', args.layer]))
     plain = torchvision_model(args.model) if args.model else config_model(args.config, args.part)
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
     plain = plain.to(device, memory_format=layout)
@@ -143,16 +148,22 @@ def main() -> None:
     for key, (batch, *size) in shapes.items():
         inputs = torch.randn(batch, 3, *size, device=device).contiguous(memory_format=layout)
         work = annotated_images(plain, inputs) if args.config and args.part == 'whole' else images(inputs)
+        if args.layer:
+            inputs = map_before(plain, args.layer, inputs).contiguous(memory_format=layout)
+            work = images(inputs)
         try:
             models = variants(plain, args.attention, args.delta) if args.attention else {}
             models |= convolutions(plain, args.convs) if args.convs else {}
-            try_out(plain, work)
+            if args.layer:
+                models = {name: model.get_submodule(args.layer) for name, model in models.items()}
+            try_out(models['plain'], work)
         except ValueError as error:
             raise InputError(f'{source}: {error}') from None
         track = progress if rank == 0 else (lambda rounds, description: rounds)
         results[key] = measure(models, work, args.rounds, args.amp, args.compile, track)
         if rank == 0:
-            print(f'\n{source}, images {" x ".join(map(str, inputs.shape))}, {args.rounds} rounds\n')
+            kind = 'map' if args.layer else 'images'
+            print(f'\n{source}, {kind} {" x ".join(map(str, inputs.shape))}, {args.rounds} rounds\n')
             print(tables(results[key], batch))
     if rank:
         return

@@ -252,9 +252,10 @@ class DynamicConv(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map features (N, I, H, W) to (N, O, H', W')."""
         d = self.dynamic
+        y = d(x)
         if self.weight is None:
-            return d(x) + self.bias.view(-1, 1, 1)
-        return d(x) + conv2d(x, self.weight, self.bias, d.stride, d.padding, d.dilation, d.groups)
+            return y + self.bias.view(-1, 1, 1)
+        return y.add_(conv2d(x, self.weight, self.bias, d.stride, d.padding, d.dilation, d.groups))
 
     def kernel(self, x: torch.Tensor) -> torch.Tensor:
         """The whole kernel at every position, see :meth:`Dynamic.kernel`."""

@@ -222,6 +222,7 @@ def test_the_tool_measures_convolutions_and_no_attention_beside_them(small, tmp_
 
 def test_the_tool_measures_images_of_several_sides_and_draws_how_cost_grows(small, tmp_path):
     options = ['--convs', 'XVolution', 'XVolution,branch=sa', '--batch', 2, '--sides', 64, 128, '--rounds', 1]
+    options += ['--layer', 'layer3']
     result = run_tool('benchmark.py', small, *options, '--out', 'a.json', '--picture', 'a.png', cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     sides = json.loads((tmp_path / 'a.json').read_text())['sides']
@@ -229,7 +230,8 @@ def test_the_tool_measures_images_of_several_sides_and_draws_how_cost_grows(smal
     plain, trained, deployed, *_ = sides['128']
     assert [trained['name'], deployed['name']] == ['XVolution', 'XVolution, deployed']
     assert plain['training_bytes'] < deployed['training_bytes'] < trained['training_bytes']  # without the BatchNorms
-    assert 'images 2 x 3 x 128 x 128' in result.stdout
+    assert 'torchvision:resnet18, layer3, map 2 x 128 x 16 x 16' in result.stdout
+    assert plain['parameters'] == sum(p.numel() for p in torchvision.models.resnet18().layer3.parameters())
     assert (tmp_path / 'a.png').read_bytes().startswith(b'\x89PNG')
 
 
@@ -311,6 +313,8 @@ def test_the_tool_needs_torch_and_torchvision_alone(options, status, text, tmp_p
             '--convs XVolution,branch: branch is not an option',
         ),
         (['--model', 'torchvision:resnet18', '--sides', '32', '64', '--batch', '1', '2'], '--sides goes with one --batch'),
+        (['--model', 'torchvision:resnet18', '--layer', 'layer9'], "ResNet has no layer 'layer9' that it gives one map to"),
+        (['small.py', '--layer', 'layer3'], '--layer goes with --model or --part backbone'),
         (['--model', 'torchvision:resnet18', '--convs', 'DBB', '--picture', 'a.png'], '--picture draws attention'),
         (['--model', 'torchvision:vit_b_16', '--convs', 'ACNet'], 'VisionTransformer has no 3 x 3 convolution'),
         (['--model', 'torchvision:vgg11'], 'torchvision:vgg11: no site for attention found in VGG'),

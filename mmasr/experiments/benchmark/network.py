@@ -1,5 +1,6 @@
 """The plain network that a benchmark starts from. A classifier of torchvision needs nothing of OpenMMLab."""
 
+import torch
 from torch import nn
 
 from ...core.fold import fold
@@ -66,3 +67,28 @@ def config_model(path: str, part: str = 'whole') -> nn.Module:
     if not hasattr(model, 'backbone'):
         raise InputError(f'{path}: {type(model).__name__} has no backbone')
     return model.backbone
+
+
+@torch.no_grad()
+def map_before(model: nn.Module, layer: str, inputs: torch.Tensor) -> torch.Tensor:
+    """A random map of the shape that a layer of a network gets.
+
+    Args:
+        model (nn.Module): A network that maps images to tensors.
+        layer (str): Name of a layer or stage in it, which takes one map.
+        inputs (Tensor): Images of shape (N, 3, H, W).
+
+    Returns:
+        Tensor: (N, C, H', W').
+
+    Raises:
+        InputError: If the network has no such layer, or it does not take one map.
+    """
+    shapes = []
+    try:
+        hook = model.get_submodule(layer).register_forward_pre_hook(lambda _, args: shapes.append(args[0].shape))
+        model.eval()(inputs)
+        hook.remove()
+        return torch.randn(shapes[0], device=inputs.device)
+    except (AttributeError, IndexError):
+        raise InputError(f'{type(model).__name__} has no layer {layer!r} that it gives one map to') from None
