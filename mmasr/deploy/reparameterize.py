@@ -227,7 +227,7 @@ def _load(source: Path, loaded: dict, config: str | Path | None, trust_imports: 
     """Build the network that a checkpoint is of, and load its weights."""
     meta, weights = loaded['meta'], loaded['state_dict']
     if 'mmasr' in meta and not calibrated:
-        raise InputError(f'{source} is deployed already: its ASR is folded')
+        raise InputError(f'{source} is deployed already: what it trained with is folded')
     if odd := [name for name, t in weights.items() if t.is_complex() or (t.is_floating_point() and t.dtype not in BOUNDS)]:
         raise InputError(
             f'{source}: weights are {weights[odd[0]].dtype} in {some(odd)}; only float and integer types are known'
