@@ -18,6 +18,7 @@ from torch import nn
 
 import mmasr
 from mmasr.convolutions import DBB, OREPA, XVolution
+from mmasr.convolutions.dynamic import SelfAttention
 from mmasr.core.host import Host
 from mmasr.openmmlab.arguments import add_arguments
 from mmasr.openmmlab.building import build_runner
@@ -311,6 +312,21 @@ def test_the_pages_options_do_what_it_says(config, name, options):
     assert len(asrs) == (0 if name == 'spa' else 54)
     ordinary = [module for key, module in backbone.named_modules() if isinstance(module, kappa) and '.asr.' not in key]
     assert len(ordinary) == (54 if name in ('spa', 'asr_spa_spa') else 0)
+
+
+@pytest.mark.parametrize(
+    ('config', 'name', 'options'),
+    re.findall(r'^tools/dist_train\.sh (configs/\S+) 8 --work-dir work_dirs/(\S+) --cfg-options (.+)$', PAGE, re.M),
+)
+def test_the_pages_options_of_xvolution_do_what_it_says(config, name, options):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    config = load_config(ROOT / config)
+    config.merge_from_dict(parser.parse_args(['--cfg-options', *options.split()]).cfg_options)
+    layers = [module for module in MODELS.build(config.model.backbone).modules() if isinstance(module, XVolution)]
+    assert len(layers) == 6
+    assert all(isinstance(layer.dynamic.branch, SelfAttention) for layer in layers)
+    assert all((layer.static is None) == (name == 'sa_only') for layer in layers)
 
 
 def test_all_tables_of_options_are_on_the_page():
