@@ -5,6 +5,7 @@ from importlib import import_module
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_WEIGHT_INITIALIZERS
 from mmengine.registry import Registry
 
 from .attention import ATTENTIONS
@@ -25,9 +26,12 @@ class OnDemandRegistry(Registry):
         self.file_of = {registered: file for file, names in files.items() for registered in names}
 
     def load(self, name: str) -> None:
-        """Import the file that registers a name; nothing for a name that none does."""
+        """Import the file that registers a name, or that has a class of that name where it needs torch only; nothing for a name
+        that none does."""
         if name in self.file_of:
-            import_module(f'mmasr.{self.file_of[name]}')
+            module = import_module(f'mmasr.{self.file_of[name]}')
+            if name not in self.module_dict:
+                self.register_module(name, module=getattr(module, name))
 
     def get(self, key: str) -> type | None:
         """As of mmengine's Registry."""
@@ -50,7 +54,11 @@ MODELS = OnDemandRegistry(
         'openmmlab.networks.resnet_cifar': ('ResNetCIFAR',),
         'openmmlab.networks.mobilenet': ('MobileNet',),
         'openmmlab.networks.shufflenet_cifar': ('ShuffleNetV2CIFAR',),
+        'experiments.noise': ('NoisyBN',),
     },
 )
 HOOKS = OnDemandRegistry('hook', parent=MMENGINE_HOOKS, files={'stripes.hook': ('StripeHook',)})
 DATASETS = OnDemandRegistry('dataset', parent=MMENGINE_DATASETS, files={'openmmlab.datasets': ('STL10',)})
+WEIGHT_INITIALIZERS = OnDemandRegistry(
+    'weight initializer', parent=MMENGINE_WEIGHT_INITIALIZERS, files={'openmmlab.initializers': ('SitesConstant',)}
+)

@@ -12,7 +12,7 @@ PACKAGES = {'mmasr', 'mmcv', 'mmdet', 'mmengine', 'mmpretrain'}
 
 #: Modules with what a model is built from.
 MODEL = (
-    *('mmasr.attention', 'mmasr.convolutions', 'mmasr.core', 'mmasr.openmmlab'),
+    *('mmasr.attention', 'mmasr.convolutions', 'mmasr.core', 'mmasr.experiments.noise', 'mmasr.openmmlab'),
     *('mmcv.cnn.bricks', 'mmcv.ops', 'torch.nn.modules'),
     *('mmengine.model.base_model', 'mmengine.model.weight_init', 'mmengine.utils.dl_utils.parrots_wrapper'),
     *(

@@ -60,8 +60,10 @@ def network_outputs(model: nn.Module, images: Sequence[tuple[int, float]] = (NOI
 
 
 @torch.no_grad()
+@torch.random.fork_rng([])
 def _outputs(model: nn.Module, size: int, deviation: float) -> dict[str, torch.Tensor]:
     model.eval()
+    torch.default_generator.manual_seed(0)  # of a network with noise in it, which it draws
     generator = torch.Generator().manual_seed(0)
     channels = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
     inputs = deviation * torch.randn(2, channels, size, size, generator=generator)
