@@ -11,13 +11,22 @@ from rich.progress import track
 from rich.table import Table
 
 from mmasr.errors import exit_on_input_error
-from mmasr.experiments.sweep import by_config, draw_sweep, spread, sweep
+from mmasr.experiments.sweep import by_config, by_setting, draw_sweep, spread, sweep
+from mmasr.openmmlab.arguments import SeveralSettings
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('configs', nargs='+', help='config files')
     parser.add_argument('--seeds', type=int, default=5, help='number of seeds, from 0 on (default: 5)')
+    parser.add_argument(
+        '--settings',
+        nargs='+',
+        action=SeveralSettings,
+        default=[],
+        metavar='KEY=VALUE',
+        help='override settings of all configs; given several times, each in turn',
+    )
     parser.add_argument('--out', default='work_dirs/sweep', help='folder for the trainings, sweep.json and sweep.png')
     return parser.parse_args()
 
@@ -26,13 +35,16 @@ def main() -> None:
     args = parse_args()
     console = Console(stderr=True)
     runs = []
-    total = len(args.configs) * max(args.seeds, 1)
-    for run in track(sweep(args.configs, args.seeds, args.out), 'training', total, console=console):
-        console.print(f'{run.config}, seed {run.seed}: {run.main} {run.value:.4g}')
+    settings = args.settings or [{}]
+    total = len(args.configs) * len(settings) * max(args.seeds, 1)
+    for run in track(sweep(args.configs, args.seeds, args.out, settings), 'training', total, console=console):
+        console.print(f'{", ".join(filter(None, [run.config, run.setting]))}, seed {run.seed}: {run.main} {run.value:.4g}')
         runs.append(run)
-    table = Table('config', 'parameters', f'{runs[0].main}, mean ± deviation of {args.seeds}', box=MARKDOWN)
+    columns = [f'{setting} {runs[0].main}, mean ± deviation of {args.seeds}'.strip() for setting in by_setting(runs)]
+    table = Table('config', 'parameters', *columns, box=MARKDOWN)
     for name, group in by_config(runs).items():
-        table.add_row(name, f'{group[0].parameters:,}', '{:.4g} ± {:.2g}'.format(*spread(group)))
+        spreads = ('{:.4g} ± {:.2g}'.format(*spread(part)) for part in by_setting(group).values())
+        table.add_row(name, f'{group[0].parameters:,}', *spreads)
     Path(args.out, 'sweep.json').write_text(json.dumps([dataclasses.asdict(run) for run in runs], indent=1))
     draw_sweep(runs).savefig(Path(args.out, 'sweep.png'))
     Console().print(table)

@@ -1,6 +1,8 @@
 """Train configs with several seeds each and set the results side by side."""
 
+import copy
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +17,7 @@ from ..openmmlab.building import build_runner
 from ..openmmlab.config import load_config
 from ..openmmlab.data_sources import check_data
 from ..openmmlab.evaluation import main_metric, quiet
-from ..plots import GREY, RED, panels
+from ..plots import GREY, RED, TEXT, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,6 +33,7 @@ class Run:
         metrics (dict[str, float]): All metrics by name.
         main (str): The one that counts.
         parameters (int): Number of parameters of the trained network.
+        setting (str): What its config was overridden with, see :func:`sweep`; empty, if with nothing.
     """
 
     config: str
@@ -38,6 +41,7 @@ class Run:
     metrics: dict[str, float]
     main: str
     parameters: int
+    setting: str = ''
 
     @property
     def value(self) -> float:
@@ -45,8 +49,11 @@ class Run:
         return self.metrics[self.main]
 
 
-def sweep(paths: Sequence[str | Path], seeds: int, out: str | Path) -> Iterator[Run]:
-    """Train every config with the seeds 0, 1, ..., in the folder ``<out>/<config>/<seed>``.
+def sweep(
+    paths: Sequence[str | Path], seeds: int, out: str | Path, settings: Sequence[dict[str, object]] = ({},)
+) -> Iterator[Run]:
+    """Train every config with the seeds 0, 1, ..., in the folder ``<out>/<config>/<seed>``; with several settings in
+    ``<out>/<config>/<setting>/<seed>``.
 
     A training that has finished there, with the same config, is not run again, so a sweep that was interrupted goes on.
 
@@ -54,13 +61,15 @@ def sweep(paths: Sequence[str | Path], seeds: int, out: str | Path) -> Iterator[
         paths (Sequence[str | Path]): Config files.
         seeds (int): Number of seeds.
         out (str | Path): Folder for everything that the trainings write.
+        settings (Sequence[dict[str, object]]): What to override in every config, full key -> value, each in turn. Default:
+            nothing.
 
     Yields:
-        Run: One training after the other, all configs with a seed before the next seed.
+        Run: One training after the other, all configs and settings with a seed before the next seed.
 
     Raises:
-        InputError: If there are no seeds, two configs have the same name, or a config does not load, lacks its data, or
-            measures nothing.
+        InputError: If there are no seeds, two configs have the same name or two settings the same values, or a config does not
+            load, lacks its data, or measures nothing.
     """
     if seeds < 1:
         raise InputError(f'`seeds` {seeds}: a sweep needs one at least, better five')
@@ -68,16 +77,21 @@ def sweep(paths: Sequence[str | Path], seeds: int, out: str | Path) -> Iterator[
     names = [Path(path).stem for path in paths]
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(f'two configs are named {twice.pop()}.py; their results would share a folder')
+    said = [' '.join(f'{key.rpartition(".")[2]}={value}' for key, value in setting.items()) for setting in settings]
+    if len(set(said)) < len(said):
+        raise InputError('two settings have the same values; their results would share a folder')
     for config in configs:
         if not config.get('val_evaluator'):
             raise InputError(f'{config.filename} measures nothing at the end of its training: it needs a val_evaluator')
         check_data(config, 'train_dataloader', 'val_dataloader', 'val_evaluator')
-    for seed in range(seeds):
+    for seed, (text, setting) in itertools.product(range(seeds), zip(said, settings, strict=True)):
         for name, config in zip(names, configs, strict=True):
-            yield _train(name, config, seed, Path(out, name, str(seed)))
+            config = copy.deepcopy(config)
+            config.merge_from_dict(setting)
+            yield _train(name, text, config, seed, Path(out, name, text, str(seed)))
 
 
-def _train(name: str, config: Config, seed: int, folder: Path) -> Run:
+def _train(name: str, setting: str, config: Config, seed: int, folder: Path) -> Run:
     config.merge_from_dict({'work_dir': str(folder), 'randomness.seed': seed, 'experiment_name': f'{name}_{seed}'})
     record = folder / 'run.json'
     if record.exists():
@@ -90,7 +104,8 @@ def _train(name: str, config: Config, seed: int, folder: Path) -> Run:
     scalars = runner.message_hub.log_scalars
     metrics = {key.removeprefix('val/'): scalars[key].current() for key in scalars if key.startswith('val/')}
     metrics = {key: value for key, value in metrics.items() if key not in ('time', 'data_time')}
-    run = Run(name, seed, metrics, main_metric(config, metrics), sum(p.numel() for p in runner.model.parameters()))
+    parameters = sum(p.numel() for p in runner.model.parameters())
+    run = Run(name, seed, metrics, main_metric(config, metrics), parameters, setting)
     with temporary_files(record) as (file,):
         file.write_text(json.dumps({'run': dataclasses.asdict(run), 'text': config.pretty_text}))
     return run
@@ -98,7 +113,19 @@ def _train(name: str, config: Config, seed: int, folder: Path) -> Run:
 
 def by_config(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """The runs of every config, in the order of the runs."""
-    return {name: [run for run in runs if run.config == name] for name in dict.fromkeys(run.config for run in runs)}
+    return _grouped(runs, 'config')
+
+
+def by_setting(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs with every setting, in the order of the runs."""
+    return _grouped(runs, 'setting')
+
+
+def _grouped(runs: Sequence[Run], by: str) -> dict[str, list[Run]]:
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(getattr(run, by), []).append(run)
+    return groups
 
 
 def spread(runs: Sequence[Run]) -> tuple[float, float]:
@@ -108,7 +135,8 @@ def spread(runs: Sequence[Run]) -> tuple[float, float]:
 
 
 def draw_sweep(runs: Sequence[Run]) -> 'Figure':
-    """Every run as a dot, mean and standard deviation of every config as a bar.
+    """Every run as a dot, mean and standard deviation of every config as a bar; with several settings, a line for every config
+    over them.
 
     Args:
         runs (Sequence[Run]): All runs of a sweep.
@@ -116,6 +144,8 @@ def draw_sweep(runs: Sequence[Run]) -> 'Figure':
     Returns:
         matplotlib.figure.Figure: As wide as its configs need.
     """
+    if len(by_setting(runs)) > 1:
+        return _draw_settings(runs)
     groups = by_config(runs)
     figure, ((ax,),) = panels(0.8 + 0.7 * len(groups), 2.2)
     for place, group in enumerate(groups.values()):
@@ -125,4 +155,18 @@ def draw_sweep(runs: Sequence[Run]) -> 'Figure':
     ax.set_xticks(range(len(groups)), groups, rotation=20, ha='right')
     ax.set_xlim(-0.5, len(groups) - 0.3)
     ax.set_ylabel(runs[0].main)
+    return figure
+
+
+def _draw_settings(runs: Sequence[Run]) -> 'Figure':
+    settings, configs = list(by_setting(runs)), by_config(runs)
+    figure, ((ax,),) = panels(2.5 + 0.8 * len(settings), 2.4)
+    for number, (name, group) in enumerate(configs.items()):
+        places = [place + 0.06 * (number - (len(configs) - 1) / 2) for place in range(len(settings))]
+        values = by_setting(group)
+        means, deviations = zip(*(spread(values[setting]) for setting in settings), strict=True)
+        ax.errorbar(places, means, deviations, fmt='o-', color=f'C{number}', markersize=3, linewidth=1, capsize=2, label=name)
+    ax.set_xticks(range(len(settings)), settings)
+    ax.set_ylabel(runs[0].main)
+    figure.legend(loc='outside right center', fontsize=TEXT, frameon=False)
     return figure

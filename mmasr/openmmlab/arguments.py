@@ -28,6 +28,15 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     )
 
 
+class SeveralSettings(argparse.Action):
+    """Values of an option that is given several times, each time with settings as of ``--cfg-options``."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        one = argparse.Namespace()
+        Settings([option_string], 'one')(parser, one, values, option_string)
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), one.one])
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that training and testing have in common, named as MMDetection names them."""
     parser.add_argument('--work-dir', help='folder for logs and results (default: work_dirs/<name of the config>)')

@@ -20,6 +20,7 @@ import mmasr
 from mmasr.convolutions import DBB, OREPA, XVolution
 from mmasr.convolutions.dynamic import SelfAttention
 from mmasr.core.host import Host
+from mmasr.experiments.noise import NoisyBN
 from mmasr.openmmlab.arguments import add_arguments
 from mmasr.openmmlab.building import build_runner
 from mmasr.openmmlab.config import load_config
@@ -296,7 +297,7 @@ def test_the_page_names_files_that_are_there():
 
 @pytest.mark.parametrize(('config', 'name', 'options'), COMMANDS, ids=[name for _, name, _ in COMMANDS])
 def test_the_pages_options_do_what_it_says(config, name, options):
-    """The paper's Tables 7, 8, 13 and 14, and other attention."""
+    """The paper's Tables 7, 8, 9, 13 and 14, and other attention."""
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     config = load_config(ROOT / config)
@@ -313,6 +314,8 @@ def test_the_pages_options_do_what_it_says(config, name, options):
     kappa = mmasr.SPA if 'spa' in name else mmasr.SE
     assert all(isinstance(asr.attention[0], kappa) for asr in asrs)
     assert len(asrs) == (0 if name == 'spa' else 54)
+    noise = {(module.n_a, module.n_b) for module in backbone.modules() if isinstance(module, NoisyBN)}
+    assert noise == ({(0.5, 0.2)} if name == 'noise_0.5_0.2' else set())
     ordinary = [module for key, module in backbone.named_modules() if isinstance(module, kappa) and '.asr.' not in key]
     assert len(ordinary) == (54 if name in ('spa', 'asr_spa_spa') else 0)
 
@@ -335,5 +338,5 @@ def test_the_pages_options_of_xvolution_do_what_it_says(config, name, options):
 def test_all_tables_of_options_are_on_the_page():
     assert {name for _, name, _ in COMMANDS} == {
         *('asr_spa', 'spa', 'asr_spa_spa'),
-        *('delta_2', 'fixed_0.3', 'fixed_normal', 'psi_0.6'),
+        *('delta_2', 'fixed_0.3', 'fixed_normal', 'psi_0.6', 'noise_0.5_0.2'),
     }

@@ -1,5 +1,6 @@
 """Sweeps over configs and seeds."""
 
+import dataclasses
 import json
 import math
 
@@ -84,12 +85,39 @@ def test_a_training_is_run_again_only_if_its_config_has_changed(name, changed, s
     assert (checkpoint.stat().st_mtime_ns > before) == changed
 
 
+@pytest.mark.xdist_group('sweep')
+def test_every_setting_is_trained_in_turn(short):
+    options = ['--seeds', 1, '--out', 'settings', '--settings', 'randomness.deterministic=False', 'model.head.topk=1']
+    result = run_tool('sweep.py', 'resnet20.py', *options, '--settings', 'optim_wrapper.optimizer.lr=0.01', cwd=short)
+    assert result.returncode == 0, result.stderr
+    first, second = json.loads((short / 'settings/sweep.json').read_text())
+    assert (first['setting'], second['setting']) == ('deterministic=False topk=1', 'lr=0.01')
+    assert 'lr=0.01' in (short / 'settings/resnet20/lr=0.01/0/run.json').read_text()
+    row = next(line for line in result.stdout.splitlines() if line.startswith('| resnet20'))
+    for run in (first, second):
+        assert f'{run["metrics"]["accuracy/top1"]:.4g} ± 0' in row
+    assert first['metrics'] != second['metrics']
+
+
+def test_the_picture_of_several_settings_has_a_line_for_every_config():
+    several = [
+        dataclasses.replace(run, setting=setting, metrics={'accuracy/top1': run.value - loss})
+        for setting, loss in (('x=1', 0), ('x=2', 10))
+        for run in (*runs('a', 90.0, 94.0), *runs('b', 95.0))
+    ]
+    (ax,) = draw_sweep(several).axes
+    assert [text.get_text() for text in ax.get_xticklabels()] == ['x=1', 'x=2']
+    lines = {container.get_label(): container for container in ax.containers}
+    assert {name: list(line.lines[0].get_ydata()) for name, line in lines.items()} == {'a': [92, 82], 'b': [95, 85]}
+
+
 @pytest.mark.parametrize(
     ('args', 'message'),
     [
         (['resnet20.py', '--seeds', 0], '--seeds 0: a sweep needs one at least'),
         (['resnet20.py', 'resnet20.py'], 'two configs are named resnet20.py'),
         (['none.py'], 'none.py: no such config'),
+        (['resnet20.py', '--settings', 'a.lr=1', '--settings', 'b.lr=1'], 'two settings have the same values'),
         (['nothing.py'], 'nothing.py measures nothing'),
     ],
 )
