@@ -220,10 +220,10 @@ def test_the_tool_measures_convolutions_and_no_attention_beside_them(small, tmp_
     assert 0 < more['OREPA'] <= 1.05 * kernels < more["OREPA, the authors' form"]
 
 
-def test_the_tool_measures_images_of_several_sides_and_draws_how_cost_grows(small, tmp_path):
+def test_the_tool_measures_images_of_several_sides_and_draws_how_cost_grows(tmp_path):
     options = ['--convs', 'XVolution', 'XVolution,branch=sa', '--batch', 2, '--sides', 64, 128, '--rounds', 1]
-    options += ['--layer', 'layer3']
-    result = run_tool('benchmark.py', small, *options, '--out', 'a.json', '--picture', 'a.png', cwd=tmp_path)
+    options += ['--model', 'torchvision:resnet18', '--layer', 'layer3']
+    result = run_tool('benchmark.py', *options, '--out', 'a.json', '--picture', 'a.png', cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     sides = json.loads((tmp_path / 'a.json').read_text())['sides']
     assert list(sides) == ['64', '128']
