@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from ..core.known import find_sites
+from ..core.known import find_sites, no_sites
 from ..registry import WEIGHT_INITIALIZERS
 
 
@@ -19,6 +19,13 @@ class SitesConstant:
         self.val = val
 
     def __call__(self, module: nn.Module) -> None:
-        """Initialise a backbone whose sites are known; of any other nothing is changed."""
-        for site in find_sites(module):
+        """Initialise a backbone.
+
+        Raises:
+            ValueError: If its sites are not known.
+        """
+        sites = find_sites(module)
+        if not sites:
+            raise ValueError(f'SitesConstant has nothing to initialise: {type(module).__name__} {no_sites(module)}')
+        for site in sites:
             nn.init.constant_(module.get_submodule(site).weight, self.val)

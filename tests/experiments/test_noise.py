@@ -7,6 +7,7 @@ import torch
 import torchvision
 from helpers import agrees, built, classifier, randomize, save_network
 from mmengine.config import Config
+from mmengine.model import initialize
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
@@ -142,3 +143,8 @@ def test_the_control_starts_at_a_half_where_asr_would_be():
     for name, module in network.named_modules():
         if isinstance(module, nn.BatchNorm2d):
             assert module.weight.eq(0.5 if name in sites else 1).all(), name
+
+
+def test_a_control_without_sites_is_none():
+    with pytest.raises(ValueError, match='SitesConstant has nothing to initialise: Sequential is no network'):
+        initialize(nn.Sequential(nn.BatchNorm2d(4)), {'type': 'mmasr.SitesConstant', 'val': 0.5})

@@ -37,7 +37,7 @@ def ASRBackbone(
 
 
 def _deployed_config(config: dict, network: nn.Module | None) -> dict:
-    rest = without_folded(config, network)
+    rest = without_folded({key: value for key, value in config.items() if key != 'sites'}, network)  # those of the ASR
     return rest if 'convs' in rest else config['backbone']
 
 
