@@ -134,6 +134,8 @@ def test_a_detector_with_other_convolutions_trains_and_deploys(tmp_path, name):
     for _ in range(2 if kind is XVolution else 1):  # RetinaNet goes astray from random weights
         train_a_step(model)
     predicts(model)
+    if name in XVOLUTIONS and 'faster' in name:
+        return  # the backbone is that of Mask R-CNN
     torch.save({'meta': {'cfg': config.pretty_text}, 'state_dict': model.state_dict()}, tmp_path / 'a.pth')
     report = reparameterize(tmp_path / 'a.pth')
     assert max(d.relative for d in report.differences) <= 1e-5
@@ -146,7 +148,9 @@ def test_a_detector_with_other_convolutions_trains_and_deploys(tmp_path, name):
     assert len(report.ours) == count * ours
 
 
-@pytest.mark.parametrize('name', [name for name in CONVOLUTIONS if not name.endswith('_only')])
+@pytest.mark.parametrize(
+    'name', [name for name in CONVOLUTIONS if not name.endswith('_only') and 'faster_rcnn_r50_x' not in name]
+)
 def test_a_detector_with_other_convolutions_starts_as_torchvisions_network(tmp_path, name):
     config = Config.fromfile(ROOT / f'configs/{name}.py')
     init_default_scope('mmdet')
