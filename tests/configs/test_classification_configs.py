@@ -36,6 +36,7 @@ each_config = pytest.mark.parametrize('path', CONFIGS, ids=lambda path: f'{path.
 STEPS_81 = (0.1, 1e-4, 164, 128, ([81, 122], 0.1))
 STEPS_60 = (0.1, 5e-4, 164, 128, ([60, 120, 160], 0.2))
 STEP_130 = (0.1, 1e-4, 164, 128, ([130], 0.1))
+COSINE = (0.1, 1e-4, 164, 128, 'cosine')
 IMAGENET = (0.1, 1e-4, 100, 128, ([30, 60, 90], 0.1))
 VIT = (5e-4, 5e-2, 300, 256, 'cosine')
 FOUR, TWO = ('', '_se', '_asr_se', '_asr_se_se'), ('', '_asr_se')
@@ -48,7 +49,9 @@ SMALL = {
     'mobilenet': (STEPS_60, 26, TWO),
     'repvgg_a0': (STEP_130, 22, TWO),
     'repvgg_b3': (STEP_130, 28, TWO),
-    'resnet56_acnet': ((0.1, 1e-4, 164, 128, 'cosine'), 27, TWO),
+    **dict.fromkeys(('resnet56', 'resnet110'), (COSINE, 0, ('',))),
+    'resnet56_acnet': (COSINE, 27, TWO),
+    'resnet110_acnet': (COSINE, 54, TWO),
 }
 LARGE = {
     'resnet34': (IMAGENET, 16, FOUR),

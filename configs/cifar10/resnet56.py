@@ -1,0 +1,6 @@
+_base_ = [
+    '../_base_/datasets/cifar10.py',
+    '../_base_/networks/resnet56.py',
+    '../_base_/schedules/cosine_164.py',
+    '../_base_/default_runtime.py',
+]

@@ -1,0 +1,8 @@
+_base_ = [
+    '../_base_/datasets/cifar100.py',
+    '../_base_/networks/resnet56.py',
+    '../_base_/schedules/cosine_164.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(head=dict(num_classes=100))

@@ -1,0 +1,3 @@
+_base_ = 'resnet110_acnet.py'
+
+model = dict(backbone=dict(asr=dict(attention=dict(type='SE'))))
