@@ -312,11 +312,11 @@ def test_the_pages_options_do_what_it_says(config, name, options):
     if name == 'fixed_normal':
         assert torch.cat([asr.psi.flatten() for asr in asrs]).std().item() == pytest.approx(0.1, rel=0.05)  # of 12096 values
     else:
-        psi = {'fixed_0.3': 0.3, 'psi_0.6': 0.6}.get(name, 0.1)
+        psi = {'fixed_0.3': 0.3, 'psi_0.6': 0.6, 'vit_small_asr_eca': 1e-3}.get(name, 0.1)
         assert all(asr.psi.eq(psi).all() for asr in asrs)
-    kappa = mmasr.SPA if 'spa' in name else mmasr.SE
+    kappa = next((getattr(mmasr, kappa.upper()) for kappa in ('spa', 'ie', 'srm', 'eca') if kappa in name.split('_')), mmasr.SE)
     assert all(isinstance(asr.attention[0], kappa) for asr in asrs)
-    assert len(asrs) == (0 if name == 'spa' else 54)
+    assert len(asrs) == (0 if name == 'spa' else 16 if 'resnet50' in name else 24 if 'vit' in name else 54)
     noise = {(module.n_a, module.n_b) for module in backbone.modules() if isinstance(module, NoisyBN)}
     assert noise == ({(0.5, 0.2)} if name == 'noise_0.5_0.2' else set())
     ordinary = [module for key, module in backbone.named_modules() if isinstance(module, kappa) and '.asr.' not in key]
@@ -340,6 +340,6 @@ def test_the_pages_options_of_xvolution_do_what_it_says(config, name, options):
 
 def test_all_tables_of_options_are_on_the_page():
     assert {name for _, name, _ in COMMANDS} == {
-        *('asr_spa', 'spa', 'asr_spa_spa'),
+        *('asr_ie', 'asr_srm', 'asr_spa', 'spa', 'asr_spa_spa', 'resnet50_asr_eca', 'resnet50_asr_srm', 'vit_small_asr_eca'),
         *('delta_2', 'fixed_0.3', 'fixed_normal', 'psi_0.6', 'noise_0.5_0.2'),
     }
