@@ -43,7 +43,7 @@ MODELS = OnDemandRegistry(
     'model',
     parent=MMENGINE_MODELS,
     files={
-        'openmmlab.plugins': ('ASR', *ATTENTIONS),
+        'openmmlab.plugins': ('ASR', 'DIA', *ATTENTIONS),
         'openmmlab.without_attention': ('WithoutAttention',),
         'openmmlab.backbones.wrapper': ('ASRBackbone',),
         'openmmlab.backbones.resnet': ('ASRResNet', 'ASRResNetV1d', 'ASRResNeXt', 'ASRResNetCIFAR'),

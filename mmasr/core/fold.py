@@ -9,7 +9,7 @@ from .computed import Computed
 from .host import Host
 from .merge import can_merge, merged
 from .plugins import find_plugins
-from .surgery import Mixed, replace
+from .surgery import replace, restore_classes
 from .together import compute_apart
 from .watch import check_watched, unwatch
 
@@ -87,7 +87,5 @@ def fold(model: nn.Module, stay: Collection[str] = ()) -> nn.Module:
             became[module] = merged(module)
         if module in became:
             model = replace(model, name, became[module])
-    for module in model.modules():
-        if isinstance(module, Mixed):
-            module.restore_class()
+    restore_classes(model)
     return model

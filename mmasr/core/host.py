@@ -89,6 +89,11 @@ class Host(Mixed):
                 del self._forward_pre_hooks[key]
         self.restore_class()
 
+    def restore_class(self) -> None:
+        """Become the stock class again once the child is gone."""
+        if not any(isinstance(child, Computed) for child in self._modules.values()):
+            super().restore_class()
+
     @classmethod
     def overrides(cls, stock: type[nn.Module]) -> dict[str, Callable]:
         """See :class:`FoldsFirst`."""

@@ -122,6 +122,8 @@ BLOCKS: dict[str, Callable[[nn.Module], list[str]]] = {
 
 #: Modules outside blocks that have several layers, and add up nothing.
 NO_BLOCKS = {
+    'mmasr.DIACell': True,
+    'mmasr.DIAStage': True,
     'mmcv.DepthwiseSeparableConvModule': True,
     'mmdet.CSPLayer': True,
     'mmdet.SPPBottleneck': True,

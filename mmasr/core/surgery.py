@@ -47,6 +47,13 @@ class Mixed:
         return _new_mixed, made_of, self.__getstate__()
 
 
+def restore_classes(model: nn.Module) -> None:
+    """Have everything in a model become its stock class again that has nothing left to be something else for, in place."""
+    for module in list(model.modules()):
+        if isinstance(module, Mixed):
+            module.restore_class()
+
+
 @functools.cache
 def mixed_class(mixin: type[Mixed], cls: type[nn.Module]) -> type[nn.Module]:
     """Make a class's subclass with a mixin.

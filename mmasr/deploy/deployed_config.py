@@ -120,7 +120,9 @@ def _plain_configs(config: dict) -> Iterator[dict]:
         yield {
             **config,
             'plugins': [
-                p for p in config['plugins'] if not (_is_mmasr(p['cfg']) and _package_and_name(p['cfg'])[1] in ATTENTIONS)
+                p
+                for p in config['plugins']
+                if not (_is_mmasr(p['cfg']) and _package_and_name(p['cfg'])[1] in (*ATTENTIONS, 'DIA'))
             ]
             or None,
         }

@@ -7,6 +7,7 @@ mmcv's ``build_plugin_layer``, which names a plugin after ``_abbr_`` and passes 
 from torch import nn
 
 from ..attention import CBAM, ECA, IE, SE, SPA, SRM
+from ..attention.dia import DIA
 from ..core.asr import ASR
 from ..registry import MODELS
 
@@ -53,3 +54,8 @@ class SPAPlugin(_Plugin, SPA):
 @MODELS.register_module(name='CBAM')
 class CBAMPlugin(_Plugin, CBAM):
     _abbr_ = 'cbam'
+
+
+@MODELS.register_module(name='DIA')
+class DIAPlugin(_Plugin, DIA):
+    _abbr_ = 'dia'

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from ..core.surgery import restore_classes
 from ..registry import MODELS
 
 
@@ -23,4 +24,5 @@ def WithoutAttention(network: dict, modules: Sequence[str], **options) -> nn.Mod
     for name in modules:
         model.get_submodule(name)  # set_submodule would make a new one
         model.set_submodule(name, nn.Identity())
+    restore_classes(model)
     return model

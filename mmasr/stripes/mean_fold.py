@@ -18,6 +18,7 @@ from ..core.asr import ASR
 from ..core.attach import attach
 from ..core.fold import fold
 from ..core.scaling import output_channels
+from ..core.surgery import restore_classes
 from .modules import ValueReader, attention_modules
 
 
@@ -199,4 +200,5 @@ def fold_means(model: nn.Module, means: dict[str, torch.Tensor], hosts: dict[str
         attach(model, lambda channels, name=name: Constant(means[name]), sites=[host])
         model.get_submodule(host).fold()  # and nothing else: branches of other libraries may be there to stay
         model.set_submodule(name, nn.Identity())
+    restore_classes(model)
     return model

@@ -14,6 +14,7 @@ from ..errors import InputError
 #: added with ``VALUES['mypackage.MyAttention'] = 'gate'``.
 VALUES = {
     'mmasr.ChannelAttention': 'weights',
+    'mmasr.DIA': 'gate',
     'mmdet.SELayer': 'conv2',
     'mmpretrain.SELayer': 'conv2',
     'timm.SEModule': 'gate',

@@ -89,7 +89,7 @@ def networks(folder):
 
 
 def network_and_variant(stem):
-    return re.fullmatch(r'(.+?)((?:_asr_se)?(?:_se)?|_120e|_orepa|_dbb|_xvolution(?:_stage\d)?|_noise\w*)', stem).groups()
+    return re.fullmatch(r'(.+?)((?:_asr_se)?(?:_se)?|_120e|_orepa|_dbb|_xvolution(?:_stage\d)?|_noise\w*|_dia)', stem).groups()
 
 
 def expectations(path):
@@ -111,6 +111,7 @@ def test_every_network_has_its_variants():
         for variant in variants
     }
     expected |= {('cifar100', f'{name}{variant}') for name, variants in NOISE.items() for variant in variants}
+    expected |= {(folder, 'resnet164_dia') for folder in ('cifar100', 'stl10')}
     expected |= {
         ('imagenet', f'{name}{variant}')
         for table in (ONLINE, XVOLUTION)
@@ -252,7 +253,7 @@ def test_two_iterations(path, data, monkeypatch, tmp_path):
 
     check_parts(runner.model, path)
     name, variant = network_and_variant(path.stem)
-    ordinary = variant in ('_se', '_asr_se_se')
+    ordinary = variant in ('_se', '_asr_se_se', '_dia')
     assert len(attention_modules(runner.model)) == (networks(folder)[name][1] if ordinary else 0)
     assert runner.model.head.num_classes == {'cifar100': 100, 'imagenet': 1000}.get(folder, 10)
 

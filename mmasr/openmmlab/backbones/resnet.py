@@ -9,6 +9,7 @@ from ...core.surgery import Mixed
 from ...registry import MODELS
 from ..networks.resnet_cifar import ResNetCIFAR
 from .base import WithASR, without_folded
+from .dia import with_shared_cell
 
 
 class PluginBasicBlock(Mixed, BasicBlock):
@@ -61,17 +62,20 @@ class PluginBasicBlock(Mixed, BasicBlock):
 
 
 class _WithPlugins(WithASR):
-    """Adds plugins to the BasicBlocks of a ResNet of MMDetection as well."""
+    """Adds plugins to the BasicBlocks of a ResNet of MMDetection as well, and the state that goes from one DIA to the next."""
 
     def make_res_layer(self, **kwargs) -> nn.Module:
         if kwargs['block'] is BasicBlock and kwargs['plugins'] is not None:
             kwargs['block'] = PluginBasicBlock
-        return super().make_res_layer(**kwargs)
+        return with_shared_cell(super().make_res_layer(**kwargs))
 
     @classmethod
     def deployed_config(cls, config: dict, network: nn.Module | None) -> dict:
-        """As of :class:`WithASR`; with attention left in BasicBlocks, which only ours take, its own without what is folded."""
-        if config.get('plugins') and cls.arch_settings[config['depth']][0] is BasicBlock:
+        """As of :class:`WithASR`; with attention left in BasicBlocks, or a DIA, which only ours take, its own without what is
+        folded."""
+        plugins = config.get('plugins') or []
+        dia = any(plugin['cfg']['type'].rpartition('.')[2] == 'DIA' for plugin in plugins)
+        if dia or (plugins and cls.arch_settings[config['depth']][0] is BasicBlock):
             return without_folded(config, network)
         return super().deployed_config(config, network)
 
