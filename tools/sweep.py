@@ -27,6 +27,7 @@ def parse_args() -> argparse.Namespace:
         metavar='KEY=VALUE',
         help='override settings of all configs; given several times, each in turn',
     )
+    parser.add_argument('--jobs', type=int, default=1, help='trainings at a time (default: 1)')
     parser.add_argument('--out', default='work_dirs/sweep', help='folder for the trainings, sweep.json and sweep.png')
     return parser.parse_args()
 
@@ -37,7 +38,7 @@ def main() -> None:
     runs = []
     settings = args.settings or [{}]
     total = len(args.configs) * len(settings) * max(args.seeds, 1)
-    for run in track(sweep(args.configs, args.seeds, args.out, settings), 'training', total, console=console):
+    for run in track(sweep(args.configs, args.seeds, args.out, settings, args.jobs), 'training', total, console=console):
         console.print(f'{", ".join(filter(None, [run.config, run.setting]))}, seed {run.seed}: {run.main} {run.value:.4g}')
         runs.append(run)
     columns = [f'{setting} {runs[0].main}, mean ± deviation of {args.seeds}'.strip() for setting in by_setting(runs)]

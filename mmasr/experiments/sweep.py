@@ -5,10 +5,13 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
+import torch
 from mmengine.config import Config
 
 from ..errors import InputError
@@ -50,7 +53,7 @@ class Run:
 
 
 def sweep(
-    paths: Sequence[str | Path], seeds: int, out: str | Path, settings: Sequence[dict[str, object]] = ({},)
+    paths: Sequence[str | Path], seeds: int, out: str | Path, settings: Sequence[dict[str, object]] = ({},), jobs: int = 1
 ) -> Iterator[Run]:
     """Train every config with the seeds 0, 1, ..., in the folder ``<out>/<config>/<seed>``; with several settings in
     ``<out>/<config>/<setting>/<seed>``.
@@ -63,16 +66,19 @@ def sweep(
         out (str | Path): Folder for everything that the trainings write.
         settings (Sequence[dict[str, object]]): What to override in every config, full key -> value, each in turn. Default:
             nothing.
+        jobs (int): Number of trainings at a time, each in a process of its own with its share of the threads. Default: 1, here.
 
     Yields:
         Run: One training after the other, all configs and settings with a seed before the next seed.
 
     Raises:
-        InputError: If there are no seeds, two configs have the same name or two settings the same values, or a config does not
-            load, lacks its data, or measures nothing.
+        InputError: If there are no seeds or no jobs, two configs have the same name or two settings the same values, or a
+            config does not load, lacks its data, or measures nothing.
     """
     if seeds < 1:
         raise InputError(f'`seeds` {seeds}: a sweep needs one at least, better five')
+    if jobs < 1:
+        raise InputError(f'`jobs` {jobs}: one training at a time is the least')
     configs = [load_config(path) for path in paths]
     names = [Path(path).stem for path in paths]
     if twice := {name for name in names if names.count(name) > 1}:
@@ -84,11 +90,19 @@ def sweep(
         if not config.get('val_evaluator'):
             raise InputError(f'{config.filename} measures nothing at the end of its training: it needs a val_evaluator')
         check_data(config, 'train_dataloader', 'val_dataloader', 'val_evaluator')
+    trainings = []
     for seed, (text, setting) in itertools.product(range(seeds), zip(said, settings, strict=True)):
         for name, config in zip(names, configs, strict=True):
             config = copy.deepcopy(config)
             config.merge_from_dict(setting)
-            yield _train(name, text, config, seed, Path(out, name, text, str(seed)))
+            trainings.append((name, text, config, seed, Path(out, name, text, str(seed))))
+    if jobs == 1:
+        yield from itertools.starmap(_train, trainings)
+        return
+    threads = max(1, torch.get_num_threads() // jobs)
+    options = {'initializer': torch.set_num_threads, 'initargs': (threads,), 'max_tasks_per_child': 1}
+    with ProcessPoolExecutor(jobs, get_context('spawn'), **options) as pool:
+        yield from pool.map(_train, *zip(*trainings, strict=True))
 
 
 def _train(name: str, setting: str, config: Config, seed: int, folder: Path) -> Run:

@@ -5,6 +5,7 @@ import json
 import math
 
 import pytest
+import torch
 from helpers import ROOT, run_tool
 
 from mmasr.experiments.digits import write_digits
@@ -99,6 +100,20 @@ def test_every_setting_is_trained_in_turn(short):
     assert first['metrics'] != second['metrics']
 
 
+@pytest.mark.xdist_group('sweep')
+def test_two_trainings_at_once_are_those_that_run_alone(short, monkeypatch):
+    monkeypatch.chdir(short)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)  # one for each, and sums are rounded by the number of threads
+    together = list(sweep(['resnet20.py'], 2, 'jobs', jobs=2))
+    torch.set_num_threads(1)
+    (alone,) = sweep(['resnet20.py'], 1, 'alone')
+    torch.set_num_threads(threads)
+    assert [run.seed for run in together] == [0, 1]
+    assert together[0] == alone
+    assert list(sweep(['resnet20.py'], 2, 'jobs')) == together  # nothing is trained again
+
+
 def test_the_picture_of_several_settings_has_a_line_for_every_config():
     several = [
         dataclasses.replace(run, setting=setting, metrics={'accuracy/top1': run.value - loss})
@@ -117,6 +132,7 @@ def test_the_picture_of_several_settings_has_a_line_for_every_config():
         (['resnet20.py', '--seeds', 0], '--seeds 0: a sweep needs one at least'),
         (['resnet20.py', 'resnet20.py'], 'two configs are named resnet20.py'),
         (['none.py'], 'none.py: no such config'),
+        (['resnet20.py', '--jobs', 0], '--jobs 0: one training at a time is the least'),
         (['resnet20.py', '--settings', 'a.lr=1', '--settings', 'b.lr=1'], 'two settings have the same values'),
         (['nothing.py'], 'nothing.py measures nothing'),
     ],
