@@ -127,7 +127,10 @@ HALF = {'num_stages': 2, 'strides': (1, 2), 'dilations': (1, 1), 'out_indices': 
 QUARTER = {'num_stages': 1, 'strides': (1,), 'dilations': (1,), 'out_indices': (0,)}
 
 
-@pytest.mark.parametrize('model', [HALF, {**QUARTER, **OREPA}], ids=['ASR', 'OREPA'], indirect=True)
+ONE_OREPA = {'convs': {'type': 'OREPA', 'init_identity': True, 'sites': ['layer1.0.conv1']}}
+
+
+@pytest.mark.parametrize('model', [HALF, {**QUARTER, **ONE_OREPA}], ids=['ASR', 'OREPA'], indirect=True)
 @pytest.mark.parametrize('training', [True, False], ids=['train', 'eval'])
 def test_compiles_without_a_graph_break(model, training):
     x = torch.randn(2, 3, 64, 64)
