@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 
 import mmasr
-from mmasr.convolutions.dynamic import DynamicConv
+from mmasr.convolutions.dynamic import DynamicConv, SelfAttention
 from mmasr.experiments.benchmark.convolutions import (
     GlobalSelfAttention,
     by_autograd,
@@ -59,7 +59,7 @@ def test_xvolution_is_measured_beside_global_self_attention():
 @pytest.mark.parametrize('fused', [False, True])
 @pytest.mark.parametrize('stride', [1, 2])
 def test_global_self_attention_sees_every_position(fused, stride):
-    layer = GlobalSelfAttention(16, 32, 3, stride, fused=fused).double()
+    layer = GlobalSelfAttention(SelfAttention(16, 32, 3, stride), fused).double()
     x = torch.randn(2, 16, 5, 6, dtype=torch.double)
     query = layer.query(x)
     q, k, v = (y.flatten(2).view(2, 8, 4, -1) for y in (query, layer.key(x), layer.value(x)))
@@ -71,7 +71,7 @@ def test_global_self_attention_sees_every_position(fused, stride):
 def test_what_grows_with_the_square_of_the_positions():
     def kept(branch, side):
         layer = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1))
-        mmasr.attach(layer, {'type': 'XVolution', **({} if branch == 'global' else {'branch': branch})}, sites=['0'])
+        mmasr.attach(layer, {'type': 'XVolution', 'branch': 'sa' if branch == 'global' else branch}, sites=['0'])
         layer = globally(layer) if branch == 'global' else layer
         return saved_for_backward(layer, images(torch.randn(1, 16, side, side)))
 

@@ -3,7 +3,6 @@
 import ast
 import copy
 import inspect
-import math
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 
@@ -12,7 +11,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from ...convolutions.dynamic import Dynamic
+from ...convolutions.dynamic import SelfAttention
 from ...convolutions.orepa import EXPANSION, Pointwise, Square
 from ...convolutions.xvolution import XVolution
 from ...core.attach import CONVOLUTIONS, attach
@@ -81,37 +80,37 @@ def convolutions(plain: nn.Module, kinds: Sequence[str]) -> dict[str, nn.Module]
     if any(isinstance(layer, XVolution) for model in result.values() for layer in model.modules()):
         for fused in (False, True):
             name = 'global self-attention' + (', fused' if fused else '')
-            result[name] = globally(attach(copy.deepcopy(plain), {'type': 'XVolution', 'init_identity': True}), fused)
+            result[name] = globally(
+                attach(copy.deepcopy(plain), {'type': 'XVolution', 'branch': 'sa', 'init_identity': True}), fused
+            )
     return result
 
 
 def globally(network: nn.Module, fused: bool = False) -> nn.Module:
-    """Give the X-volutions of a network self-attention over the whole map as their second branch, in place.
+    """Let the self-attention of a network's X-volutions see the whole map, in place.
 
     Args:
-        network (nn.Module): A network with X-volutions.
+        network (nn.Module): A network with X-volutions whose branch is ``'sa'``.
         fused (bool): As of :class:`GlobalSelfAttention`. Default: False.
     """
     for layer in network.modules():
         if isinstance(layer, XVolution):
-            branch = layer.dynamic.branch
-            window = branch.in_channels, branch.out_channels, branch.size, branch.stride, branch.dilation, branch.groups
-            layer.dynamic.branch = GlobalSelfAttention(*window, fused=fused).to(layer.dynamic.norm.weight)
+            layer.dynamic.branch = GlobalSelfAttention(layer.dynamic.branch, fused)
     return network
 
 
-class GlobalSelfAttention(Dynamic):
-    """Self-attention over the whole map, with eight heads: O(n²) in the number of positions.
+class GlobalSelfAttention(nn.Module):
+    """Self-attention over the whole map: O(n²) in the number of positions.
 
     Args:
-        *args: As of :class:`mmasr.convolutions.dynamic.Dynamic`.
+        local (SelfAttention): The queries, keys and values, over a window.
         fused (bool): By torch's kernel, which does not keep the weights of all pairs. Default: False.
     """
 
-    def __init__(self, *args, fused: bool = False) -> None:
-        super().__init__(*args)
-        self.heads, self.fused = math.gcd(self.out_channels, 8), fused
-        self.query, self.key, self.value = self.point(self.stride), self.point(), self.point()
+    def __init__(self, local: SelfAttention, fused: bool = False) -> None:
+        super().__init__()
+        self.query, self.key, self.value = local.query, local.key, local.value
+        self.heads, self.fused = local.heads, fused
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map features (N, I, H, W) to (N, O, H', W')."""
