@@ -1,0 +1,3 @@
+_base_ = 'resnet20.py'
+
+model = dict(backbone=dict(type='mmasr.ASRResNetCIFAR', asr=dict(attention=dict(type='SE'))))

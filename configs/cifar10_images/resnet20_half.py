@@ -1,0 +1,3 @@
+_base_ = ['resnet20.py', '../_base_/half.py']
+
+model = dict(backbone=dict(init_cfg=_base_.half))

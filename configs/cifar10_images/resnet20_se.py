@@ -1,0 +1,4 @@
+# ASRResNetCIFAR without ASR, since the plain ResNetCIFAR takes no plugins in basic blocks.
+_base_ = 'resnet20.py'
+
+model = dict(backbone=dict(type='mmasr.ASRResNetCIFAR', plugins=[dict(cfg=dict(type='mmasr.SE'), position='after_conv2')]))

@@ -1,0 +1,9 @@
+_base_ = [
+    '../_base_/datasets/cifar10_images.py',
+    '../_base_/networks/resnet56.py',
+    '../_base_/schedules/step_30_45.py',
+    '../_base_/default_runtime.py',
+]
+
+# The last checkpoint, since the best one is chosen on the test set.
+default_hooks = dict(checkpoint=dict(save_best=None))

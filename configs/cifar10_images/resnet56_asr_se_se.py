@@ -1,0 +1,3 @@
+_base_ = 'resnet56_se.py'
+
+model = dict(backbone=dict(asr=dict(attention=dict(type='SE'))))

@@ -1,0 +1,3 @@
+_base_ = 'resnet56.py'
+
+model = dict(backbone=dict(type='mmasr.ASRResNetCIFAR', convs=dict(type='OREPA')))
