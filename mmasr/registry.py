@@ -57,7 +57,9 @@ MODELS = OnDemandRegistry(
         'experiments.noise': ('NoisyBN',),
     },
 )
-HOOKS = OnDemandRegistry('hook', parent=MMENGINE_HOOKS, files={'stripes.hook': ('StripeHook',)})
+HOOKS = OnDemandRegistry(
+    'hook', parent=MMENGINE_HOOKS, files={'stripes.hook': ('StripeHook',), 'openmmlab.training': ('ChannelsLastHook',)}
+)
 DATASETS = OnDemandRegistry('dataset', parent=MMENGINE_DATASETS, files={'openmmlab.datasets': ('STL10',)})
 WEIGHT_INITIALIZERS = OnDemandRegistry(
     'weight initializer', parent=MMENGINE_WEIGHT_INITIALIZERS, files={'openmmlab.initializers': ('SitesConstant',)}

@@ -7,3 +7,4 @@ _base_ = [
 
 # The last checkpoint, since the best one is chosen on the test set.
 default_hooks = dict(checkpoint=dict(save_best=None))
+custom_hooks = [dict(type='mmasr.ChannelsLastHook')]

@@ -74,6 +74,25 @@ class FiniteLossHook(Hook):
             )
 
 
+class ChannelsLastHook(Hook):
+    """Training and validation in torch's memory format ``channels_last``, which convolutions are faster in, on processors and
+    with AMP on GPUs: ``custom_hooks=[dict(type='mmasr.ChannelsLastHook')]``. The sums are the same, added in another order.
+    """
+
+    def before_run(self, runner: Runner) -> None:
+        """Lay out the weights and whatever the data preprocessor gives; arguments as of mmengine's Hook."""
+        model = runner.model.to(memory_format=torch.channels_last)
+        preprocessor = getattr(model, 'module', model).data_preprocessor
+        preprocessor.register_forward_hook(
+            lambda _, __, data: {**data, 'inputs': data['inputs'].contiguous(memory_format=torch.channels_last)}
+        )
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """A checkpoint is as without this hook; arguments as of mmengine's Hook."""
+        weights = checkpoint['state_dict']
+        checkpoint['state_dict'] = type(weights)((name, weight.contiguous()) for name, weight in weights.items())
+
+
 def prepare(runner: Runner, *loops: str) -> None:
     """Build the data of a runner's loops and have a file that can't be read named.
 
