@@ -5,6 +5,7 @@ from importlib import import_module
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_WEIGHT_INITIALIZERS
 from mmengine.registry import Registry
 
@@ -56,6 +57,9 @@ MODELS = OnDemandRegistry(
         'openmmlab.networks.shufflenet_cifar': ('ShuffleNetV2CIFAR',),
         'experiments.noise': ('NoisyBN',),
     },
+)
+OPTIM_WRAPPERS = OnDemandRegistry(
+    'optimizer wrapper', parent=MMENGINE_OPTIM_WRAPPERS, files={'openmmlab.training': ('BFloat16OptimWrapper',)}
 )
 HOOKS = OnDemandRegistry(
     'hook', parent=MMENGINE_HOOKS, files={'stripes.hook': ('StripeHook',), 'openmmlab.training': ('ChannelsLastHook',)}

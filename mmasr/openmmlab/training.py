@@ -3,12 +3,16 @@
 import itertools
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
+from mmengine.runner.amp import autocast
+from torch import nn
 
 from ..errors import InputError, one_line, printable
 from .checkpoint import read_checkpoint
@@ -77,10 +81,22 @@ class FiniteLossHook(Hook):
 class ChannelsLastHook(Hook):
     """Training and validation in torch's memory format ``channels_last``, which convolutions are faster in, on processors and
     with AMP on GPUs: ``custom_hooks=[dict(type='mmasr.ChannelsLastHook')]``. The sums are the same, added in another order.
+
+    It is for classifiers: mmcv's operators take every tensor for a contiguous one, RoIAlign among them.
     """
 
-    def before_run(self, runner: Runner) -> None:
-        """Lay out the weights and whatever the data preprocessor gives; arguments as of mmengine's Hook."""
+    def before_train(self, runner: Runner) -> None:
+        """Lay out the weights, which have been drawn or loaded by now, and what the data preprocessor gives; arguments as of
+        mmengine's Hook.
+
+        Raises:
+            InputError: If the network has an operator of mmcv.
+        """
+        for name, module in runner.model.named_modules():
+            if type(module).__module__.startswith('mmcv.ops.'):
+                raise InputError(
+                    f'ChannelsLastHook: {name} ({type(module).__name__}) would read such tensors wrongly; leave it out'
+                )
         model = runner.model.to(memory_format=torch.channels_last)
         preprocessor = getattr(model, 'module', model).data_preprocessor
         preprocessor.register_forward_hook(
@@ -91,6 +107,18 @@ class ChannelsLastHook(Hook):
         """A checkpoint is as without this hook; arguments as of mmengine's Hook."""
         weights = checkpoint['state_dict']
         checkpoint['state_dict'] = type(weights)((name, weight.contiguous()) for name, weight in weights.items())
+
+
+class BFloat16OptimWrapper(OptimWrapper):
+    """bfloat16 mixed precision on any device, processors among them, where mmengine's AmpOptimWrapper wants a GPU:
+    ``optim_wrapper=dict(type='mmasr.BFloat16OptimWrapper')``. bfloat16 has the range of float32, so no loss is scaled.
+    """
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Where the forward pass belongs; arguments as of mmengine's OptimWrapper."""
+        with super().optim_context(model), autocast(dtype=torch.bfloat16):
+            yield
 
 
 def prepare(runner: Runner, *loops: str) -> None:

@@ -27,7 +27,7 @@ from mmasr.openmmlab.config import load_config
 from mmasr.openmmlab.data_sources import check_data
 from mmasr.stripes import attention_modules
 
-FOLDERS = ('cifar10', 'cifar100', 'stl10', 'imagenet')
+FOLDERS = ('cifar10', 'cifar10_images', 'cifar100', 'stl10', 'imagenet')
 CONFIGS = [path for folder in FOLDERS for path in sorted((ROOT / 'configs' / folder).glob('*.py'))]
 NETWORKS = sorted((ROOT / 'configs/_base_/networks').glob('*.py'))
 each_config = pytest.mark.parametrize('path', CONFIGS, ids=lambda path: f'{path.parent.name}/{path.stem}')
@@ -63,6 +63,10 @@ LARGE = {
 }
 # Noise in every BatchNorm, the paper's Table 9.
 NOISE = {'resnet164': ('_noise', '_noise_half', '_noise_asr_se', '_noise_asr_ie', '_noise_asr_srm')}
+# CIFAR-10 as image files, the recipe of ResNet83 and ResNet164 in 60 epochs: number of ASR's sites, of convolutions.
+IMAGES_RECIPE = (0.1, 1e-4, 60, 128, ([30, 45], 0.1))
+IMAGES = {'resnet20': (9, 19), 'resnet56': (27, 55)}
+IMAGES_VARIANTS = ('', '_half', '_se', '_asr_se', '_asr_se_se', '_asr_ie', '_orepa')
 # OREPA's networks, all with one recipe on 4 GPUs: how many convolutions train with branches in each variant.
 ONLINE_RECIPE = (0.1, 1e-4, 120, 64, 'cosine')
 ONLINE = {
@@ -85,16 +89,21 @@ XVOLUTION = {
 
 
 def networks(folder):
+    if folder == 'cifar10_images':
+        return {name: (IMAGES_RECIPE, sites, IMAGES_VARIANTS) for name, (sites, _) in IMAGES.items()}
     return LARGE if folder == 'imagenet' else SMALL
 
 
 def network_and_variant(stem):
-    return re.fullmatch(r'(.+?)((?:_asr_se)?(?:_se)?|_120e|_orepa|_dbb|_xvolution(?:_stage\d)?|_noise\w*|_dia)', stem).groups()
+    variants = r'(?:_asr_se)?(?:_se)?|_asr_ie|_half|_120e|_orepa|_dbb|_xvolution(?:_stage\d)?|_noise\w*|_dia'
+    return re.fullmatch(rf'(.+?)({variants})', stem).groups()
 
 
 def expectations(path):
     """The recipe of a config, and of how many ASRs and convolutions with branches its network is."""
     name, variant = network_and_variant(path.stem)
+    if path.parent.name == 'cifar10_images' and variant == '_orepa':
+        return IMAGES_RECIPE, 0, IMAGES[name][1]
     if variant in ONLINE.get(name, ()):
         return ONLINE_RECIPE, 0, ONLINE[name][variant]
     if variant in XVOLUTION.get(name, ()):
@@ -155,6 +164,24 @@ def test_the_recipe_is_the_papers(path):
         assert (schedulers[-1].milestones, schedulers[-1].gamma) == schedule
 
 
+@pytest.mark.parametrize('path', [path for path in CONFIGS if path.stem.endswith('_half')], ids=lambda path: path.stem)
+def test_a_control_is_the_plain_network_whose_scales_start_at_a_half(path):
+    networks = []
+    for name in (path, path.with_name(path.name.replace('_half', '')), path.with_name(path.name.replace('_half', '_asr_se'))):
+        config = load_config(name)
+        init_default_scope(config.default_scope)
+        networks.append(MODELS.build(config.pop('model')).backbone)
+        networks[-1].init_weights()
+    control, plain, asr = networks
+    sites = [name for name, module in asr.named_modules() if isinstance(module, Host)]
+    for name, weight in control.state_dict().items():
+        at_site = name.removesuffix('.weight') in sites
+        ones = plain.state_dict()[name]
+        if name.endswith('.weight') and weight.dim() == 1:
+            torch.testing.assert_close(weight, torch.full_like(ones, 0.5) if at_site else ones)
+    assert len(sites) > 1
+
+
 def test_orepas_recipe_warms_up_and_decays_kernels_only():
     config = load_config(ROOT / 'configs/imagenet/resnet18_dbb.py')
     assert (config.param_scheduler[0].type, config.param_scheduler[0].end) == ('LinearLR', 5)
@@ -186,6 +213,10 @@ def data(tmp_path_factory):
     for part, count in (('train', 4), ('test', 2)):
         noise(count, 3, 96, 96).tofile(folder / f'data/stl10/{part}_X.bin')
         np.arange(1, count + 1, dtype=np.uint8).tofile(folder / f'data/stl10/{part}_y.bin')
+    for part, count in (('train', 4), ('test', 2)):
+        for label in range(count):
+            (folder / f'data/cifar10-images/{part}/class{label}').mkdir(parents=True)
+            cv2.imwrite(str(folder / f'data/cifar10-images/{part}/class{label}/0000.jpg'), noise(32, 32, 3))
     (folder / 'data/imagenet/meta').mkdir(parents=True)
     for part, count in (('train', 4), ('val', 2)):
         (folder / 'data/imagenet' / part).mkdir()
@@ -243,6 +274,7 @@ def test_two_iterations(path, data, monkeypatch, tmp_path):
         config.model.backbone.img_size = side
     config.update(work_dir=str(tmp_path), load_from=None, log_level='ERROR', randomness={'seed': 0})
     config.default_hooks.update(checkpoint=None, logger=None)
+    config.train_cfg.val_interval = 1
     runner = build_runner(config)
     end = OneEpoch()
     runner.register_hook(end)

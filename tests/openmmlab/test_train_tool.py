@@ -4,20 +4,25 @@ import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from helpers import CLASSIFIER
+from mmcv.ops import RoIAlign
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
+from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from PIL import Image
+from torch import nn
 
 from mmasr.errors import InputError
 from mmasr.openmmlab.checkpoint import only_data
 from mmasr.openmmlab.data_sources import check_data
-from mmasr.openmmlab.training import ResumeHook, checkpoint_to_resume
+from mmasr.openmmlab.training import ChannelsLastHook, ResumeHook, checkpoint_to_resume
 
 STATE = {'meta': {'epoch': 1, 'iter': 2}, 'message_hub': {}, 'state_dict': {'weight': torch.zeros(1000)}}
 
@@ -221,6 +226,39 @@ def trained(name, **changes):
     runner = Runner.from_cfg(config)
     runner.train()
     return {key: tensor.clone() for key, tensor in runner.model.state_dict().items()}
+
+
+@HOOKS.register_module()
+class Formats(Hook):
+    """Whether the input of every step, and a convolution's weight then, are laid out as channels_last."""
+
+    found: ClassVar = []
+
+    def before_train(self, runner):
+        runner.model.backbone.register_forward_pre_hook(lambda _, args: self.look(args[0]))
+        runner.model.backbone.layer1[0].conv1.register_forward_pre_hook(lambda layer, args: self.look(layer.weight))
+
+    def look(self, tensor):
+        self.found.append(tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous())
+
+
+def test_channels_last_trains_the_same_network(data):
+    standing = {'optim_wrapper.optimizer.lr': 0}  # so that the order of sums moves BatchNorm's statistics only
+    plain = trained('plain', **standing)
+    with_hook = trained('hook', **standing, custom_hooks=[{'type': 'mmasr.ChannelsLastHook'}, {'type': 'Formats'}])
+    assert Formats.found == [True] * 4
+    torch.testing.assert_close(with_hook, plain, rtol=1e-4, atol=1e-5)  # 17 layers of float32
+    weights = torch.load('hook/epoch_1.pth', weights_only=False)['state_dict']
+    assert all(weight.is_contiguous() for weight in weights.values())
+
+
+def test_channels_last_is_refused_where_mmcvs_operators_would_misread_it():
+    features = torch.randn(1, 2, 8, 8)
+    align, boxes = RoIAlign(2, sampling_ratio=1), torch.tensor([[0.0, 1, 1, 6, 6]])
+    misread = align(features.contiguous(memory_format=torch.channels_last), boxes)
+    assert not torch.allclose(misread, align(features, boxes))  # or the refusal has lost its reason
+    with pytest.raises(InputError, match=r'^ChannelsLastHook: 0 \(RoIAlign\) would read such tensors wrongly'):
+        ChannelsLastHook().before_train(SimpleNamespace(model=nn.Sequential(align)))
 
 
 def test_with_random_augmentation_a_resumed_training_equals_an_uninterrupted_one(data):

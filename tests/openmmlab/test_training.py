@@ -8,7 +8,7 @@ from forked import run_ranks
 from mmdet.models.backbones import ResNet
 from mmengine.model import ExponentialMovingAverage
 from mmengine.optim import OptimWrapper
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, OPTIM_WRAPPERS
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -89,6 +89,22 @@ def test_autocast_trains_in_bfloat16_with_float32_scales(model):
     out.float().square().mean().backward()
     for host in (m for m in model.modules() if isinstance(m, Host)):
         assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in host.computed().parameters())
+
+
+def test_the_wrapper_of_bfloat16_casts_the_forward_pass_only(model):
+    wrapper = OPTIM_WRAPPERS.build(
+        {'type': 'mmasr.BFloat16OptimWrapper', 'optimizer': torch.optim.SGD(model.parameters(), lr=0.1)}
+    )
+    start = copy.deepcopy(model.state_dict())
+    x = torch.randn(2, 3, 64, 64)
+    with wrapper.optim_context(model):
+        out = model.conv1(x)
+        loss = loss_of(model, x)
+    assert out.dtype == torch.bfloat16
+    wrapper.update_params(loss)
+    assert model.conv1(x).dtype == torch.float32
+    assert all(value.dtype == start[name].dtype for name, value in model.state_dict().items())
+    assert not torch.equal(model.conv1.weight, start['conv1.weight'])
 
 
 @with_orepa_too
