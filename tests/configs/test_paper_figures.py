@@ -24,3 +24,16 @@ def test_every_row_of_a_table_is_quoted_as_it_is(table):
     expected = rows(section)
     assert len(expected) > 1
     assert expected <= quoted
+
+
+@pytest.mark.skipif(not FIGURES.is_file(), reason=f'the figures of the papers are not there: {FIGURES}')
+def test_every_figure_in_a_papers_column_of_the_results_is_in_the_papers():
+    papers = FIGURES.read_text() + PAGES[1].read_text()  # which has Table 5
+    found = []
+    for table in re.findall(r'(?:^\|.*\n)+', (ROOT / 'docs/results.md').read_text(), re.M):
+        head, _, *lines = ([cell.strip() for cell in line.split('|')[1:-1]] for line in table.splitlines())
+        assert all(len(line) == len(head) for line in lines)
+        found += [line[place] for place, title in enumerate(head) if '*(paper)*' in title for line in lines if line[place]]
+    assert len(found) > 20
+    missing = [figure for cell in found for figure in re.findall(r'\d+\.\d+', cell) if figure not in papers]
+    assert not missing
