@@ -104,9 +104,9 @@ class ChannelsLastHook(Hook):
         )
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """A checkpoint is as without this hook; arguments as of mmengine's Hook."""
+        """Lay out the weights as without this hook; arguments as of mmengine's Hook."""
         weights = checkpoint['state_dict']
-        checkpoint['state_dict'] = type(weights)((name, weight.contiguous()) for name, weight in weights.items())
+        weights.update({name: weight.contiguous() for name, weight in weights.items()})  # in place: it has torch's _metadata
 
 
 class BFloat16OptimWrapper(OptimWrapper):

@@ -34,6 +34,6 @@ def test_every_figure_in_a_papers_column_of_the_results_is_in_the_papers():
         head, _, *lines = ([cell.strip() for cell in line.split('|')[1:-1]] for line in table.splitlines())
         assert all(len(line) == len(head) for line in lines)
         found += [line[place] for place, title in enumerate(head) if '*(paper)*' in title for line in lines if line[place]]
-    assert len(found) > 20
+    assert len(found) > 40
     missing = [figure for cell in found for figure in re.findall(r'\d+\.\d+', cell) if figure not in papers]
     assert not missing

@@ -248,8 +248,9 @@ def test_channels_last_trains_the_same_network(data):
     with_hook = trained('hook', **standing, custom_hooks=[{'type': 'mmasr.ChannelsLastHook'}, {'type': 'Formats'}])
     assert Formats.found == [True] * 4
     torch.testing.assert_close(with_hook, plain, rtol=1e-4, atol=1e-5)  # 17 layers of float32
-    weights = torch.load('hook/epoch_1.pth', weights_only=False)['state_dict']
+    expected, weights = (torch.load(f'{name}/epoch_1.pth', weights_only=False)['state_dict'] for name in ('plain', 'hook'))
     assert all(weight.is_contiguous() for weight in weights.values())
+    assert weights._metadata == expected._metadata
 
 
 def test_channels_last_is_refused_where_mmcvs_operators_would_misread_it():
