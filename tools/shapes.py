@@ -9,7 +9,7 @@ from mmasr.experiments.shapes import write_shapes
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('out', help='folder to write to')
-    parser.add_argument('--train', type=int, default=400, help='number of training images (default: %(default)s)')
+    parser.add_argument('--train', type=int, default=1600, help='number of training images (default: %(default)s)')
     parser.add_argument('--val', type=int, default=100, help='number of validation images (default: %(default)s)')
     parser.add_argument('--size', type=int, default=128, help='height and width in pixels (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0, help='seed of the random numbers (default: %(default)s)')

@@ -10,7 +10,7 @@ CLASSES = ('circle', 'square', 'triangle')
 _CORNERS = {'circle': 32, 'square': 4, 'triangle': 3}
 
 
-def write_shapes(out: str | Path, train: int = 400, val: int = 100, size: int = 128, seed: int = 0) -> None:
+def write_shapes(out: str | Path, train: int = 1600, val: int = 100, size: int = 128, seed: int = 0) -> None:
     """Write images and annotations: ``train.json``, ``val.json``, ``train/*.png``, ``val/*.png``.
 
     The same arguments give the same files. Each image has one to four shapes that hardly overlap, of any rotation and colour,
@@ -18,7 +18,7 @@ def write_shapes(out: str | Path, train: int = 400, val: int = 100, size: int = 
 
     Args:
         out (str | Path): Folder to write to; made if it is missing.
-        train (int): Number of training images. Default: 400.
+        train (int): Number of training images. Default: 1600.
         val (int): Number of validation images. Default: 100.
         size (int): Height and width in pixels. Default: 128.
         seed (int): Seed of the random numbers. Default: 0.
