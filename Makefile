@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP = $(BIN)/pip install --quiet --no-build-isolation --constraint .venv/constraints.txt
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint wheel install clean
 .DELETE_ON_ERROR:
 
 demo: install
@@ -16,6 +16,9 @@ test: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+wheel: install
+	$(BIN)/python -m build --no-isolation --outdir dist .
 
 install: .venv/installed
 
@@ -32,4 +35,4 @@ install: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv work_dirs data/shapes
+	rm -rf .venv dist work_dirs data/shapes

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from before_the_rooms import CONFIG, NAMES
-from helpers import ROOT, SHAPES_CONFIG, run_tool
+from helpers import ROOT, run_tool
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
@@ -17,15 +17,15 @@ KEYS = NAMES.split()
 @pytest.fixture(scope='module')
 def old(shapes):
     """The checkpoint: its own names and config, weights of a seed, and what a runner counts."""
+    (shapes / 'old.py').write_text(CONFIG)
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope('mmdet'):
-        model = MODELS.build(Config.fromfile(SHAPES_CONFIG).model)
+        model = MODELS.build(Config.fromfile(shapes / 'old.py').model)
     weights = model.state_dict()
     assert list(weights) == KEYS
     meta = {'epoch': 1, 'iter': 4, 'cfg': CONFIG, 'seed': 0, 'dataset_meta': {'classes': ('circle', 'square', 'triangle')}}
     hub = {'log_scalars': {}, 'runtime_info': {}, 'resumed_keys': {}}
     torch.save({'meta': meta, 'message_hub': hub, 'state_dict': {name: weights[name] for name in KEYS}}, shapes / 'old.pth')
-    (shapes / 'old.py').write_text(CONFIG)
     return shapes / 'old.pth'
 
 
@@ -38,7 +38,7 @@ def test_it_resumes(old, shapes):
 
 
 def test_it_evaluates(old, shapes):
-    result = run_tool('test.py', SHAPES_CONFIG, old, '--work-dir', 'old_tested', cwd=shapes)
+    result = run_tool('test.py', 'old.py', old, '--work-dir', 'old_tested', cwd=shapes)
     assert result.returncode == 0, result.stderr
     (metrics,) = (shapes / 'old_tested').glob('*/*.json')
     assert 'coco/segm_mAP' in json.loads(metrics.read_text())

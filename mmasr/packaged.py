@@ -1,0 +1,26 @@
+"""What the package carries beside its code, where OpenMMLab's packages have it: ``.mim/configs`` and ``.mim/tools``.
+
+In a checkout these are links to its folders, in a wheel the files themselves.
+"""
+
+from pathlib import Path
+
+from mmengine.config import Config
+
+CONFIGS = Path(__file__).parent / '.mim/configs'
+_of_mmengine = Config._get_cfg_path
+
+
+def _get_cfg_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
+    """The path of a base: ``mmasr::mask_rcnn_r50_asr_se.py`` is a config of the package; the others are mmengine's affair.
+
+    mmengine knows the packages of OpenMMLab only, wants them to have their configs in folders, and gives what is in them the
+    package's scope; the types in our configs say theirs themselves.
+    """
+    package, separator, name = cfg_path.partition('::')
+    if package != 'mmasr' or not separator:
+        return _of_mmengine(cfg_path, filename)
+    return str(CONFIGS / name), None
+
+
+Config._get_cfg_path = staticmethod(_get_cfg_path)
