@@ -396,9 +396,9 @@ def test_a_network_without_asr_is_refused(tmp_path):
 def test_nan_and_inf_in_the_weights_are_refused(good, tmp_path):
     def change(checkpoint):
         checkpoint['state_dict']['backbone.layer1.0.bn2.asr.psi'][0, 3] = torch.nan
-        checkpoint['state_dict']['neck.fpn_convs.0.conv.bias'][0] = torch.inf
+        checkpoint['state_dict']['neck.fpn_convs.0.conv.weight'][0] = torch.inf
 
-    message = r'NaN or Inf in backbone\.layer1\.0\.bn2\.asr\.psi, neck\.fpn_convs\.0\.conv\.bias'
+    message = r'NaN or Inf in backbone\.layer1\.0\.bn2\.asr\.psi, neck\.fpn_convs\.0\.conv\.weight'
     refused(tmp_path, message, edit(good, change))
 
 
