@@ -17,10 +17,9 @@ def _get_cfg_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
     mmengine knows the packages of OpenMMLab only, wants them to have their configs in folders, and gives what is in them the
     package's scope; the types in our configs say theirs themselves.
     """
-    package, separator, name = cfg_path.partition('::')
-    if package != 'mmasr' or not separator:
+    if not cfg_path.startswith('mmasr::'):
         return _of_mmengine(cfg_path, filename)
-    return str(CONFIGS / name), None
+    return str(CONFIGS / cfg_path.removeprefix('mmasr::')), None
 
 
 Config._get_cfg_path = staticmethod(_get_cfg_path)

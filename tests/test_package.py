@@ -26,6 +26,19 @@ CARRIED = {
 CODE = {str(path.relative_to(ROOT)) for kind in ('py', 'html') for path in ROOT.glob(f'mmasr/**/*.{kind}')}
 
 
+def python(installed, *args, cwd):
+    """Run Python with the package, outside the checkout."""
+    command, environment = [sys.executable, *map(str, args)], {**os.environ, 'PYTHONPATH': str(installed)}
+    result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def run(installed, *args, cwd):
+    """Run the installed command."""
+    return python(installed, '-m', 'mmasr', *args, cwd=cwd)
+
+
 @pytest.fixture(scope='module')
 def dist(tmp_path_factory):
     """A folder with the sdist, and the wheel that was built from it."""
@@ -46,21 +59,9 @@ def installed(dist):
     (wheel,) = dist.glob('*.whl')
     command = [sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--target', dist / 'installed', wheel]
     subprocess.run(command, check=True)
+    imported = python(dist / 'installed', '-c', 'import mmasr; print(mmasr.__file__)', cwd=dist)
+    assert imported.strip() == str(dist / 'installed/mmasr/__init__.py')  # and not the checkout's
     return dist / 'installed'
-
-
-def run(installed, *args, cwd):
-    """Run the installed command outside the checkout."""
-    result = subprocess.run(
-        [sys.executable, '-m', 'mmasr', *map(str, args)],
-        cwd=cwd,
-        env={**os.environ, 'PYTHONPATH': str(installed)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
 
 
 def test_the_wheel_holds_what_it_should(dist):
