@@ -1,19 +1,23 @@
-"""The command ``mmasr``, whose subcommands are the tools: ``mmasr train my_config.py`` is ``tools/train.py my_config.py``."""
+"""The command ``mmasr``, whose subcommands are the tools: ``mmasr train my_config.py`` is ``tools/train.py my_config.py``.
+
+An argument ``mmasr::mask_rcnn_r50_asr_se.py`` is that config of the package.
+"""
 
 import ast
-import runpy
+import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import mmasr
 
-TOOLS = {path.stem: path for path in sorted(Path(__file__).parent.glob('.mim/tools/*.py'))}
+PACKAGED = Path(__file__).parent / '.mim'
+TOOLS = {path.stem: path for path in sorted(PACKAGED.glob('tools/*.py'))}
 
 
 def main() -> None:
     """Run the tool that the first argument names, with those after it."""
-    name = sys.argv[1] if sys.argv[1:] else '--help'
+    name, *arguments = sys.argv[1:] or ['--help']
     if name == '--version':
         print(f'mmasr {mmasr.__version__}')
     elif name in ('-h', '--help'):
@@ -22,9 +26,10 @@ def main() -> None:
             print(f'  {tool:10} {ast.get_docstring(ast.parse(path.read_text())).partition(": ")[0].splitlines()[0]}')
         print('\nmmasr TOOL --help says what a tool takes.')
     elif name in TOOLS:
-        sys.argv[:2] = [f'mmasr {name}']
+        sys.argv = [f'mmasr {name}', *(re.sub('^mmasr::', f'{PACKAGED}/configs/', argument) for argument in arguments)]
         try:
-            runpy.run_path(str(TOOLS[name]), run_name='__main__')
+            # runpy would give the tool another name in what it prints.
+            exec(compile(TOOLS[name].read_bytes(), TOOLS[name], 'exec'), {'__name__': '__main__', '__file__': str(TOOLS[name])})
         except ModuleNotFoundError as error:
             if find_spec('mmengine'):
                 raise

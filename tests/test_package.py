@@ -105,6 +105,12 @@ def test_the_command_says_what_there_is(installed, tmp_path):
     assert run(installed, '--version', cwd=tmp_path) == f'mmasr {mmasr.__version__}\n'
 
 
+def test_a_tool_knows_its_name_and_the_configs_of_the_package():
+    usage, missing = (run_python(ROOT / 'mmasr/__main__.py', 'train', given) for given in ('--help', 'mmasr::none.py'))
+    assert usage.stdout.startswith('usage: mmasr train ')
+    assert missing.stderr.endswith('.mim/configs/none.py: no such config\n')
+
+
 def test_a_tool_that_is_not_there():
     result = run_python(ROOT / 'mmasr/__main__.py', 'trian')
     assert (result.returncode, result.stderr.startswith('error: mmasr trian: no such tool; there are benchmark, ')) == (1, True)

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.compiler import is_compiling
 
 from .by_class import by_class
 from .computed import Computed
@@ -27,6 +26,7 @@ from .kept import forget, keep, without_kept
 from .merge import ADAPTERS
 from .scaling import is_batch_norm
 from .surgery import Mixed, mixed_class, twin
+from .versions import is_compiling
 
 
 class _GoingOn(threading.local):

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import is_grad_enabled, nn
-from torch.compiler import is_compiling
 from torch.jit import is_tracing
+
+from .versions import is_compiling
 
 _version = attrgetter('_version')
 

@@ -114,8 +114,13 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
 
     Returns:
         nn.Module: The network, or ``module`` if that took its place.
+
+    Raises:
+        AttributeError: If there is no such module.
     """
     if not name:
         return module
-    model.set_submodule(name, module)
+    model.get_submodule(name)
+    parent, _, child = name.rpartition('.')
+    setattr(model.get_submodule(parent), child, module)
     return model

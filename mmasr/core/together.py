@@ -9,10 +9,10 @@ import weakref
 
 import torch
 from torch import nn
-from torch.compiler import is_compiling
 from torch.jit import is_tracing
 
 from .host import Host, going_on
+from .versions import SEES_THE_PASS, is_compiling
 
 
 class _Pass:
@@ -67,10 +67,12 @@ def compute_together(network: nn.Module) -> None:
     A pass ends with the network's forward, an error in it included. Of one that the process itself is interrupted in
     (``KeyboardInterrupt``) the tensors are left to parts of the network that are trained alone, until it runs again.
 
+    Before torch 2.4, which can't tell what a pass is part of, every host always computes its own.
+
     Args:
         network (nn.Module): The network; its hosts are looked for whenever it runs.
     """
-    if not isinstance(network, Host) and _begin not in network._forward_pre_hooks.values():
+    if SEES_THE_PASS and not isinstance(network, Host) and _begin not in network._forward_pre_hooks.values():
         network.register_forward_pre_hook(_begin)
         network.register_forward_hook(_end, always_call=True)
 

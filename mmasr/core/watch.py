@@ -8,9 +8,9 @@ layer is gone can.
 import functools
 
 from torch import nn
-from torch.compiler import is_compiling
 
 from .host import Host
+from .versions import is_compiling
 
 
 def watch(model: nn.Module, names: list[str]) -> None:

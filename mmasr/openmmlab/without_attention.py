@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from ..core.surgery import restore_classes
+from ..core.surgery import replace, restore_classes
 from ..registry import MODELS
 
 
@@ -22,7 +22,6 @@ def WithoutAttention(network: dict, modules: Sequence[str], **options) -> nn.Mod
     """
     model = MODELS.build({**network, **options})
     for name in modules:
-        model.get_submodule(name)  # set_submodule would make a new one
-        model.set_submodule(name, nn.Identity())
+        replace(model, name, nn.Identity())
     restore_classes(model)
     return model

@@ -18,7 +18,7 @@ from ..core.asr import ASR
 from ..core.attach import attach
 from ..core.fold import fold
 from ..core.scaling import output_channels
-from ..core.surgery import restore_classes
+from ..core.surgery import replace, restore_classes
 from .modules import ValueReader, attention_modules
 
 
@@ -48,11 +48,11 @@ def replaced(model: nn.Module, modules: dict[str, nn.Module]) -> Iterator[None]:
     before = {name: model.get_submodule(name) for name in modules}
     try:
         for name, module in modules.items():
-            model.set_submodule(name, module)
+            replace(model, name, module)
         yield
     finally:
         for name, module in before.items():
-            model.set_submodule(name, module)
+            replace(model, name, module)
 
 
 @dataclasses.dataclass
@@ -199,6 +199,6 @@ def fold_means(model: nn.Module, means: dict[str, torch.Tensor], hosts: dict[str
     for name, host in hosts.items():
         attach(model, lambda channels, name=name: Constant(means[name]), sites=[host])
         model.get_submodule(host).fold()  # and nothing else: branches of other libraries may be there to stay
-        model.set_submodule(name, nn.Identity())
+        replace(model, name, nn.Identity())
     restore_classes(model)
     return model

@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 from torch.nn.functional import conv2d, pad
+from versions import FULL_GRAPH
 
 import mmasr
 from mmasr.convolutions.orepa import OREPA, Deep, Pointwise, Square, frequency_prior
@@ -346,7 +347,7 @@ def test_what_is_frozen_stays_so():
 
 def test_it_compiles_in_one_graph():
     conv = mmasr.attach(nn.Conv2d(4, 8, 3, padding=1), {'type': 'OREPA'}, '')
-    compiled = torch.compile(conv, backend='aot_eager', fullgraph=True)
+    compiled = torch.compile(conv, backend='aot_eager', fullgraph=FULL_GRAPH)
     x = torch.randn(1, 4, 6, 6)
     torch.testing.assert_close(compiled(x), conv(x))
     compiled(x).sum().backward()

@@ -13,6 +13,7 @@ from mmengine.model import ExponentialMovingAverage
 from mmengine.registry import MODELS
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention, unfold
+from versions import FULL_GRAPH
 
 import mmasr
 from mmasr.convolutions.dynamic import DynamicConv
@@ -288,7 +289,7 @@ def test_an_average_shares_nothing(branch):
 def test_it_compiles_in_one_graph(branch, form):
     layer = XVolution(8, 8, branch=branch)
     layer = layer if form == 'trained' else layer.merged()
-    compiled = torch.compile(layer, backend='aot_eager', fullgraph=True)
+    compiled = torch.compile(layer, backend='aot_eager', fullgraph=FULL_GRAPH)
     x = torch.randn(2, 8, 6, 6)
     torch.testing.assert_close(compiled(x), layer(x))
     compiled(x).sum().backward()

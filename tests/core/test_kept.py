@@ -11,6 +11,7 @@ from helpers import randomize
 from mmengine.hooks import EMAHook
 from mmengine.model import ExponentialMovingAverage
 from torch import nn
+from versions import FULL_GRAPH, need_fused_steps
 
 import mmasr
 
@@ -62,6 +63,8 @@ def test_scale_is_computed_every_time_with_gradients():
 
 def take_step(optimizer, **options):
     def change(net):
+        if 'fused' in options:
+            need_fused_steps()
         parameters = list(net.parameters())
         for parameter in parameters:
             parameter.grad = torch.ones_like(parameter)
@@ -228,6 +231,7 @@ def test_shared_attention_is_seen_to_change_by_every_host():
 
 
 def test_two_forwards_and_a_fused_step_before_backward_is_over():
+    need_fused_steps()
     net = network()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, fused=True)
     loss = net(X).sum()
@@ -341,7 +345,7 @@ def test_a_trace_and_a_compiled_graph_contain_the_computation():
     with torch.no_grad():
         net(X)
         traced = torch.jit.trace(net, X)
-        compiled = torch.compile(net, fullgraph=True, backend='aot_eager')
+        compiled = torch.compile(net, fullgraph=FULL_GRAPH, backend='aot_eager')
         compiled(X)
         for change in (edit, edit_through_data):
             change(net)
@@ -369,6 +373,7 @@ def test_parameters_without_a_version_are_not_kept():
 
 
 def test_reentrant_checkpointing_trains():
+    need_fused_steps()
     trained = []
     for wrap in (False, True):
         torch.manual_seed(0)

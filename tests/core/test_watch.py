@@ -10,6 +10,7 @@ from mmcv.cnn import fuse_conv_bn
 from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from versions import FULL_GRAPH
 
 import mmasr
 from mmasr.core.host import Host
@@ -128,7 +129,7 @@ def test_a_second_attach_is_watched_by_the_same_hook():
 
 def test_the_watched_network_compiles_without_a_graph_break():
     model = network()
-    compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
+    compiled = torch.compile(model, fullgraph=FULL_GRAPH, backend='aot_eager')
     torch.testing.assert_close(compiled(X), model(X))
 
 

@@ -13,6 +13,7 @@ from mmengine.hooks import EMAHook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import nn
+from versions import need_fused_steps
 
 import mmasr
 
@@ -59,6 +60,7 @@ def runner(tmp_path, monkeypatch):
         'sampler': {'type': 'DefaultSampler', 'shuffle': False},
         'dataset': [{'x': x} for x in X],
     }
+    need_fused_steps()
     return Runner(
         network,
         str(tmp_path),

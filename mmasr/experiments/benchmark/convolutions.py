@@ -8,7 +8,6 @@ from contextlib import nullcontext, suppress
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from ...convolutions.dynamic import SelfAttention
@@ -16,6 +15,7 @@ from ...convolutions.orepa import EXPANSION, Pointwise, Square
 from ...convolutions.xvolution import XVolution
 from ...core.attach import CONVOLUTIONS, attach
 from ...core.fold import fold
+from ...core.versions import unfused_attention
 
 
 def kind_and_options(text: str) -> dict:
@@ -117,7 +117,7 @@ class GlobalSelfAttention(nn.Module):
         query = self.query(x)
         maps = query, self.key(x), self.value(x)
         heads = [y.flatten(2).unflatten(1, (self.heads, -1)).mT.contiguous() for y in maps]  # as the fused kernel wants them
-        with nullcontext() if self.fused else sdpa_kernel(SDPBackend.MATH):
+        with nullcontext() if self.fused else unfused_attention():
             return scaled_dot_product_attention(*heads).mT.flatten(1, 2).view_as(query)
 
 

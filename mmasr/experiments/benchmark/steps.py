@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ...core.versions import GradScaler
 from .workload import Workload
 
 
@@ -25,7 +26,7 @@ def training_step(model: nn.Module, workload: Workload, amp: bool = False) -> Ca
     """
     model.train()
     device = workload.inputs.device.type
-    scaler = torch.amp.GradScaler(device, enabled=amp and device == 'cuda')
+    scaler = GradScaler(enabled=amp and device == 'cuda')
     optimizer = torch.optim.SGD(model.parameters(), lr=0, momentum=0.9)
     if torch.distributed.is_initialized():
         model = DistributedDataParallel(model)

@@ -1,0 +1,29 @@
+"""What older versions of torch lack, from 2.1 on, and what takes its place there. Needs torch only."""
+
+from functools import partial
+
+import torch
+
+try:
+    from torch.compiler import is_compiling
+except ImportError:  # before 2.3
+    from torch._utils import is_compiling
+
+try:
+    from torch.amp import GradScaler
+except ImportError:  # before 2.3
+    from torch.cuda.amp import GradScaler
+
+try:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    unfused_attention = partial(sdpa_kernel, SDPBackend.MATH)
+except ImportError:  # before 2.3
+    unfused_attention = partial(torch.backends.cuda.sdp_kernel, enable_flash=False, enable_mem_efficient=False)
+
+__all__ = ['SEES_THE_PASS', 'GradScaler', 'is_compiling', 'unfused_attention']
+
+#: Whether torch tells what a forward pass is part of: autograd's hooks on saved tensors, and the levels of torch.func.
+SEES_THE_PASS = hasattr(torch._C._autograd, '_top_saved_tensors_default_hooks') and hasattr(
+    torch._C._functorch, 'maybe_current_level'
+)
