@@ -123,11 +123,17 @@ assert not [name for name in sys.modules if name.startswith('mmasr.')]
 """
 
 
-def stock_predictions(config: Path, checkpoint: Path, images: list, folder: Path) -> list[tuple[torch.Tensor, ...]]:
-    """Boxes, scores, labels and masks that MMDetection alone predicts for images, each a path or an array."""
+def stock_predictions(
+    config: Path, checkpoint: Path, images: list, folder: Path, python: Path | None = None
+) -> list[tuple[torch.Tensor, ...]]:
+    """Boxes, scores, labels and masks that MMDetection alone predicts for images, each a path or an array; in the environment
+    of another interpreter, if one is given."""
     torch.save(images, folder / 'images.pt')
     files = config, checkpoint, folder / 'images.pt', folder / 'predictions.pt'
-    run_python(STOCK, *files).check_returncode()
+    if python is None:
+        run_python(STOCK, *files).check_returncode()
+    else:
+        subprocess.run([python, '-c', STOCK, *files], check=True)
     return torch.load(folder / 'predictions.pt')
 
 

@@ -3,14 +3,16 @@ networks; and two functions of theirs that are asked for the same again and agai
 
 import functools
 import gc
-import importlib
+import importlib.util
 
 import mmengine.config.utils
 from mmengine.config import Config
 from yapf.yapflib import yapf_api
 
-for library in ('torchvision', 'mmengine.runner', 'mmcv.ops', 'matplotlib.pyplot', 'pycocotools.coco', 'imgaug', 'sklearn'):
+for library in ('torchvision', 'mmengine.runner', 'mmcv.ops', 'matplotlib.pyplot', 'pycocotools.coco', 'sklearn'):
     importlib.import_module(library)
+if importlib.util.find_spec('imgaug'):  # which upstream MMDetection does without
+    importlib.import_module('imgaug')
 
 # For one base from a package mmengine reads what the package says of all its networks.
 mmengine.config.utils.load = functools.cache(mmengine.config.utils.load)

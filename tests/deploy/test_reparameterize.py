@@ -70,9 +70,15 @@ def deployed(checkpoint, folder):
     return reparameterize(checkpoint, out=folder / 'x.pth')
 
 
-def test_stock_mmdetection_predicts_what_the_trained_network_does(checkpoint, deployed, tmp_path):
+# With the set of packages that the suite runs with, and with the other one: the Makefile makes both.
+OTHER_SET = ROOT / ('.venv' if Path(sys.prefix).name == '.venv-upstream' else '.venv-upstream') / 'bin/python'
+IN_OTHER_SET = pytest.param(OTHER_SET, marks=pytest.mark.skipif(not OTHER_SET.exists(), reason=f'there is no {OTHER_SET}'))
+
+
+@pytest.mark.parametrize('python', [None, IN_OTHER_SET], ids=['this set', 'the other set'])
+def test_stock_mmdetection_predicts_what_the_trained_network_does(checkpoint, deployed, tmp_path, python):
     image = np.random.default_rng(0).integers(0, 255, (128, 128, 3), dtype=np.uint8)
-    ((bboxes, scores, labels, masks),) = stock_predictions(deployed.config, deployed.checkpoint, [image], tmp_path)
+    ((bboxes, scores, labels, masks),) = stock_predictions(deployed.config, deployed.checkpoint, [image], tmp_path, python)
 
     trained = init_detector(str(SHAPES_CONFIG), None, device='cpu')
     trained.load_state_dict(load(checkpoint)['state_dict'])

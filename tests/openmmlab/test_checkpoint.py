@@ -10,7 +10,7 @@ import torch
 from helpers import Call, Touch, full_disk
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
-from mmengine.runner.checkpoint import _safe_torch_load
+from mmengine.runner import checkpoint as loading
 
 from mmasr.errors import InputError
 from mmasr.files import temporary_files
@@ -124,7 +124,9 @@ def loader():
     """mmengine's loader, with a scheme that reads a file as mmengine's own schemes do."""
     schemes = CheckpointLoader._schemes
     CheckpointLoader._schemes = dict(schemes)
-    CheckpointLoader.register_scheme('elsewhere://', lambda path, map_location: _safe_torch_load(path.split('://')[1]))
+    # Upstream mmengine calls torch.load itself, the maintained one a function of its own that does.
+    load = getattr(loading, '_safe_torch_load', lambda path: torch.load(path))
+    CheckpointLoader.register_scheme('elsewhere://', lambda path, map_location: load(path.split('://')[1]))
     yield CheckpointLoader
     CheckpointLoader._schemes = schemes
 

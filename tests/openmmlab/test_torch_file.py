@@ -130,7 +130,8 @@ ATTACKS = {
     'bytes': Call(bytearray, 2**30),
     'an expanded tensor': torch.zeros(1).expand(2**40),
     'a tensor whose size overflows': torch.zeros(1, dtype=torch.float64).expand(2**61),
-    'a tensor of a dtype without a storage': torch.zeros(2, dtype=torch.uint16),
+    # torch has such since 2.3.
+    'a tensor of a dtype without a storage': torch.zeros(2, dtype=getattr(torch, 'uint16', torch.complex64)),
     'a complex tensor': torch.zeros(2, dtype=torch.complex64),
     'a set': {1},
     'a function': len,
