@@ -18,14 +18,16 @@ from ..core.by_class import by_class
 from ..core.computed import Computed
 from ..core.merge import ADAPTERS, is_merging
 
-#: Modules of other libraries whose convolutions see a pooled map, and are no part of a network's body.
-ATTENTION = {
+#: Modules of other libraries whose convolutions are no part of a network's body: they see a pooled map, or are a constant sum.
+NOT_BODY = {
     f'{package}.{name}': True
     for package, names in {
         'torchvision': 'SqueezeExcitation',
         'timm': 'SqueezeExcite SEModule EffectiveSEModule SplitAttn',
         'mmdet': 'SELayer SplitAttentionConv2d',
         'mmpretrain': 'SELayer SplitAttentionConv2d',
+        'segmentation_models_pytorch': 'SEModule SCSEModule',
+        'ultralytics': 'DFL',
     }.items()
     for name in names.split()
 }
@@ -104,7 +106,7 @@ class OREPA(Computed):
         path = name.split('.')
         for i in range(len(path)):
             outer, inner = modules['.'.join(path[:i])], '.'.join(path[i:])
-            if isinstance(outer, ChannelAttention) or by_class(ATTENTION, outer):
+            if isinstance(outer, ChannelAttention) or by_class(NOT_BODY, outer):
                 return False
             if is_merging(outer) and inner not in ('branch_3x3.conv', 'conv_kxk.conv'):
                 return False

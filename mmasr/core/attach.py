@@ -37,8 +37,8 @@ def attach(
         attention (dict | callable): κ of the ASR, see :class:`mmasr.ASR`; or a convolution of :data:`CONVOLUTIONS` with its
             options, such as ``dict(type='ACNet')``.
         sites (str | Sequence[str], optional): The layers: a regular expression that the whole name of a module must match,
-            or a sequence of names. Default: for an ASR those of docs/method.md, in networks of torchvision, timm, OpenMMLab and
-            Hugging Face whose every block is known; for a convolution those that it says, such as all 3 x 3 convolutions.
+            or a sequence of names. Default: for an ASR those of docs/method.md, in networks whose every block is known; for a
+            convolution those that it says, such as all 3 x 3 convolutions.
         **options: Of an ASR ``delta``, ``psi``, ``init``, ``learnable``, ``init_identity``, see :class:`mmasr.ASR`; at the
             paper's sites of a ViT, named or not, also its defaults are the paper's, see :func:`mmasr.core.asr.for_transformer`.
             Of a convolution its own.

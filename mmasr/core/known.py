@@ -1,7 +1,7 @@
 """Networks that are known, their blocks, and where ASR goes in them. Needs torch only.
 
-The paper's Fig. 7 to 11, for the networks of torchvision, timm, OpenMMLab and Hugging Face; and its rule, for networks that it
-does not have: the end of a residual branch.
+The paper's Fig. 7 to 11, for the networks of torchvision, timm, OpenMMLab, Hugging Face, segmentation_models_pytorch and
+ultralytics; and its rule, for networks that it does not have: the end of a residual branch.
 """
 
 from collections.abc import Callable
@@ -44,6 +44,11 @@ def _numbered(block: nn.Module) -> list[str]:
     return [getattr(block, 'norm3_name', block.norm2_name)]
 
 
+def _added(*names: str) -> Callable[[nn.Module], list[str] | None]:
+    """Layers of a block of ultralytics, which has it as an option to be a residual one."""
+    return lambda block: [*names] if getattr(block, 'add', False) else None
+
+
 def _inverted_residual(block: nn.Module) -> list[str]:
     """Of ShuffleNetV2 the last normalization of the branch that computes. Of MobileNetV2 those of the depthwise and of the last
     convolution; so too where MobileNetV3 and EfficientNet have SE between the two: it is MobileNetV2's block."""
@@ -67,6 +72,8 @@ NETWORKS = {
         'BEiTViT ViTSAM',
         'mmasr': 'MobileNet',
         'transformers': 'ResNetModel ResNetBackbone RTDetrResNetBackbone',
+        'segmentation_models_pytorch': 'EfficientNetEncoder SENetEncoder',  # the others are torchvision's and timm's
+        'ultralytics': 'BaseModel',
     }.items()
     for name in names.split()
 }
@@ -80,8 +87,8 @@ TRANSFORMER_BLOCKS = {
 }
 
 #: Classes of blocks (of a VGG the network is one), and the layers of such a block that are scaled; none of a block that is not
-#: as it is known. A block of another library that merges its branches is scaled as a whole.
-BLOCKS: dict[str, Callable[[nn.Module], list[str]]] = {
+#: as it is known, None of one that adds nothing. A block of another library that merges its branches is scaled as a whole.
+BLOCKS: dict[str, Callable[[nn.Module], list[str] | None]] = {
     # Residual branches: the last normalization before the addition.
     'torchvision.BasicBlock': _first('bn2'),
     'torchvision.Bottleneck': _first('bn3'),
@@ -101,6 +108,10 @@ BLOCKS: dict[str, Callable[[nn.Module], list[str]]] = {
     'transformers.ResNetBottleNeckLayer': _first('layer.2.normalization'),
     'transformers.RTDetrResNetBasicLayer': _first('layer.1.normalization'),
     'transformers.RTDetrResNetBottleNeckLayer': _first('layer.2.normalization'),
+    'segmentation_models_pytorch.Bottleneck': _first('bn3'),  # with SE after it
+    'ultralytics.Bottleneck': _added('cv2.bn'),
+    'ultralytics.SPPF': _added('cv2.bn'),
+    'ultralytics.PSABlock': _added('attn.proj.bn', 'ffn.1.bn'),
     # Their last layer is no normalization; a scale per channel, which is no layer, comes after it.
     'torchvision.CNBlock': _first('block.5'),
     'timm.ConvNeXtBlock': _first('mlp.fc2'),
@@ -116,6 +127,7 @@ BLOCKS: dict[str, Callable[[nn.Module], list[str]]] = {
     'timm.InvertedResidual': _first('bn2 bn3'),
     'mmdet.InvertedResidual': _inverted_residual,
     'mmpretrain.InvertedResidual': _inverted_residual,
+    'segmentation_models_pytorch.MBConvBlock': _first('_bn1 _bn2'),
     'mmasr.MobileNet': lambda network: [f'blocks.{name}' for name in _norms(network.blocks)],
     **TRANSFORMER_BLOCKS,
 }
@@ -131,6 +143,7 @@ NO_BLOCKS = {
     'timm.NormMlpClassifierHead': True,
     'timm.Pooling': True,
     'transformers.RTDetrResNetEmbeddings': True,
+    **{f'ultralytics.{name}': True for name in ('C2f', 'C3', 'C2PSA', 'Detect', 'Proto', 'Classify')},
 }
 
 
@@ -144,8 +157,9 @@ def _blocks(name: str, module: nn.Module, is_network: bool = False) -> dict[str,
     A block that is not known is a module with a forward pass of its own over two layers or more that are in no known block."""
     if by_class(ADAPTERS, module):
         return {name: [name]}
-    if layers := by_class(BLOCKS, module):
-        return {name: [_path(name, layer) for layer in layers(module)]}
+    if find := by_class(BLOCKS, module):
+        layers = find(module)
+        return {} if layers is None else {name: [_path(name, layer) for layer in layers]}
     blocks = {}
     for child_name, child in module.named_children():
         blocks |= _blocks(_path(name, child_name), child)

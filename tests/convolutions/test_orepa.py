@@ -224,6 +224,13 @@ def test_neither_depthwise_convolutions_nor_attention_are_sites():
     assert not any('.fc' in name for name in sites(torchvision.models.mobilenet_v3_small()))
 
 
+@pytest.mark.parametrize('name', ['ultralytics.DFL', 'segmentation_models_pytorch.SEModule'])
+def test_convolutions_of_other_libraries_that_are_no_part_of_the_body_are_no_sites(name):
+    package, kind = name.split('.')
+    inside = type(kind, (nn.Sequential,), {'__module__': f'{package}.nn'})(nn.Conv2d(4, 4, 1))
+    assert list(sites(nn.Sequential(nn.Conv2d(3, 4, 1), inside))) == ['0']
+
+
 @pytest.mark.parametrize(
     ('layer', 'message'),
     [

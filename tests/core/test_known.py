@@ -144,6 +144,95 @@ def hugging_face(network, block, layers):
     return type(network, (nn.Sequential,), scope)(OrderedDict({'embedder': HuggingFacesConv(3, 8), 'encoder': blocks}))
 
 
+def stand_in(package, name, base, *args):
+    """A module that is known by the package and name of its class, of a library that the tests do without."""
+    return type(name, (base,), {'__module__': f'{package}.models'})(*args)
+
+
+class UltralyticsConv(nn.Module):
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(outputs)
+
+    def forward(self, x):
+        return nn.functional.silu(self.bn(self.conv(x)))
+
+
+class UltralyticsBottleneck(nn.Module):
+    def __init__(self, channels, add):
+        super().__init__()
+        self.cv1, self.cv2, self.add = UltralyticsConv(channels, 4), UltralyticsConv(4, channels), add
+
+    def forward(self, x):
+        return self.cv2(self.cv1(x)) + (x if self.add else 0)
+
+
+class UltralyticsAttention(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.qkv, self.proj = UltralyticsConv(channels, 4), UltralyticsConv(4, channels)
+
+    def forward(self, x):
+        return self.proj(self.qkv(x))
+
+
+class UltralyticsPSABlock(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.attn, self.add = UltralyticsAttention(channels), True
+        self.ffn = nn.Sequential(UltralyticsConv(channels, 4), UltralyticsConv(4, channels))
+
+    def forward(self, x):
+        x = x + self.attn(x)
+        return x + self.ffn(x)
+
+
+class UltralyticsC2f(nn.Module):
+    """With blocks between two convolutions of its own."""
+
+    def __init__(self, channels, *blocks):
+        super().__init__()
+        self.cv1, self.cv2 = UltralyticsConv(channels, 8), UltralyticsConv(8, 8)
+        self.m = nn.ModuleList(blocks)
+
+    def forward(self, x):
+        x = self.cv1(x)
+        for block in self.m:
+            x = block(x)
+        return self.cv2(x)
+
+
+def ultralytics():
+    """A network of theirs, whose blocks are residual ones in its backbone and not in its neck."""
+    residual, plain, pooling = (
+        stand_in('ultralytics', name, UltralyticsBottleneck, 8, add)
+        for name, add in (('Bottleneck', True), ('Bottleneck', False), ('SPPF', True))
+    )
+    attention = stand_in('ultralytics', 'PSABlock', UltralyticsPSABlock, 8)
+    backbone = stand_in('ultralytics', 'C2f', UltralyticsC2f, 8, residual, attention)
+    neck = stand_in('ultralytics', 'C3', UltralyticsC2f, 8, plain)
+    layers = nn.Sequential(UltralyticsConv(3, 8), backbone, neck, pooling)
+    return stand_in('ultralytics', 'BaseModel', nn.Sequential, OrderedDict(model=layers))
+
+
+class MBConv(nn.Module):
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self._expand_conv, self._bn0 = nn.Conv2d(inputs, 16, 1), nn.BatchNorm2d(16)
+        self._depthwise_conv, self._bn1 = nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.BatchNorm2d(16)
+        self._project_conv, self._bn2 = nn.Conv2d(16, outputs, 1), nn.BatchNorm2d(outputs)
+
+    def forward(self, x):
+        x = nn.functional.silu(self._bn0(self._expand_conv(x)))
+        return self._bn2(self._project_conv(nn.functional.silu(self._bn1(self._depthwise_conv(x)))))
+
+
+def smp(network, block, make, *shapes):
+    blocks = [stand_in('segmentation_models_pytorch', block, make, *shape) for shape in shapes]
+    return stand_in('segmentation_models_pytorch', network, nn.Sequential, *blocks)
+
+
 # network, small -> number of sites, the first and the last
 RELATIVES = {
     # The last normalization of every block, before the addition.
@@ -193,7 +282,12 @@ RELATIVES = {
         lambda: hugging_face('RTDetrResNetBackbone', 'RTDetrResNetBasicLayer', 2),
         *(2, 'encoder.0.layer.1.normalization', 'encoder.1.layer.1.normalization'),
     ),
+    'smp SENet': (
+        lambda: smp('SENetEncoder', 'Bottleneck', torchvision.models.resnet.Bottleneck, (3, 1, 1, nn.Conv2d(3, 4, 1)), (4, 1)),
+        *(2, '0.bn3', '1.bn3'),
+    ),
     # So too where an activation follows before the addition.
+    'ultralytics': (ultralytics, 4, 'model.1.m.0.cv2.bn', 'model.3.cv2.bn'),
     'mmdet CSPDarknet': (
         lambda: mmdet.CSPDarknet(deepen_factor=0.33, widen_factor=0.125),
         *(8, 'stage1.1.blocks.0.conv2.bn', 'stage4.2.blocks.0.conv2.bn'),
@@ -224,6 +318,10 @@ RELATIVES = {
     'torchvision EfficientNet': (
         lambda: efficientnet.EfficientNet([efficientnet.MBConvConfig(*c, 2) for c in ((1, 3, 1, 8, 8), (6, 3, 2, 8, 16))], 0.2),
         *(8, 'features.1.0.block.0.1', 'features.2.1.block.3.1'),
+    ),
+    'smp EfficientNet': (
+        lambda: smp('EfficientNetEncoder', 'MBConvBlock', MBConv, (3, 8), (8, 8)),
+        *(4, '0._bn1', '1._bn2'),
     ),
     'timm EfficientNet': (lambda: timm.create_model('efficientnet_b0'), 32, 'blocks.0.0.bn1', 'blocks.6.0.bn3'),
     'mmdet EfficientNet': (lambda: mmdet.EfficientNet('b0'), 32, 'layers.1.0.depthwise_conv.bn', 'layers.5.4.linear_conv.bn'),
