@@ -23,7 +23,7 @@ from torch import nn
 from .by_class import by_class
 from .computed import Computed
 from .kept import forget, keep, without_kept
-from .merge import ADAPTERS
+from .merge import ADAPTERS, Merging
 from .scaling import is_batch_norm
 from .surgery import Mixed, mixed_class, twin
 from .versions import is_compiling
@@ -100,25 +100,33 @@ class Host(Mixed):
         return FoldsFirst.overrides(stock)
 
 
+#: Methods of other libraries' networks that fuse convolutions with their normalizations, by package and class.
+FUSING = {'ultralytics.BaseModel': 'fuse'}
+
+
+def _merging_method(cls: nn.Module | type[nn.Module]) -> str | None:
+    """Name of the method of another library's block or network that reads the parameters of the layers in it from outside."""
+    adapter = by_class(ADAPTERS, cls)
+    return adapter.method if adapter else by_class(FUSING, cls)
+
+
 class FoldsFirst(Mixed):
-    """Mixed into a block of another library that merges its branches, and that has a host in it: its method, which reads the
-    parameters of the layers from outside, folds them first."""
+    """Mixed into a block of another library that merges its branches, or a network that fuses its layers: its method, which
+    reads the parameters of the layers from outside, folds what is in it first."""
 
     @classmethod
     def overrides(cls, stock: type[nn.Module]) -> dict[str, Callable]:
         """The method that merges."""
-        adapter = by_class(ADAPTERS, stock)
-        return {adapter.method: _folding_first(adapter.method)} if adapter else {}
+        method = _merging_method(stock)
+        return {method: _folding_first(method)} if method else {}
 
 
-def _folding_first(method: str) -> Callable[[Mixed], None]:
-    def merge(self: Mixed) -> None:
-        for module in list(self.modules()):
-            if isinstance(module, Host):
-                module.fold()
-        if isinstance(self, Mixed):  # it was no host itself
-            self.restore_class()
-        getattr(self, method)()
+def _folding_first(method: str) -> Callable:
+    def merge(self: Mixed, *args, **kwargs):
+        from .fold import fold  # it knows hosts itself
+
+        fold(self, stay=[''])  # the method merges the branches of a block
+        return getattr(self, method)(*args, **kwargs)
 
     return merge
 
@@ -145,9 +153,10 @@ def become_host(layer: nn.Module) -> None:
 
 
 def fold_first(model: nn.Module) -> None:
-    """Have the blocks of other libraries that merge by themselves fold the hosts in them first."""
+    """Have the blocks and networks of other libraries that merge or fuse by themselves fold what is in them first."""
     for block in model.modules():
-        if by_class(ADAPTERS, block) and not isinstance(block, Mixed) and any(isinstance(m, Host) for m in block.modules()):
+        merges = not isinstance(block, Mixed) and _merging_method(block)
+        if merges and any(isinstance(part, Host | Merging) for part in block.modules()):
             block.__class__ = mixed_class(FoldsFirst, type(block))
 
 

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import sys
+import types
 
 import pytest
 import torch
@@ -66,6 +68,34 @@ def test_after_folding_it_works(how):
         mmasr.fold(model)
         TAKE_APART[how](model)
         torch.testing.assert_close(model(X), expected, rtol=1e-4, atol=1e-5)
+
+
+class Fusing(nn.Sequential):
+    def fuse(self, verbose=True):
+        fuse_and_delete(self)
+        return self, verbose
+
+
+@pytest.mark.parametrize('duplicate', DUPLICATE)
+@pytest.mark.parametrize('convolution', ['OREPA', 'DBB', None])
+def test_a_network_of_ultralytics_folds_before_it_fuses(duplicate, convolution, monkeypatch):
+    stock = type('BaseModel', (Fusing,), {'__module__': 'ultralytics'})
+    monkeypatch.setitem(sys.modules, 'ultralytics', types.SimpleNamespace(BaseModel=stock))  # where pickle looks
+    block = nn.Sequential()
+    block.conv, block.bn = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+    model = stock(block)
+    if convolution:
+        mmasr.attach(model, {'type': convolution}, sites=['0.conv'])
+    mmasr.attach(model, {'type': 'SE'}, sites=['0.bn']).eval()
+    nn.init.normal_(model[0].bn.asr.psi)
+    with torch.no_grad():
+        expected = model(X)
+        model = DUPLICATE[duplicate](model)
+        assert isinstance(model, stock)
+        assert model.fuse(verbose=False) == (model, False)
+        assert type(model) is stock
+        assert [type(module) for module in model.modules()] == [stock, nn.Sequential, nn.Conv2d]
+        torch.testing.assert_close(model(X), expected, rtol=1e-4, atol=1e-5)  # as above
 
 
 def test_the_copy_does_not_tell_of_the_original():
