@@ -6,10 +6,8 @@ The deployed network is checked against the trained one before anything is writt
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -26,23 +24,15 @@ from ..errors import InputError, one_line, some
 from ..files import output_files, temporary_files
 from ..openmmlab.building import build_model, load_weights
 from ..openmmlab.checkpoint import only_data, read_checkpoint, write_checkpoint
-from ..openmmlab.config import load_config
 from ..openmmlab.data_sources import check_data
 from ..openmmlab.evaluation import Track, evaluate, untracked
 from ..stripes.mean_fold import fold_means, replaced
 from .calibrate import Calibration, MeanFold, calibrate
-from .compare import NOISE, Difference, compare, network_outputs, noises
+from .compare import BOUNDS, NOISE, Difference, compare, network_outputs, noises
 from .config_text import parse_config, write_config
 from .deployed_config import deployed_config
-from .restraint import restrained
-from .untrusted_config import CALIBRATION, check_config, imported, read_config
-
-WAYS_ON = 'give the config as a file of your own with `config`'
-
-#: Largest difference allowed, relative to the largest value of an output, by the coarsest type of the weights. Half
-#: precision rounds every folded product again, by up to eps / 2 (5e-4 and 4e-3); its bounds are ten times that, about ten
-#: times what was measured on ResNets of 18 to 101 layers.
-BOUNDS = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 4e-2}
+from .network import Network, load_network, said_of
+from .untrusted_config import CALIBRATION, check_config
 
 
 @dataclasses.dataclass
@@ -125,8 +115,14 @@ def reparameterize(
     source = Path(checkpoint)
     loaded = read_checkpoint(source, mmap=True)
     targets = output_files(source, out or source.with_name(f'{source.stem}_deploy.pth'), force)
-    trained = _load(source, loaded, config, trust_imports, bool(calibration))
+    if 'mmasr' in loaded['meta'] and not calibration:
+        raise InputError(f'{source} is deployed already: what it trained with is folded')
+    trained = load_network(source, loaded, config, trust_imports, bool(calibration))
     del loaded
+    if calibration:
+        check_data(trained.config, 'train_dataloader', 'test_dataloader', 'test_evaluator')
+    if not (trained.foldable() or calibration):
+        raise InputError(f'{source} has no ASR in it and no branches to merge, so there is nothing to fold')
     before = _count(trained.model)
     attention = None
     if calibration:
@@ -155,7 +151,7 @@ def reparameterize(
         parameters=(before, after),
         bytes=(source.stat().st_size, size),
         differences=differences,
-        bound=trained.bound,
+        bound=BOUNDS[trained.coarsest],
         seconds=time.perf_counter() - start,
         left_out=trained.left_out or {},
         attention=attention,
@@ -164,56 +160,18 @@ def reparameterize(
 
 
 @dataclasses.dataclass
-class _Trained:
-    """A trained network.
-
-    Attributes:
-        source (Path): Where it comes from.
-        meta (dict): What its checkpoint says of it.
-        config (Config): Its config.
-        model (nn.Module | None): The network with its weights, in float32.
-        sizes (dict[str, int]): Number of elements of the weights in the checkpoint.
-        dtypes (dict[str, torch.dtype]): Their types.
-        coarsest (torch.dtype): The coarsest of them.
-        trust_imports (bool): As of :func:`reparameterize`.
-        left_out (dict[str, str] | None): What was left out of a stranger's config; None of a config of the user's own.
-        images (Sequence[tuple[int, float]]): What it is compared on, see :func:`network_outputs`.
-    """
-
-    source: Path
-    meta: dict
-    config: Config
-    model: nn.Module | None
-    sizes: dict[str, int]
-    dtypes: dict[str, torch.dtype]
-    coarsest: torch.dtype
-    trust_imports: bool
-    left_out: dict[str, str] | None
-    images: Sequence[tuple[int, float]] = (NOISE,)
-
-    def restrained(self) -> AbstractContextManager:
-        """The bounds of a stranger's network, by its weights."""
-        if self.left_out is None:
-            return nullcontext()
-        return restrained(self.sizes, imported(self.config), memory=get_device() == 'cpu')
-
-    @property
-    def bound(self) -> float:
-        """The largest relative difference allowed."""
-        return BOUNDS[self.coarsest]
-
-
-@dataclasses.dataclass
 class _Deployed:
     """What a trained network becomes.
 
     Attributes:
+        images (Sequence[tuple[int, float]]): What the two are compared on, see :func:`network_outputs`.
         expected (dict[str, Tensor]): What the trained network puts out.
         folded, merged, ours, means (dict[str, str]): As in :class:`Report`.
         config (dict): The deployed config.
         checkpoint (dict): The deployed checkpoint.
     """
 
+    images: Sequence[tuple[int, float]]
     expected: dict[str, torch.Tensor]
     folded: dict[str, str]
     merged: dict[str, str]
@@ -223,52 +181,12 @@ class _Deployed:
     checkpoint: dict
 
 
-def _load(source: Path, loaded: dict, config: str | Path | None, trust_imports: bool, calibrated: bool) -> _Trained:
-    """Build the network that a checkpoint is of, and load its weights."""
-    meta, weights = loaded['meta'], loaded['state_dict']
-    if 'mmasr' in meta and not calibrated:
-        raise InputError(f'{source} is deployed already: what it trained with is folded')
-    if odd := [name for name, t in weights.items() if t.is_complex() or (t.is_floating_point() and t.dtype not in BOUNDS)]:
-        raise InputError(
-            f'{source}: weights are {weights[odd[0]].dtype} in {some(odd)}; only float and integer types are known'
-        )
-    dtypes = {name: tensor.dtype for name, tensor in weights.items()}
-    train_config, left_out = _read_config(source, loaded, config, trust_imports, calibrated)
-    coarsest = max((dtype for dtype in dtypes.values() if dtype in BOUNDS), key=BOUNDS.get, default=torch.float32)
-    trained = _Trained(
-        source=source,
-        meta=meta,
-        config=train_config,
-        model=None,
-        sizes={name: tensor.numel() for name, tensor in weights.items()},
-        dtypes=dtypes,
-        coarsest=coarsest,
-        trust_imports=trust_imports,
-        left_out=left_out,
-    )
-    if calibrated:
-        check_data(train_config, 'train_dataloader', 'test_dataloader', 'test_evaluator')
-    with trained.restrained():
-        trained.model = model = build_model(train_config)
-        load_weights(model, weights, source)
-    trained.images = noises(model)
-    if broken := [name for name, t in weights.items() if t.is_floating_point() and not t.isfinite().all()]:
-        raise InputError(f'{source}: NaN or Inf in {some(broken)}; take an earlier checkpoint')
-    try:
-        foldable = find_foldable(model)
-    except ValueError as error:
-        raise InputError(f'{source}: {error}') from None
-    foldable = [m for m in foldable.values() if isinstance(m, Host | Computed) or not stays_in_files(m)]
-    if not (calibrated or foldable):
-        raise InputError(f'{source} has no ASR in it and no branches to merge, so there is nothing to fold')
-    return trained
-
-
-def _fold(trained: _Trained, attention: MeanFold | None) -> _Deployed:
+def _fold(trained: Network, attention: MeanFold | None) -> _Deployed:
     """Run the trained network, fold it in place, and make its checkpoint and config."""
     model, source = trained.model, trained.source
+    images = noises(model)
     with replaced(model, attention.constants() if attention else {}):
-        expected, folded = _run_trained(model, source, trained.images)
+        expected, folded = _run_trained(model, source, images)
     merging = {name: module for name, module in model.named_modules() if can_merge(module)}
     stay = [name for name, module in merging.items() if stays_in_files(module)]
     merged = {name: stock_class(type(module)).__name__ for name, module in merging.items() if name not in stay}
@@ -301,11 +219,18 @@ def _fold(trained: _Trained, attention: MeanFold | None) -> _Deployed:
         },
     }
     return _Deployed(
-        expected=expected, folded=folded, merged=merged, ours=ours, means=means, config=config, checkpoint=checkpoint
+        images=images,
+        expected=expected,
+        folded=folded,
+        merged=merged,
+        ours=ours,
+        means=means,
+        config=config,
+        checkpoint=checkpoint,
     )
 
 
-def _write_and_verify(trained: _Trained, deployed: _Deployed, files: list[Path]) -> tuple[nn.Module, list[Difference]]:
+def _write_and_verify(trained: Network, deployed: _Deployed, files: list[Path]) -> tuple[nn.Module, list[Difference]]:
     """Write checkpoint and config, build a network from these files, and compare it with the trained one."""
     weights_file, config_file = files
     config_file.write_text(deployed.checkpoint['meta']['cfg'], encoding='utf-8')
@@ -316,45 +241,22 @@ def _write_and_verify(trained: _Trained, deployed: _Deployed, files: list[Path])
     if repr(config) != repr(deployed.config):  # which are equal where a NaN is
         raise InputError(f'{trained.source}: the deployed config reads back otherwise than it was written')
     if trained.left_out is not None:
-        _said_of(trained.source, check_config, config, weights, trained.trust_imports)
+        said_of(trained.source, check_config, config, weights, trained.trust_imports)
     with trained.restrained():
         rebuilt = build_model(Config(config))
         load_weights(rebuilt, weights, weights_file.name)
-        differences = compare(deployed.expected, _outputs(rebuilt, trained.images))
+        differences = compare(deployed.expected, _outputs(rebuilt, deployed.images))
     worst = max(differences, key=lambda difference: difference.relative)
-    if not worst.relative <= trained.bound:
+    if not worst.relative <= BOUNDS[trained.coarsest]:
         raise InputError(
             f'{trained.source}: the deployed network differs from the trained one: {worst.output} by {worst.relative:.1e} of '
-            f'its largest value, more than {trained.bound:.0e}; nothing was written'
+            f'its largest value, more than {BOUNDS[trained.coarsest]:.0e}; nothing was written'
         )
     return rebuilt, differences
 
 
 def _count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
-
-
-def _read_config(
-    source: Path, loaded: dict, path: str | Path | None, trust_imports: bool, calibrated: bool
-) -> tuple[Config, dict[str, str] | None]:
-    """The config of a checkpoint, and what was left out of it if it came inside."""
-    if path:
-        return load_config(path), None
-    text = loaded['meta'].get('cfg')
-    if not isinstance(text, str):
-        raise InputError(f'{source} has no config in it; give the one it was trained with with `config`')
-    config, left_out = _said_of(source, read_config, text, loaded['state_dict'], trust_imports, calibrated)
-    return Config(config), left_out
-
-
-def _said_of(source: Path, check: Callable, *args) -> Any:
-    """What a check of the embedded config returns; what it finds, said of the checkpoint."""
-    try:
-        return check(*args)
-    except InputError as error:
-        raise InputError(f'{source}: the embedded config is not used: {error}; {WAYS_ON}') from None
-    except Exception as error:  # a stranger's values can be of any type
-        raise InputError(one_line(f"{source}: the embedded config can't be used; {WAYS_ON}", error)) from None
 
 
 def _outputs(model: nn.Module, images: Sequence[tuple[int, float]] = (NOISE,)) -> dict[str, torch.Tensor]:
