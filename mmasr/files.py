@@ -14,24 +14,25 @@ from filelock import FileLock, Timeout
 from .errors import InputError
 
 
-def output_files(source: Path, out: str | Path, force: bool) -> tuple[Path, Path]:
-    """The checkpoint to write and the config beside it.
+def output_files(source: Path, out: str | Path, force: bool, suffixes: Sequence[str] = ('.pth', '.py')) -> tuple[Path, ...]:
+    """The file to write and those beside it: a checkpoint and its config.
 
     Args:
         source (Path): The checkpoint that is read.
-        out (str | Path): The one to write.
+        out (str | Path): The file to write.
         force (bool): Whether what is there may be replaced.
+        suffixes (Sequence[str]): Of the file, and of those beside it. Default: ``'.pth'`` and ``'.py'``.
 
     Returns:
-        tuple[Path, Path]: ``*.pth`` and ``*.py``.
+        tuple[Path, ...]: One for each suffix.
 
     Raises:
-        InputError: If the checkpoint is not named ``*.pth``, one of them is there, or another process writes them.
+        InputError: If the file is named otherwise, one of them is there, or another process writes them.
     """
     target = Path(out)
-    if target.suffix != '.pth':
-        raise InputError(f'{target}: the checkpoint to write must be named *.pth')
-    targets = target, target.with_suffix('.py')
+    if target.suffix != suffixes[0]:
+        raise InputError(f'{target}: what is written there must be named *{suffixes[0]}')
+    targets = tuple(target.with_suffix(suffix) for suffix in suffixes)
     with _alone(targets):  # what a death left is put in order first
         for path in targets:
             # A link that leads nowhere is there, too.

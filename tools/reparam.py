@@ -8,6 +8,7 @@ from rich.progress import track
 from rich.table import Table
 
 from mmasr.deploy.calibrate import Calibration, points
+from mmasr.deploy.compare import differences_table
 from mmasr.deploy.reparameterize import Report, reparameterize
 from mmasr.errors import InputError, exit_on_input_error, printable
 from mmasr.openmmlab.arguments import add_output
@@ -68,11 +69,8 @@ def show(report: Report) -> None:
         folded.add_row(printable(module), printable(f'branches of {kind}'))
     for module, host in report.means.items():
         folded.add_row(printable(module), printable(f'mean of {report.attention.stripes[module].kind}, into {host}'))
-    outputs = Table('output', 'largest difference', f'relative (bound {report.bound:.0e})')
-    for difference in report.differences:
-        outputs.add_row(printable(difference.output), f'{difference.absolute:.1e}', f'{difference.relative:.1e}')
     console = Console(markup=False)
-    console.print(folded, outputs, table)
+    console.print(folded, differences_table(report.differences, report.bound), table)
     if report.attention:
         show_attention(console, report)
     for reason in dict.fromkeys(report.left_out.values()):

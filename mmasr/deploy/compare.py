@@ -5,10 +5,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from rich.table import Table
 from torch import nn
 
 from ..core.by_class import by_class
 from ..core.merge import Merging
+from ..errors import printable
 
 #: Pixels of an image, a multiple of every stride in use and what a fixed-size classifier takes, and deviation of its noise.
 NOISE = (224, 1.0)
@@ -70,19 +72,14 @@ def _outputs(model: nn.Module, size: int, deviation: float) -> dict[str, torch.T
     model.eval()
     torch.default_generator.manual_seed(0)  # of a network with noise in it, which it draws
     generator = torch.Generator().manual_seed(0)
-    channels = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
-    inputs = deviation * torch.randn(2, channels, size, size, generator=generator)
+    inputs = deviation * torch.randn(2, input_channels(model), size, size, generator=generator)
     if not is_detector(model):
         return dict(tensors('output', model(inputs, mode='tensor')))
 
     from mmdet.models.roi_heads import CascadeRoIHead, SparseRoIHead, StandardRoIHead
-    from mmdet.structures import DetDataSample
     from mmengine.structures import InstanceData
 
-    shape = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'), (size, size))
-    samples = [DetDataSample(metainfo={**shape, 'scale_factor': (1.0, 1.0)}) for _ in inputs]
-    for sample in samples:  # some heads look at the ground truth, if only to count it
-        sample.gt_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
+    samples = data_samples(inputs)
     roi_head = getattr(model, 'roi_head', None)
     if not isinstance(roi_head, CascadeRoIHead | StandardRoIHead) or isinstance(roi_head, SparseRoIHead):
         return dict(tensors('output', model(inputs, samples, mode='tensor')))
@@ -93,6 +90,30 @@ def _outputs(model: nn.Module, size: int, deviation: float) -> dict[str, torch.T
     if model.with_rpn:
         outputs['rpn_head'] = model.rpn_head(features)
     return dict(tensors('', outputs))
+
+
+def input_channels(model: nn.Module) -> int:
+    """How many channels the images of a network have."""
+    return next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+
+
+def data_samples(inputs: torch.Tensor) -> list:
+    """What MMDetection is told of images: as large as they are, and nothing on them.
+
+    Args:
+        inputs (Tensor): (N, C, H, W).
+
+    Returns:
+        list[DetDataSample]: N of them.
+    """
+    from mmdet.structures import DetDataSample
+    from mmengine.structures import InstanceData
+
+    shape = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'), tuple(map(int, inputs.shape[2:])))
+    samples = [DetDataSample(metainfo={**shape, 'scale_factor': (1.0, 1.0)}) for _ in inputs]
+    for sample in samples:  # some heads look at the ground truth, if only to count it
+        sample.gt_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
+    return samples
 
 
 def is_detector(model: nn.Module) -> bool:
@@ -133,3 +154,19 @@ def compare(expected: dict[str, torch.Tensor], actual: dict[str, torch.Tensor]) 
         largest = reference.abs().max().item()
         differences.append(Difference(name, absolute, absolute / largest if largest else absolute))
     return differences
+
+
+def differences_table(differences: Sequence[Difference], bound: float) -> Table:
+    """The table of how far two networks are apart, output by output.
+
+    Args:
+        differences (Sequence[Difference]): What was found.
+        bound (float): What was allowed, relative to the largest value of an output.
+
+    Returns:
+        Table: To be printed.
+    """
+    table = Table('output', 'largest difference', f'relative (bound {bound:.0e})')
+    for difference in differences:
+        table.add_row(printable(difference.output), f'{difference.absolute:.1e}', f'{difference.relative:.1e}')
+    return table

@@ -1,0 +1,59 @@
+"""Write a deployed network as ONNX and check it with ONNX Runtime: tools/export.py epoch_12_deploy.pth"""
+
+import argparse
+
+from rich.console import Console
+
+from mmasr.deploy.compare import differences_table
+from mmasr.deploy.export import OPSET, Export, export
+from mmasr.errors import exit_on_input_error, printable
+from mmasr.openmmlab.arguments import add_output
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('checkpoint', help='what tools/reparam.py wrote, or another checkpoint without a training form in it')
+    parser.add_argument('--config', help='its config (default: the one in the checkpoint, read as data)')
+    add_output(parser, 'PATH.onnx', 'the file to write (default: <name>.onnx beside the checkpoint)')
+    parser.add_argument(
+        '--trust-imports', action='store_true', help="import, and so run, any module that the checkpoint's own config asks for"
+    )
+    parser.add_argument(
+        '--size',
+        type=int,
+        nargs=2,
+        default=(224, 224),
+        metavar=('HEIGHT', 'WIDTH'),
+        help='of images, in pixels, for a network that is made for one size (default: 224 224)',
+    )
+    return parser.parse_args()
+
+
+def show(report: Export) -> None:
+    """Print what was exported and how far the outputs are apart."""
+    console = Console(markup=False)
+    console.print(differences_table(report.differences, report.bound))
+    checked = ', '.join('x'.join(map(str, shape)) for shape in report.inputs)
+    channels, *size = report.inputs[0][1:]
+    axes = ['batch' if 'batch' in report.dynamic else 1, channels]
+    axes += ['height', 'width'] if 'height' in report.dynamic else size
+    lines = [
+        f'{report.network}, opset {OPSET}; ONNX Runtime and torch compared on {checked}',
+        f'input: {" x ".join(map(str, axes))}, {report.preprocessing}: this is not in the graph',
+    ]
+    if report.fixed:
+        lines.append(f'what is a number there is fixed: {report.fixed}')
+    if report.left_out:
+        lines.append(f'left out: {report.left_out}; for whole detectors there is MMDeploy, see docs/deploy.md')
+    lines.append(f'{report.seconds:.1f} s; wrote {report.path}, {report.bytes / 2**20:.1f} MiB')
+    for line in lines:
+        console.print(printable(line), soft_wrap=True)
+
+
+def main() -> None:
+    args = parse_args()
+    show(export(args.checkpoint, args.config, args.out, args.force, args.trust_imports, args.size))
+
+
+if __name__ == '__main__':
+    exit_on_input_error(main)
