@@ -80,8 +80,8 @@ def export(
 
     The input is called ``input``, normalized images (N, C, H, W) in float32. Outputs are the ``logits`` of a classifier or
     segmentor; of a one-stage detector what its head puts out before boxes are decoded, such as ``cls_score_0`` and
-    ``bbox_pred_0``, one for each level; of a two-stage one ``features_0`` and so on of its neck, ``rpn_cls_score_0`` and so on of
-    its RPN.
+    ``bbox_pred_0``, one for each level; of a two-stage one ``features_0`` and so on of its neck and ``rpn_cls_score_0`` and so
+    on of its RPN.
 
     Args:
         checkpoint (str | Path): A deployed checkpoint, or weights.

@@ -1,0 +1,315 @@
+"""From a deployed checkpoint to ONNX; and what torch.export makes of networks, deployed and in training form."""
+
+import copy
+import functools
+import inspect
+import sys
+from collections import Counter
+
+import pytest
+import torch
+from helpers import SHAPES_CONFIG, Touch, classifier, run_tool, save_network
+from mmdet.models import ResNet
+from mmengine.config import Config
+from torch import nn
+
+import mmasr
+from mmasr.deploy import export as exporting
+from mmasr.deploy.export import export
+from mmasr.deploy.reparameterize import reparameterize
+from mmasr.errors import InputError
+
+onnx = pytest.importorskip('onnx')
+onnxruntime = pytest.importorskip('onnxruntime')
+
+ASR = {'attention': {'type': 'SE'}}
+RESNET = {'type': 'mmdet.ResNet', 'depth': 18, 'base_channels': 8, 'norm_eval': False}
+
+
+def resnet(**training):
+    """The config of a narrow ResNet, as it trains: with ``asr`` or ``convs``."""
+    return {**RESNET, **training, 'type': 'mmasr.ASRResNet'} if training else RESNET
+
+
+def classifying(**training):
+    return classifier({**resnet(**training), 'out_indices': (3,)}, 64)
+
+
+def one_stage(**training):
+    """A narrow RetinaNet."""
+    head = {
+        **{'type': 'RetinaHead', 'num_classes': 3, 'in_channels': 16, 'feat_channels': 16, 'stacked_convs': 1},
+        'anchor_generator': {'type': 'AnchorGenerator', 'scales': [4], 'ratios': [1.0], 'strides': [8, 16, 32]},
+    }
+    neck = {'type': 'FPN', 'in_channels': [8, 16, 32, 64], 'start_level': 1, 'out_channels': 16, 'num_outs': 3}
+    preprocessor = {'type': 'DetDataPreprocessor', 'mean': [1.0, 2.0, 3.0], 'std': [4.0, 5.0, 6.5], 'pad_size_divisor': 32}
+    model = {
+        'type': 'RetinaNet',
+        'data_preprocessor': preprocessor,
+        'backbone': resnet(**training),
+        'neck': neck,
+        'bbox_head': head,
+    }
+    return Config({'model': model, 'default_scope': 'mmdet', 'custom_imports': {'imports': ['mmasr']}})
+
+
+def two_stage(**training):
+    """A narrow Mask R-CNN."""
+    config = Config.fromfile(SHAPES_CONFIG)
+    config.model.backbone = resnet(**training)
+    config.model.neck.in_channels = [8, 16, 32, 64]
+    return Config({key: config[key] for key in ('model', 'default_scope', 'custom_imports')})
+
+
+def trained(network):
+    """Give what folding could get wrong values of its own."""
+    for module in network.modules():
+        if isinstance(module, mmasr.ASR):
+            nn.init.normal_(module.psi)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    network.eval()
+    return network
+
+
+def deployed(folder, config):
+    """The checkpoint that deploying a trained network of a config leaves, and that network."""
+    network = save_network(folder / 'a.pth', config, trained)
+    return reparameterize(folder / 'a.pth').checkpoint, network
+
+
+def run(path, images):
+    """What ONNX Runtime makes of images, by name."""
+    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, map(torch.from_numpy, session.run(None, {'input': images.numpy()})), strict=True))
+
+
+def flat(value):
+    """The tensors of nested tuples, in their order."""
+    return [value] if isinstance(value, torch.Tensor) else [tensor for item in value for tensor in flat(item)]
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in folder.iterdir()}
+
+
+LEVELS = [f'{name}_{level}' for name in ('cls_score', 'bbox_pred') for level in range(5)]
+NETWORKS = {
+    'classifier': (classifying, lambda model, x: model(x, mode='tensor'), ['logits']),
+    'one-stage': (
+        one_stage,
+        lambda model, x: model.bbox_head(model.extract_feat(x)),
+        [f'{name}_{level}' for name in ('cls_score', 'bbox_pred') for level in range(3)],
+    ),
+    'two-stage': (
+        two_stage,
+        lambda model, x: (features := model.extract_feat(x), model.rpn_head(features)),
+        [*(f'features_{level}' for level in range(5)), *(f'rpn_{name}' for name in LEVELS)],
+    ),
+}
+
+
+@pytest.mark.parametrize('kind', NETWORKS)
+def test_the_file_computes_what_was_trained_for_images_of_any_number_and_size(tmp_path, kind):
+    config, part, names = NETWORKS[kind]
+    checkpoint, network = deployed(tmp_path, config(asr=ASR))
+    report = export(checkpoint)
+    assert report.path == tmp_path / 'a_deploy.onnx'
+    assert report.dynamic == ('batch', 'height', 'width')
+    assert report.fixed is None
+    assert list(report.outputs) == names == [difference.output for difference in report.differences]
+    assert 0 < max(difference.relative for difference in report.differences) <= 1e-4
+    for shape in [(4, 3, 96, 128), (1, 3, 71, 65)]:  # none of those it was checked on
+        images = torch.randn(shape)
+        with torch.no_grad():
+            expected = flat(part(network, images))
+        found = run(report.path, images)
+        assert list(found) == names
+        for tensor, value in zip(expected, found.values(), strict=True):
+            assert (tensor - value).abs().max() <= 1e-4 * tensor.abs().max()
+
+
+def operators(path):
+    return Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'training'),
+    [
+        *((kind, {'asr': ASR}) for kind in NETWORKS),
+        ('classifier', {'convs': {'type': 'OREPA'}, 'asr': ASR}),
+        ('classifier', {'convs': {'type': 'DBB'}}),
+        ('two-stage', {'convs': {'type': 'ACNet'}}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else '+'.join(value),
+)
+def test_the_graph_has_the_operators_of_the_plain_network(tmp_path, kind, training):
+    config = NETWORKS[kind][0]
+    save_network(tmp_path / 'plain.pth', config(), trained)
+    plain = export(tmp_path / 'plain.pth')
+    counted = operators(export(deployed(tmp_path, config(**training))[0]).path)
+    assert counted == operators(plain.path)
+    assert counted['Conv'] >= 20
+    assert counted['BatchNormalization'] == 0  # folded into the convolutions by the exporter, in both
+
+
+@pytest.mark.parametrize('branch', ['pssa', 'sa', 'involution'])
+def test_an_xvolution_is_exported_as_the_layer_it_became(tmp_path, branch):
+    checkpoint, network = deployed(tmp_path, classifying(convs={'type': 'XVolution', 'branch': branch}))
+    report = export(checkpoint)
+    assert report.dynamic == ('batch', 'height', 'width')
+    images = torch.randn(2, 3, 90, 70)
+    with torch.no_grad():
+        expected = network(images, mode='tensor')
+    assert (run(report.path, images)['logits'] - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+def test_the_tool_says_what_it_compared_what_the_input_needs_and_what_is_left_out(tmp_path):
+    checkpoint, _ = deployed(tmp_path, two_stage(asr=ASR))
+    result = run_tool('export.py', checkpoint.name, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ''
+    printed = result.stdout
+    assert 'relative (bound 1e-04)' in printed
+    assert '│ rpn_bbox_pred_4 │' in printed
+    assert 'MaskRCNN, opset 17; ONNX Runtime and torch compared on 2x3x224x224, 1x3x160x288, 3x3x250x203' in printed
+    assert (
+        'input: batch x 3 x height x width, channels in the order RGB, minus [123.675, 116.28, 103.53], divided by' in printed
+    )
+    assert 'left out: the RoI heads, ' in printed
+    assert 'MMDeploy' in printed
+    assert 'wrote a_deploy.onnx, ' in printed
+    onnx.checker.check_model(tmp_path / 'a_deploy.onnx')
+
+
+def test_the_preprocessing_is_what_the_data_preprocessor_does(tmp_path):
+    save_network(tmp_path / 'a.pth', one_stage())
+    preprocessing = export(tmp_path / 'a.pth').preprocessing
+    assert preprocessing == 'channels in the order BGR, minus [1.0, 2.0, 3.0], divided by [4.0, 5.0, 6.5], float32'
+
+
+VIT = {'embed_dims': 8, 'num_layers': 1, 'num_heads': 2, 'feedforward_channels': 8}
+
+
+def test_a_network_of_one_size_is_exported_for_that(tmp_path):
+    backbone = {'type': 'mmpretrain.VisionTransformer', 'arch': VIT, 'img_size': 48, 'patch_size': 16}
+    config = classifier(backbone, 8, neck=False)
+    config.model.head.type = 'VisionTransformerClsHead'
+    save_network(tmp_path / 'a.pth', config)
+    report = export(tmp_path / 'a.pth', size=(48, 64))
+    assert report.dynamic == ('batch',)
+    assert 'ONNX Runtime computes something else than torch' in report.fixed  # where positions are interpolated
+    assert report.inputs == [(2, 3, 48, 64), (1, 3, 48, 64), (3, 3, 48, 64)]
+    assert run(report.path, torch.randn(5, 3, 48, 64))['logits'].shape == (5, 10)
+
+
+def refused(folder, message, *args, **options):
+    """Check that something is not exported: that is said in one line, and no file of the folder changes."""
+    before = files(folder)
+    with pytest.raises(InputError, match=message) as caught:
+        export(*args, **options)
+    assert '\n' not in str(caught.value)
+    assert files(folder) == before
+
+
+@pytest.mark.parametrize('training', [{'asr': ASR}, {'convs': {'type': 'DBB'}}], ids=['ASR', 'branches'])
+def test_a_training_form_is_refused(tmp_path, training):
+    save_network(tmp_path / 'a.pth', classifying(**training), trained)
+    refused(tmp_path, 'a.pth is a training form, .* run tools/reparam.py .*a.pth first', tmp_path / 'a.pth')
+
+
+@pytest.fixture
+def plain(tmp_path):
+    """The checkpoint of a stock network."""
+    save_network(tmp_path / 'a.pth', classifying(), trained)
+    return tmp_path / 'a.pth'
+
+
+def test_a_graph_that_differs_is_refused(plain, tmp_path, monkeypatch):
+    (tmp_path / 'a.onnx').write_text('old')
+    torch_export = torch.onnx.export
+
+    @functools.wraps(torch_export)
+    def other(graph, *args, **options):
+        graph = copy.deepcopy(graph)
+        graph.model.head.fc.bias.data += 0.01
+        torch_export(graph, *args, **options)
+
+    monkeypatch.setattr(torch.onnx, 'export', other)
+    refused(
+        tmp_path,
+        'ONNX Runtime computes something else than torch: logits differs by .*, more than 1e-04; nothing was written',
+        *(plain, None, None, True),
+    )
+
+
+def test_what_is_there_is_replaced_only_if_asked_for(plain, tmp_path, refusal):
+    (tmp_path / 'a.onnx').write_text('old')
+    assert 'a.onnx is there already; pass --force' in refusal('export.py', plain, cwd=tmp_path)
+    assert (tmp_path / 'a.onnx').read_text() == 'old'
+    assert run(export(plain, force=True).path, torch.randn(1, 3, 64, 64))['logits'].shape == (1, 10)
+
+
+def test_an_operator_that_onnx_does_not_have_is_refused(tmp_path):
+    deformable = {'depth': 50, 'out_indices': (3,), 'dcn': {'type': 'DCN'}, 'stage_with_dcn': (False, False, False, True)}
+    save_network(tmp_path / 'a.pth', classifier({**RESNET, **deformable}, 256))
+    refused(tmp_path, 'exporting it failed: .*DeformConv2d.*; nothing was written', tmp_path / 'a.pth')
+
+
+def test_weights_that_no_onnx_file_holds_are_refused(plain, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, '_MOST_BYTES', 1000)
+    refused(tmp_path, 'its weights take .* GiB in float32, and an ONNX file holds up to 2 GiB', plain)
+
+
+def test_another_name_is_refused(plain, tmp_path):
+    refused(tmp_path, r'must be named \*\.onnx', plain, None, tmp_path / 'a.pb')
+
+
+@pytest.mark.parametrize('package', ['onnx', 'onnxruntime'])
+def test_without_its_packages_the_tool_says_what_to_install(plain, tmp_path, refusal, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    assert "exporting needs onnx and onnxruntime: pip install 'mmasr[export]'" in refusal('export.py', plain, cwd=tmp_path)
+
+
+def test_nothing_of_a_checkpoint_is_run(plain, tmp_path):
+    checkpoint = torch.load(plain)
+    ran = tmp_path / 'ran'
+    torch.save({**checkpoint, 'meta': {'cfg': f'open({str(ran)!r}, "w")'}}, tmp_path / 'b.pth')
+    refused(tmp_path, "the embedded config (is not|can't be) used", tmp_path / 'b.pth')
+    torch.save({**checkpoint, 'more': Touch(ran)}, tmp_path / 'c.pth')
+    refused(tmp_path, 'refused, since loading it would use', tmp_path / 'c.pth')
+    config = tmp_path / 'own.py'
+    classifying().dump(config)
+    torch.save(checkpoint['state_dict'], tmp_path / 'd.pth')
+    refused(tmp_path, 'has no config in it', tmp_path / 'd.pth')
+    assert export(tmp_path / 'd.pth', config).path == tmp_path / 'd.onnx'
+    assert not ran.exists()
+
+
+#: Before torch 2.2 every export is strict.
+CAN_BE_LAX = 'strict' in inspect.signature(torch.export.export).parameters
+
+
+@pytest.mark.parametrize('strict', [True, False], ids=['strict', 'not strict'])
+@pytest.mark.parametrize('form', ['training', 'deployed'])
+@pytest.mark.parametrize('kind', ['SE', 'OREPA', 'XVolution'])
+def test_torch_export(kind, form, strict):
+    """The exported program computes what the network does, from its parameters as they are then."""
+    if not (strict or CAN_BE_LAX):
+        pytest.skip('this torch.export has no such mode')
+    network = ResNet(18, base_channels=8, num_stages=1, strides=(1,), dilations=(1,), out_indices=(0,), norm_eval=False)
+    mmasr.attach(network, {'type': kind}, sites=['layer1.0.conv2'] if kind == 'XVolution' else None)
+    trained(network)
+    if form == 'deployed':
+        mmasr.fold(network)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        network(images)  # a host keeps what it has computed
+        program = torch.export.export(network, (images,), **({'strict': strict} if CAN_BE_LAX else {}))
+        for _ in range(2):
+            for expected, found in zip(network(images), program.module()(images), strict=True):
+                assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+            for parameter in network.parameters():
+                parameter.add_(0.01 * torch.randn_like(parameter))
