@@ -100,7 +100,7 @@ def test_it_trains_evaluates_and_deploys_where_there_is_no_checkout(installed, t
 
 def test_the_command_says_what_there_is(installed, tmp_path):
     printed = run(installed, '--help', cwd=tmp_path)
-    for tool in ('train', 'test', 'reparam', 'stripes', 'convert', 'benchmark', 'sweep', 'shapes', 'digits'):
+    for tool in ('train', 'test', 'reparam', 'export', 'stripes', 'convert', 'benchmark', 'sweep', 'shapes', 'digits'):
         assert f'  {tool} ' in printed
     assert run(installed, '--version', cwd=tmp_path) == f'mmasr {mmasr.__version__}\n'
 

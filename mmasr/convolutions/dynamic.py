@@ -203,7 +203,8 @@ class Involution(_Values):
     def weights(self, x: torch.Tensor) -> torch.Tensor:
         """See :meth:`_Values.weights`."""
         if self.stride != (1, 1):
-            x = avg_pool2d(x, self.stride, ceil_mode=True)
+            # Nothing is padded, but ONNX Runtime 1.23 counts what is beyond the border unless told not to.
+            x = avg_pool2d(x, self.stride, ceil_mode=True, count_include_pad=False)
         return self.span(self.reduce(x)).unflatten(1, (self.heads, -1))
 
     def values(self) -> torch.Tensor:

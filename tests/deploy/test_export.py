@@ -12,6 +12,7 @@ from helpers import SHAPES_CONFIG, Touch, classifier, run_tool, save_network
 from mmdet.models import ResNet
 from mmengine.config import Config
 from torch import nn
+from versions import FULL_GRAPH
 
 import mmasr
 from mmasr.deploy import export as exporting
@@ -174,7 +175,7 @@ def test_the_tool_says_what_it_compared_what_the_input_needs_and_what_is_left_ou
     printed = result.stdout
     assert 'relative (bound 1e-04)' in printed
     assert '│ rpn_bbox_pred_4 │' in printed
-    assert 'MaskRCNN, opset 17; ONNX Runtime and torch compared on 2x3x224x224, 1x3x160x288, 3x3x250x203' in printed
+    assert 'MaskRCNN, opset 17; ONNX Runtime and torch compared on 2x3x224x224, 1x3x160x288, 3x3x257x193' in printed
     assert (
         'input: batch x 3 x height x width, channels in the order RGB, minus [123.675, 116.28, 103.53], divided by' in printed
     )
@@ -288,7 +289,7 @@ def test_nothing_of_a_checkpoint_is_run(plain, tmp_path):
     assert not ran.exists()
 
 
-#: Before torch 2.2 every export is strict.
+#: The first versions export in one way only.
 CAN_BE_LAX = 'strict' in inspect.signature(torch.export.export).parameters
 
 
@@ -298,7 +299,9 @@ CAN_BE_LAX = 'strict' in inspect.signature(torch.export.export).parameters
 def test_torch_export(kind, form, strict):
     """The exported program computes what the network does, from its parameters as they are then."""
     if not (strict or CAN_BE_LAX):
-        pytest.skip('this torch.export has no such mode')
+        pytest.skip('this torch.export is always strict')
+    if strict and form == 'training' and kind != 'XVolution' and not FULL_GRAPH:
+        pytest.skip('this torch.export can not follow a host')
     network = ResNet(18, base_channels=8, num_stages=1, strides=(1,), dilations=(1,), out_indices=(0,), norm_eval=False)
     mmasr.attach(network, {'type': kind}, sites=['layer1.0.conv2'] if kind == 'XVolution' else None)
     trained(network)

@@ -70,6 +70,7 @@ def test_a_tool_exits_with_one_and_without_a_traceback(tmp_path):
         ('test.py', [SHAPES_CONFIG, 'none.pth'], 'none.pth: No such file or directory'),
         ('test.py', [SHAPES_CONFIG, 'none.pth', '--out', 'x.json'], 'name it *.pkl'),
         ('reparam.py', ['none.pth'], 'none.pth: No such file or directory'),
+        ('export.py', ['none.pth'], 'none.pth: No such file or directory'),
     ],
 )
 def test_bad_arguments_are_one_line(tmp_path, refusal, monkeypatch, tool, args, message):
