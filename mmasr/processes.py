@@ -21,5 +21,5 @@ def join_processes(device: str | torch.device) -> tuple[int, torch.device]:
     if device.type == 'cuda':
         device = torch.device('cuda', int(os.environ['LOCAL_RANK']))
         torch.cuda.set_device(device)
-    torch.distributed.init_process_group()
+    torch.distributed.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
     return torch.distributed.get_rank(), device

@@ -12,7 +12,7 @@ def torchrun(monkeypatch):
     calls = []
     for key, value in {'RANK': 3, 'LOCAL_RANK': 1, 'WORLD_SIZE': 4}.items():
         monkeypatch.setenv(key, str(value))
-    monkeypatch.setattr('torch.distributed.init_process_group', lambda: calls.append('join'))
+    monkeypatch.setattr('torch.distributed.init_process_group', lambda backend: calls.append(backend))
     monkeypatch.setattr('torch.distributed.get_rank', lambda: 3)
     monkeypatch.setattr('torch.cuda.set_device', lambda device: calls.append(device))
     return calls
@@ -29,9 +29,9 @@ def test_a_single_process_stays_alone(device, monkeypatch):
 def test_a_process_of_torchrun_takes_its_own_gpu_before_it_joins(device, torchrun):
     own = torch.device('cuda:1')
     assert join_processes(device) == (3, own)
-    assert torchrun == [own, 'join']
+    assert torchrun == [own, 'nccl']
 
 
 def test_a_process_of_torchrun_on_the_processor_touches_no_gpu(torchrun):
     assert join_processes('cpu') == (3, torch.device('cpu'))
-    assert torchrun == ['join']
+    assert torchrun == ['gloo']

@@ -14,6 +14,7 @@ from .merge import Merging, is_merging
 from .scaling import output_channels
 from .surgery import replace
 from .together import compute_together
+from .versions import MINDS_HOOKS
 from .watch import watch
 
 #: Convolutions that train with branches, by the name that a config has for them. One of one's own is added with
@@ -132,6 +133,10 @@ def _check(modules: dict[str, nn.Module], kind: type[Merging] | type[Computed], 
     if 'forward' in vars(layer):  # it would hide a host's, and be gone with a convolution that is replaced
         raise ValueError(f'{name} ({type(layer).__name__}) has another forward than its class; undo that, or do it afterwards')
     kind.check(name, layer)
+    if not MINDS_HOOKS and issubclass(kind, Computed):
+        encoders = [module for module in modules.values() if isinstance(module, nn.TransformerEncoderLayer)]
+        if any(layer in encoder.modules() for encoder in encoders):
+            raise ValueError(f'{name} is in an nn.TransformerEncoderLayer, whose fused path leaves it out before torch 2.5')
     around = next((outer for outer in modules if name.startswith(f'{outer}.') and is_merging(modules[outer])), None)
     if around and issubclass(kind, Merging):
         raise ValueError(f'{name} is in {around} ({type(modules[around]).__name__}), whose branches merge by themselves')

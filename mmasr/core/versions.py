@@ -21,9 +21,10 @@ try:
 except ImportError:  # before 2.3
     unfused_attention = partial(torch.backends.cuda.sdp_kernel, enable_flash=False, enable_mem_efficient=False)
 
-__all__ = ['SEES_THE_PASS', 'GradScaler', 'is_compiling', 'unfused_attention']
+__all__ = ['MINDS_HOOKS', 'SEES_THE_PASS', 'GradScaler', 'is_compiling', 'unfused_attention']
 
-#: Whether torch tells what a forward pass is part of: autograd's hooks on saved tensors, and the levels of torch.func.
-SEES_THE_PASS = hasattr(torch._C._autograd, '_top_saved_tensors_default_hooks') and hasattr(
-    torch._C._functorch, 'maybe_current_level'
-)
+#: Whether torch tells which hooks of autograd on saved tensors a forward pass runs under.
+SEES_THE_PASS = torch.__version__ >= (2, 6)
+
+#: Whether ``nn.TransformerEncoderLayer`` calls its layers where one has a hook; before, its fused path reads their parameters.
+MINDS_HOOKS = torch.__version__ >= (2, 5)

@@ -2,15 +2,17 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.table import Table
 from torch import nn
 
 from ..core.by_class import by_class
 from ..core.merge import Merging
 from ..errors import printable
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 #: Pixels of an image, a multiple of every stride in use and what a fixed-size classifier takes, and deviation of its noise.
 NOISE = (224, 1.0)
@@ -156,7 +158,7 @@ def compare(expected: dict[str, torch.Tensor], actual: dict[str, torch.Tensor]) 
     return differences
 
 
-def differences_table(differences: Sequence[Difference], bound: float) -> Table:
+def differences_table(differences: Sequence[Difference], bound: float) -> 'Table':
     """The table of how far two networks are apart, output by output.
 
     Args:
@@ -166,6 +168,8 @@ def differences_table(differences: Sequence[Difference], bound: float) -> Table:
     Returns:
         Table: To be printed.
     """
+    from rich.table import Table  # the rest of this room does without
+
     table = Table('output', 'largest difference', f'relative (bound {bound:.0e})')
     for difference in differences:
         table.add_row(printable(difference.output), f'{difference.absolute:.1e}', f'{difference.relative:.1e}')

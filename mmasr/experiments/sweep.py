@@ -5,7 +5,8 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
@@ -99,10 +100,14 @@ def sweep(
     if jobs == 1:
         yield from itertools.starmap(_train, trainings)
         return
-    threads = max(1, torch.get_num_threads() // jobs)
-    options = {'initializer': torch.set_num_threads, 'initargs': (threads,), 'max_tasks_per_child': 1}
-    with ProcessPoolExecutor(jobs, get_context('spawn'), **options) as pool:
-        yield from pool.map(_train, *zip(*trainings, strict=True))
+    with ThreadPoolExecutor(jobs) as pool:
+        yield from pool.map(partial(_train_apart, max(1, torch.get_num_threads() // jobs)), trainings)
+
+
+def _train_apart(threads: int, training: tuple) -> Run:
+    """Run a training in a process of its own."""
+    with ProcessPoolExecutor(1, get_context('spawn'), torch.set_num_threads, (threads,)) as process:
+        return process.submit(_train, *training).result()
 
 
 def _train(name: str, setting: str, config: Config, seed: int, folder: Path) -> Run:

@@ -216,7 +216,7 @@ def test_initial_values_of_the_identity():
 def test_with_synchronized_normalizations_it_has_the_same_names_and_merges_as_well(kind):
     network = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8))
     network = randomize(mmasr.attach(network, {'type': kind})).eval()
-    synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(network))
+    synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(network)).eval()
     assert synchronized.state_dict().keys() == network.state_dict().keys()
     x = torch.randn(2, 4, 6, 6)
     with torch.no_grad():

@@ -25,7 +25,7 @@ from mmasr.experiments.benchmark.steps import inference, training_step
 from mmasr.experiments.benchmark.tables import tables
 from mmasr.experiments.benchmark.timing import ratio, time_in_turns
 from mmasr.experiments.benchmark.variants import variants
-from mmasr.experiments.benchmark.workload import images
+from mmasr.experiments.benchmark.workload import Workload, images
 
 X = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -39,7 +39,8 @@ def linear(outputs: int, *more: nn.Module) -> nn.Module:
 @pytest.mark.parametrize(('sigmoids', 'outputs'), [(0, 1), (1, 1), (2, 2)])
 def test_saved_for_backward_counts_what_autograd_keeps(sigmoids, outputs):
     model = linear(8, *(nn.Sigmoid() for _ in range(sigmoids)))
-    assert saved_for_backward(model, images(X)) == X.nbytes + outputs * 4 * 8 * 4
+    workload = Workload(X, model, lambda model: model(X).square().sum())
+    assert saved_for_backward(model, workload) == X.nbytes + outputs * 4 * 8 * 4
 
 
 def test_everything_runs_in_every_round():
