@@ -67,7 +67,7 @@ def compute_together(network: nn.Module) -> None:
     A pass ends with the network's forward, an error in it included. Of one that the process itself is interrupted in
     (``KeyboardInterrupt``) the tensors are left to parts of the network that are trained alone, until it runs again.
 
-    Before torch 2.6, which can't tell what a pass runs under, every host always computes its own.
+    Before torch 2.8, which can't tell what a pass runs under, every host always computes its own.
 
     Args:
         network (nn.Module): The network; its hosts are looked for whenever it runs.

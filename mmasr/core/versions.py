@@ -24,7 +24,7 @@ except ImportError:  # before 2.3
 __all__ = ['MINDS_HOOKS', 'SEES_THE_PASS', 'GradScaler', 'is_compiling', 'unfused_attention']
 
 #: Whether torch tells which hooks of autograd on saved tensors a forward pass runs under.
-SEES_THE_PASS = torch.__version__ >= (2, 6)
+SEES_THE_PASS = torch.__version__ >= (2, 8)
 
 #: Whether ``nn.TransformerEncoderLayer`` calls its layers where one has a hook; before, its fused path reads their parameters.
 MINDS_HOOKS = torch.__version__ >= (2, 5)

@@ -23,7 +23,7 @@ from mmasr.core.host import going_on
 from mmasr.core.together import compute_apart
 from mmasr.core.versions import SEES_THE_PASS
 
-computes_together = pytest.mark.skipif(not SEES_THE_PASS, reason='before torch 2.6 every host computes its own')
+computes_together = pytest.mark.skipif(not SEES_THE_PASS, reason='before torch 2.8 every host computes its own')
 
 X = torch.randn(2, 3, 16, 16, dtype=torch.double)
 
