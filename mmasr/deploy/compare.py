@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 NOISE = (224, 1.0)
 #: The same for a network with kernels that depend on the input.
 NOISES = (NOISE, (160, 0.5), (288, 2.0))
+#: Classes of stems that lay out pixels as channels before their convolution -> how many pixels.
+_PIXELS_AS_CHANNELS = {'mmdet.Focus': 4}
 
 #: Largest difference allowed, relative to the largest value of an output, by the coarsest type of the weights. Half
 #: precision rounds every folded product again, by up to eps / 2 (5e-4 and 4e-3); its bounds are ten times that, about ten
@@ -96,7 +98,12 @@ def _outputs(model: nn.Module, size: int, deviation: float) -> dict[str, torch.T
 
 def input_channels(model: nn.Module) -> int:
     """How many channels the images of a network have."""
-    return next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+    pixels = 1
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels // pixels
+        pixels = by_class(_PIXELS_AS_CHANNELS, module) or pixels
+    raise ValueError('it has no convolution, so it is not known what images it takes')
 
 
 def data_samples(inputs: torch.Tensor) -> list:

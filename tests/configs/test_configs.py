@@ -12,6 +12,7 @@ from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from sklearn.datasets import load_digits
+from test_detectors import DETECTORS
 from torch import nn
 
 import mmasr
@@ -43,12 +44,12 @@ CONVOLUTIONS = {
 
 def test_table_5_is_complete():
     assert len(CONFIGS) == len(TABLE_5)
-    assert {path.stem for path in PATHS} == {path.stem for path in CONFIGS} | set(CONVOLUTIONS)
+    assert {path.stem for path in PATHS} == {path.stem for path in CONFIGS} | set(CONVOLUTIONS) | set(DETECTORS)
 
 
 def test_the_page_lists_them():
     readme = (ROOT / 'configs/README.md').read_text()
-    assert set(re.findall(r'\[`?(\w+_r\d\w+\.py)`?\]\(\1\)', readme)) == {path.name for path in PATHS}
+    assert set(re.findall(r'\[`?(\w+\.py)`?\]\(\1\)', readme)) == {path.name for path in PATHS}
 
 
 @each_config

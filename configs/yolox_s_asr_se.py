@@ -1,0 +1,12 @@
+# MMDetection's YOLOX starts from scratch; init_identity is for its trained weights, which load_from names.
+_base_ = 'mmdet::yolox/yolox_s_8xb8-300e_coco.py'
+
+custom_imports = dict(imports=['mmasr'])
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mmasr.ASRBackbone',
+        backbone=_base_.model.backbone,
+        asr=dict(attention=dict(type='SE'), init_identity=True),
+    )
+)
