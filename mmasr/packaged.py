@@ -3,9 +3,11 @@
 In a checkout these are links to its folders, in a wheel the files themselves.
 """
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
 
 CONFIGS = Path(__file__).parent / '.mim/configs'
 _of_mmengine = Config._get_cfg_path
@@ -23,3 +25,5 @@ def _get_cfg_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
 
 
 Config._get_cfg_path = staticmethod(_get_cfg_path)
+if find_spec('mmseg'):  # mmengine looks for mmsegmentation; the maintained line is installed under another name
+    MODULE2PACKAGE['mmseg'] = 'mmseg'

@@ -52,6 +52,7 @@ MODELS = OnDemandRegistry(
         'openmmlab.backbones.pretrain': (
             *('ASRVGG', 'ASRRepVGG', 'ASRShuffleNetV2', 'ASRShuffleNetV2CIFAR', 'ASRMobileNetV2', 'ASRVisionTransformer'),
         ),
+        'openmmlab.backbones.segmentation': ('ASRResNetV1c',),
         'openmmlab.networks.resnet_cifar': ('ResNetCIFAR',),
         'openmmlab.networks.mobilenet': ('MobileNet',),
         'openmmlab.networks.shufflenet_cifar': ('ShuffleNetV2CIFAR',),

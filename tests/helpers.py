@@ -19,13 +19,13 @@ ROOT = Path(__file__).parents[1]
 SHAPES_CONFIG = ROOT / 'configs/shapes/mask_rcnn_r18_asr_se.py'
 SE_CONFIG = ROOT / 'configs/shapes/mask_rcnn_r18_se.py'
 
-#: A small classifier; the folders train and val of the shapes stand for two classes.
+#: A small classifier; the folders maps, train and val of the shapes stand for three classes.
 CLASSIFIER = """
 _base_ = 'mmpretrain::_base_/default_runtime.py'
 custom_imports = dict(imports=['mmasr'])
 model = dict(
     type='ImageClassifier',
-    data_preprocessor=dict(num_classes=2, mean=[128] * 3, std=[64] * 3),
+    data_preprocessor=dict(num_classes=3, mean=[128] * 3, std=[64] * 3),
     backbone=dict(
         type='mmasr.ASRResNet',
         depth=18,
@@ -35,7 +35,7 @@ model = dict(
         asr=dict(attention=dict(type='SE')),
     ),
     neck=dict(type='GlobalAveragePooling'),
-    head=dict(type='LinearClsHead', num_classes=2, in_channels=64, loss=dict(type='CrossEntropyLoss'), topk=(1,)),
+    head=dict(type='LinearClsHead', num_classes=3, in_channels=64, loss=dict(type='CrossEntropyLoss'), topk=(1,)),
 )
 train_dataloader = dict(
     batch_size=4,

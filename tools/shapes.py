@@ -1,4 +1,4 @@
-"""Write the embedded default, a small instance segmentation set of generated shapes: tools/shapes.py data/shapes"""
+"""Write the embedded default, a small segmentation set of generated shapes: tools/shapes.py data/shapes"""
 
 import argparse
 

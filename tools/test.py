@@ -1,6 +1,7 @@
 """Evaluate a checkpoint: tools/test.py configs/mask_rcnn_r50_asr_se.py work_dirs/mask_rcnn_r50_asr_se/epoch_12.pth"""
 
 import argparse
+import os
 
 from mmengine.evaluator import DumpResults
 
@@ -30,7 +31,13 @@ def main() -> None:
     if args.show_dir:
         if 'visualization' not in config.get('default_hooks', {}):
             raise InputError(f'--show-dir needs default_hooks.visualization, which {args.config} does not have')
-        config.default_hooks.visualization.update(draw=True, test_out_dir=args.show_dir)
+        hook = config.default_hooks.visualization
+        hook.draw = True
+        if hook.type.endswith('SegVisualizationHook'):  # it draws where the visualizer writes, into vis_data of the work dir
+            for backend in config.visualizer.vis_backends:
+                backend.img_save_dir = os.path.join('..', args.show_dir)
+        else:
+            hook.test_out_dir = args.show_dir
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise InputError(f'--out {args.out}: the predictions are written as a pickle, so name it *.pkl')
     if '://' not in args.checkpoint:

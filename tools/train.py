@@ -1,4 +1,4 @@
-"""Train a detector or a classifier: tools/train.py configs/mask_rcnn_r50_asr_se.py"""
+"""Train a detector, a segmentor or a classifier: tools/train.py configs/mask_rcnn_r50_asr_se.py"""
 
 import argparse
 

@@ -7,7 +7,7 @@ from collections import OrderedDict
 
 import torch
 from torch import nn
-from torch.nn.functional import pad
+from torch.nn.functional import conv2d, pad
 from torch.nn.modules.utils import _pair
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -28,15 +28,15 @@ class _Branches(Merging):
         out_channels (int): Number of output channels.
         kernel_size (int | tuple[int, int]): k, odd.
         stride (int | tuple[int, int]): Stride. Default: 1.
-        padding (int | tuple[int, int]): k // 2, so that all branches see the same place. Default: 1.
-        dilation (int | tuple[int, int]): 1. Default: 1.
+        padding (int | tuple[int, int]): dilation · (k // 2), so that all branches see the same place. Default: 1.
+        dilation (int | tuple[int, int]): One for both directions, of all k x k windows, also of the average (ours). Default: 1.
         groups (int): Groups. Default: 1.
         init_identity (bool): Start as the plain convolution: the BatchNorm of the origin changes nothing, those of the others
             give 0. For networks with pretrained weights, in which BatchNorms are in eval mode or another one follows. Default:
             False.
 
     Raises:
-        ValueError: If the kernel is not odd and square, the padding is not half of it, or there is a dilation.
+        ValueError: If the kernel is not odd and square, the padding is another, or there are two dilations.
     """
 
     heir = 'origin.conv'
@@ -58,10 +58,12 @@ class _Branches(Merging):
         size, name = _pair(kernel_size), type(self).__name__
         if size[0] != size[1] or size[0] % 2 == 0:
             raise ValueError(f'{name} takes the place of a convolution with an odd square kernel, not one of {kernel_size}')
-        if _pair(padding) != (size[0] // 2,) * 2 or _pair(dilation) != (1, 1):
-            raise ValueError(f'{name} needs a padding of {size[0] // 2} and no dilation, not {padding} and {dilation}')
+        d = _pair(dilation)[0]
+        needed = d * (size[0] // 2)
+        if _pair(dilation) != (d, d) or _pair(padding) != (needed, needed):
+            raise ValueError(f'{name} needs one dilation, and with it a padding of {needed}, not {dilation} and {padding}')
         self.in_channels, self.out_channels, self.size, self.groups = in_channels, out_channels, size[0], groups
-        self.stride, self.padding, self.init_identity = _pair(stride), size[0] // 2, init_identity
+        self.stride, self.dilation, self.padding, self.init_identity = _pair(stride), d, needed, init_identity
         self.make()
         self.init_weights()
 
@@ -114,7 +116,7 @@ class _Branches(Merging):
         for branch in self.branches:
             w, b = fused(*self.kernel(branch), self.get_submodule(branch).norm)
             weight, bias = weight + w, bias + b
-        options = {'stride': self.stride, 'padding': self.padding, 'groups': self.groups}
+        options = {'stride': self.stride, 'padding': self.padding, 'dilation': self.dilation, 'groups': self.groups}
         conv = nn.Conv2d(self.in_channels, self.out_channels, self.size, **options).to(weight)
         conv.weight.copy_(weight)
         conv.bias.copy_(bias)
@@ -138,19 +140,19 @@ class DBB(_Branches):
         if self.size == 1:
             raise ValueError('DBB takes the place of a convolution with a kernel of 3 x 3 or more, not of 1 x 1')
         inputs, outputs, k, groups = self.in_channels, self.out_channels, self.size, self.groups
-        pool = {'kernel_size': k, 'stride': self.stride}
-        self.origin = chain(outputs, conv=self.conv(inputs, outputs, k, padding=self.padding, stride=self.stride))
+        window = {'stride': self.stride, 'dilation': self.dilation}
+        self.origin = chain(outputs, conv=self.conv(inputs, outputs, k, padding=self.padding, **window))
         if groups < outputs:
             self.branches = 'origin', 'point', 'deep', 'average'
             self.point = chain(outputs, conv=self.conv(inputs, outputs, 1, stride=self.stride))
             inner = _Inner(self.conv(inputs, outputs, 1), self.padding)
-            self.average = chain(outputs, inner=inner, pool=nn.AvgPool2d(**pool))
+            self.average = chain(outputs, inner=inner, pool=_Average(k, **window))
         else:
             self.branches = 'origin', 'deep', 'average'
-            self.average = chain(outputs, pool=nn.AvgPool2d(**pool, padding=self.padding))
+            self.average = chain(outputs, pool=_Average(k, **window, padding=self.padding))
         between = inputs if groups < outputs else 2 * inputs
         first = IdentityConv(inputs, groups) if between == inputs else self.conv(inputs, between, 1)
-        last = self.conv(between, outputs, k, stride=self.stride)
+        last = self.conv(between, outputs, k, **window)
         self.deep = chain(outputs, inner=_Inner(first, self.padding), conv=last)
 
     def kernel(self, branch: str) -> KernelAndBias:
@@ -158,7 +160,7 @@ class DBB(_Branches):
         if branch == 'origin':
             return self.origin.conv.weight, None
         if branch == 'point':
-            return pad(self.point.conv.weight, [self.padding] * 4), None
+            return pad(self.point.conv.weight, [self.size // 2] * 4), None
         inner = getattr(self.get_submodule(branch), 'inner', None)
         if branch == 'deep':
             first, bias = fused(
@@ -185,8 +187,8 @@ class OfflineOREPA(_Branches):
     def make(self) -> None:
         """Make the branches."""
         inputs, outputs, k, groups = self.in_channels, self.out_channels, self.size, self.groups
-        at_end = {'stride': self.stride}
-        self.origin = chain(outputs, conv=self.conv(inputs, outputs, k, padding=self.padding, **at_end))
+        at_end, window = {'stride': self.stride}, {'stride': self.stride, 'dilation': self.dilation}
+        self.origin = chain(outputs, conv=self.conv(inputs, outputs, k, padding=self.padding, **window))
         if k == 1:
             self.branches = 'origin', 'deep'
             between = min(inputs, outputs)
@@ -195,14 +197,13 @@ class OfflineOREPA(_Branches):
         self.branches = 'origin', 'deep', 'average', 'prior', 'point', 'separable'
         between = inputs * (2 if groups > 4 else 1)
         inner = IdentityConv(inputs, groups, between, self.padding)
-        self.deep = chain(outputs, inner=inner, conv=self.conv(between, outputs, k, **at_end))
+        self.deep = chain(outputs, inner=inner, conv=self.conv(between, outputs, k, **window))
         padded = {'padding': self.padding}  # a 1 x 1 convolution without bias keeps zeros
-        pool = nn.AvgPool2d(k, self.stride)
-        self.average = chain(outputs, inner=self.conv(inputs, outputs, 1, **padded), pool=pool)
-        fixed = nn.Conv2d(outputs, outputs, k, groups=outputs, bias=False, **at_end).requires_grad_(False)
+        self.average = chain(outputs, inner=self.conv(inputs, outputs, 1, **padded), pool=_Average(k, **window))
+        fixed = nn.Conv2d(outputs, outputs, k, groups=outputs, bias=False, **window).requires_grad_(False)
         self.prior = chain(outputs, inner=self.conv(inputs, outputs, 1, **padded), fixed=fixed)
         self.point = chain(outputs, conv=self.conv(inputs, outputs, 1, **at_end))
-        wide = nn.Conv2d(inputs, inputs * EXPANSION, k, groups=inputs, bias=False, **padded, **at_end)
+        wide = nn.Conv2d(inputs, inputs * EXPANSION, k, groups=inputs, bias=False, **padded, **window)
         self.separable = chain(outputs, inner=wide, conv=self.conv(inputs * EXPANSION, outputs, 1))
 
     @classmethod
@@ -223,7 +224,7 @@ class OfflineOREPA(_Branches):
         if branch == 'origin':
             return layers.conv.weight, None
         if branch == 'point':
-            return pad(layers.conv.weight, [self.padding] * 4), None
+            return pad(layers.conv.weight, [self.size // 2] * 4), None
         if branch == 'average':
             return (layers.inner.weight / self.size**2).expand_as(self.origin.conv.weight), None
         if branch == 'prior':
@@ -258,6 +259,21 @@ class IdentityConv(nn.Conv2d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map features (N, C, H, W)."""
         return self._conv_forward(x, self.kernel(), None)
+
+
+class _Average(nn.AvgPool2d):
+    """An average over a window whose pixels are ``dilation`` apart, which torch's has not."""
+
+    def __init__(self, size: int, stride: tuple[int, int], dilation: int, padding: int = 0) -> None:
+        super().__init__(size, stride, padding)
+        self.dilation = dilation
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.dilation == 1:
+            return super().forward(x)
+        channels, k = x.shape[1], self.kernel_size
+        kernel = x.new_full((1, 1, 1, 1), 1 / k**2).expand(channels, 1, k, k)
+        return conv2d(x, kernel, None, self.stride, self.padding, self.dilation, channels)
 
 
 class _Inner(nn.Module):

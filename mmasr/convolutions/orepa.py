@@ -28,6 +28,7 @@ NOT_BODY = {
         'mmpretrain': 'SELayer SplitAttentionConv2d',
         'segmentation_models_pytorch': 'SEModule SCSEModule',
         'ultralytics': 'DFL',
+        'mmseg': 'SELayer SplitAttentionConv2d',
     }.items()
     for name in names.split()
 }

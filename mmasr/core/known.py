@@ -70,6 +70,7 @@ NETWORKS = {
         'mmdet': 'ResNet MobileNetV2 EfficientNet CSPDarknet CSPNeXt',
         'mmpretrain': 'ResNet VGG RepVGG MobileNetV2 MobileNetV3 ShuffleNetV2 EfficientNet ConvNeXt CSPNet VisionTransformer '
         'BEiTViT ViTSAM',
+        'mmseg': 'ResNet MobileNetV2 MobileNetV3',
         'mmasr': 'MobileNet',
         'transformers': 'ResNetModel ResNetBackbone RTDetrResNetBackbone',
         'segmentation_models_pytorch': 'EfficientNetEncoder SENetEncoder',  # the others are torchvision's and timm's
@@ -104,6 +105,8 @@ BLOCKS: dict[str, Callable[[nn.Module], list[str] | None]] = {
     'mmpretrain.BasicBlock': _numbered,
     'mmpretrain.Bottleneck': _numbered,
     'mmpretrain.DarknetBottleneck': _last_norm,
+    'mmseg.BasicBlock': _numbered,
+    'mmseg.Bottleneck': _numbered,
     'transformers.ResNetBasicLayer': _first('layer.1.normalization'),
     'transformers.ResNetBottleNeckLayer': _first('layer.2.normalization'),
     'transformers.RTDetrResNetBasicLayer': _first('layer.1.normalization'),
@@ -128,6 +131,8 @@ BLOCKS: dict[str, Callable[[nn.Module], list[str] | None]] = {
     'mmdet.InvertedResidual': _inverted_residual,
     'mmpretrain.InvertedResidual': _inverted_residual,
     'segmentation_models_pytorch.MBConvBlock': _first('_bn1 _bn2'),
+    'mmseg.InvertedResidual': _inverted_residual,
+    'mmseg.InvertedResidualV3': _inverted_residual,
     'mmasr.MobileNet': lambda network: [f'blocks.{name}' for name in _norms(network.blocks)],
     **TRANSFORMER_BLOCKS,
 }

@@ -8,12 +8,12 @@ booleans and plain words. Nothing else may be built, of OpenMMLab's other packag
 from collections.abc import Iterable, Mapping
 
 #: Packages whose registered names are known.
-PACKAGES = {'mmasr', 'mmcv', 'mmdet', 'mmengine', 'mmpretrain'}
+PACKAGES = {'mmasr', 'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg'}
 
 #: Modules with what a model is built from.
 MODEL = (
     *('mmasr.attention', 'mmasr.convolutions', 'mmasr.core', 'mmasr.experiments.noise', 'mmasr.openmmlab'),
-    *('mmcv.cnn.bricks', 'mmcv.ops', 'torch.nn.modules'),
+    *('mmcv.cnn.bricks', 'mmcv.ops', 'mmseg.structures.sampler', 'torch.nn.modules'),
     *('mmengine.model.base_model', 'mmengine.model.weight_init', 'mmengine.utils.dl_utils.parrots_wrapper'),
     *(
         f'mmdet.models.{room}'
@@ -25,6 +25,13 @@ MODEL = (
     *(
         f'mmpretrain.models.{room}'
         for room in ('backbones', 'classifiers', 'heads', 'losses', 'necks', 'selfsup', 'tta', 'utils')
+    ),
+    *(
+        f'mmseg.models.{room}'
+        for room in (
+            *('assigners', 'backbones', 'data_preprocessor', 'decode_heads', 'losses', 'necks', 'segmentors'),
+            *('text_encoder', 'utils'),
+        )
     ),
 )
 
@@ -49,7 +56,13 @@ LEFT_OUT = {
     'mmpretrain.models.utils.huggingface': 'downloads what it is told to',
     'mmpretrain.models.utils.tokenizer': 'downloads what it is told to',
     'mmpretrain.models.utils.vector_quantizer': 'loads a checkpoint that it names',
+    'mmseg.models.backbones.timm_backbone': "downloads timm's weights where nothing else is said",
+    'mmseg.models.backbones.vpd': 'builds what a config of its own names, and loads checkpoints that it names',
+    'mmseg.models.text_encoder': 'evaluates a string as Python',
 }
+
+#: Arguments of models that are numbers, and where they are a string the name of a file that is unpickled.
+NUMBERS_OR_FILES = ('class_weight',)
 
 _TIMM = ('in_channels', 'in_chans', 'num_classes', 'drop_rate', 'drop_path_rate', 'model_name', 'features_only', 'out_indices')
 _DATASET = (
@@ -66,6 +79,7 @@ _LOAD_ANNOTATIONS = (
 #: What data may consist of, and with which arguments.
 DATA = {
     'mmdet.datasets.coco.CocoDataset': (*_DATASET, 'return_classes'),
+    'mmdet.datasets.cityscapes.CityscapesDataset': (*_DATASET, 'return_classes'),
     'mmdet.datasets.lvis.LVISV1Dataset': (*_DATASET, 'return_classes'),
     'mmdet.datasets.objects365.Objects365V2Dataset': (*_DATASET, 'return_classes'),
     'mmdet.datasets.dataset_wrappers.ConcatDataset': ('datasets', 'lazy_init'),
@@ -75,14 +89,31 @@ DATA = {
     'mmpretrain.datasets.cifar.CIFAR10': (*_DATASET, 'split', 'download'),
     'mmpretrain.datasets.cifar.CIFAR100': (*_DATASET, 'split', 'download'),
     'mmasr.openmmlab.datasets.STL10': _DATASET,
+    **{
+        f'mmseg.datasets.{name}': (*_DATASET, 'img_suffix', 'seg_map_suffix', 'ignore_index', 'reduce_zero_label')
+        for name in (
+            *(
+                'basesegdataset.BaseSegDataset',
+                'ade.ADE20KDataset',
+                'chase_db1.ChaseDB1Dataset',
+                'cityscapes.CityscapesDataset',
+            ),
+            *('coco_stuff.COCOStuffDataset', 'dark_zurich.DarkZurichDataset', 'drive.DRIVEDataset', 'hrf.HRFDataset'),
+            *('isaid.iSAIDDataset', 'isprs.ISPRSDataset', 'loveda.LoveDADataset', 'mapillary.MapillaryDataset_v1'),
+            *('mapillary.MapillaryDataset_v2', 'night_driving.NightDrivingDataset', 'pascal_context.PascalContextDataset'),
+            *('pascal_context.PascalContextDataset59', 'potsdam.PotsdamDataset', 'stare.STAREDataset', 'voc.PascalVOCDataset'),
+        )
+    },
     'mmengine.dataset.sampler.DefaultSampler': ('shuffle', 'seed', 'round_up'),
     'mmengine.dataset.utils.pseudo_collate': (),
     'mmengine.dataset.utils.default_collate': (),
     'mmcv.transforms.loading.LoadImageFromFile': ('to_float32', 'color_type', 'imdecode_backend', 'ignore_empty'),
     'mmcv.transforms.loading.LoadAnnotations': _LOAD_ANNOTATIONS,
     'mmdet.datasets.transforms.loading.LoadAnnotations': _LOAD_ANNOTATIONS,
+    'mmseg.datasets.transforms.loading.LoadAnnotations': ('reduce_zero_label', 'imdecode_backend'),
     'mmcv.transforms.processing.Resize': _SCALE,
     'mmdet.datasets.transforms.transforms.Resize': _SCALE,
+    'mmseg.datasets.transforms.transforms.Resize': _SCALE,
     'mmdet.datasets.transforms.transforms.FixScaleResize': _SCALE,
     'mmdet.datasets.transforms.transforms.FixShapeResize': ('width', 'height', 'pad_val', *_SCALE),
     'mmpretrain.datasets.transforms.processing.ResizeEdge': ('scale', 'edge', 'backend', 'interpolation'),
@@ -95,10 +126,12 @@ DATA = {
     'mmdet.datasets.transforms.transforms.Pad': ('size', 'size_divisor', 'pad_to_square', 'pad_val', 'padding_mode'),
     'mmdet.datasets.transforms.formatting.PackDetInputs': ('meta_keys',),
     'mmpretrain.datasets.transforms.formatting.PackInputs': ('input_key', 'algorithm_keys', 'meta_keys'),
+    'mmseg.datasets.transforms.formatting.PackSegInputs': ('meta_keys',),
     'mmdet.evaluation.metrics.coco_metric.CocoMetric': _COCO_METRIC,
     'mmdet.evaluation.metrics.lvis_metric.LVISMetric': _COCO_METRIC,
     'mmpretrain.evaluation.metrics.single_label.Accuracy': ('topk', 'thrs', 'prefix'),
     'mmpretrain.evaluation.metrics.single_label.SingleLabelMetric': ('thrs', 'items', 'average', 'num_classes', 'prefix'),
+    'mmseg.evaluation.metrics.iou_metric.IoUMetric': ('ignore_index', 'iou_metrics', 'nan_to_num', 'beta', 'prefix'),
     'mmengine.runner.loops.TestLoop': ('fp16',),
 }
 

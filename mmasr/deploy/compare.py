@@ -49,10 +49,11 @@ def noises(model: nn.Module) -> tuple[tuple[int, float], ...]:
 
 
 def network_outputs(model: nn.Module, images: Sequence[tuple[int, float]] = (NOISE,)) -> dict[str, torch.Tensor]:
-    """Run a detector or classifier of OpenMMLab on two seeded noise images of every kind, in eval mode on the CPU.
+    """Run a detector, segmentor or classifier of OpenMMLab on two seeded noise images of every kind, in eval mode on the CPU.
 
     Raw outputs are taken, before thresholds and non-maximum suppression, which turn a difference in the last bit into one
-    box more or less. For the same reason a two-stage detector's second stage gets fixed proposals.
+    box more or less. For the same reason a two-stage detector's second stage gets fixed proposals. Of a segmentor they are the
+    logits of every pixel, and those of its auxiliary heads.
 
     Args:
         model (nn.Module): A model with OpenMMLab's ``forward(inputs, data_samples, mode='tensor')``.
@@ -77,6 +78,13 @@ def _outputs(model: nn.Module, size: int, deviation: float) -> dict[str, torch.T
     torch.default_generator.manual_seed(0)  # of a network with noise in it, which it draws
     generator = torch.Generator().manual_seed(0)
     inputs = deviation * torch.randn(2, input_channels(model), size, size, generator=generator)
+    if by_class({'mmseg.BaseSegmentor': True}, model):
+        metas = [{**_shapes(inputs), 'padding_size': [0] * 4} for _ in inputs]
+        outputs = {'logits': model.encode_decode(inputs, metas)}
+        if model.with_auxiliary_head:
+            features, heads = model.extract_feat(inputs), model.auxiliary_head
+            outputs['auxiliary_head'] = [head(features) for head in (heads if isinstance(heads, nn.ModuleList) else [heads])]
+        return dict(tensors('', outputs))
     if not is_detector(model):
         return dict(tensors('output', model(inputs, mode='tensor')))
 
@@ -118,11 +126,15 @@ def data_samples(inputs: torch.Tensor) -> list:
     from mmdet.structures import DetDataSample
     from mmengine.structures import InstanceData
 
-    shape = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'), tuple(map(int, inputs.shape[2:])))
-    samples = [DetDataSample(metainfo={**shape, 'scale_factor': (1.0, 1.0)}) for _ in inputs]
+    samples = [DetDataSample(metainfo={**_shapes(inputs), 'scale_factor': (1.0, 1.0)}) for _ in inputs]
     for sample in samples:  # some heads look at the ground truth, if only to count it
         sample.gt_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
     return samples
+
+
+def _shapes(inputs: torch.Tensor) -> dict[str, tuple[int, int]]:
+    """What OpenMMLab says of the size of images that nothing was done to."""
+    return dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'), tuple(map(int, inputs.shape[2:])))
 
 
 def is_detector(model: nn.Module) -> bool:

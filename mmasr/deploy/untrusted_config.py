@@ -30,7 +30,19 @@ from ..core.computed import Computed
 from ..errors import InputError
 from ..openmmlab.config import walk
 from ..openmmlab.evaluation import calibration_dataset, quiet
-from .allowed import ARGUMENTS, DATA, LOADER, MODEL, PACKAGES, PATHS, forbidden, is_below, path_of, reason_against
+from .allowed import (
+    ARGUMENTS,
+    DATA,
+    LOADER,
+    MODEL,
+    NUMBERS_OR_FILES,
+    PACKAGES,
+    PATHS,
+    forbidden,
+    is_below,
+    path_of,
+    reason_against,
+)
 from .config_text import parse_config
 
 #: Parts of a config that deploying needs, the model's and those for evaluation.
@@ -41,17 +53,19 @@ CALIBRATION = ('train_dataloader', 'default_hooks')
 
 _DOTTED = re.compile(r'\w+(\.\w+)*', re.ASCII)
 _WORD = re.compile(r'[\w @+-]*', re.ASCII)
-#: Words with a dot or a slash: the sizes of RegNet and ConvMixer, timm's names with a tag, and of mmasr.WithoutAttention.
+#: Words with a dot or a slash: the sizes of RegNet and ConvMixer, timm's names with a tag, of mmasr.WithoutAttention, and the
+#: ends of the names of images.
 _WORDS = {
     'arch': re.compile(r'regnet[xy]_\d+\.\d+gf|\d+/\d+'),
     'model_name': re.compile(r'\w+\.\w+', re.ASCII),
     'modules': _DOTTED,
+    **dict.fromkeys(('img_suffix', 'seg_map_suffix'), re.compile(r'\w*\.\w+', re.ASCII)),
 }
 _PATH = re.compile(r'[\w .,@+()/-]*')
 #: Entries of a config, of which OpenMMLab's largest have some thousand, and how much of everything else is plausible.
 _MOST_ENTRIES = 100_000
 _MOST = {
-    **{'batch_size': 1024, 'num_workers': 64},
+    **{'batch_size': 1024, 'num_workers': 64, 'min_kept': 2**20},
     **dict.fromkeys(('scale', 'size', 'crop_size', 'edge', 'width', 'height', 'size_divisor'), 8192),  # pixels of an image
 }
 
@@ -235,6 +249,8 @@ class _Check:
 
     def _text(self, where: str, key: str, value: str) -> None:
         """Check a string: a plain word, the name of a layer, or a path."""
+        if key in NUMBERS_OR_FILES:
+            raise InputError(f'{where} is {value[:60]!r}, which would be loaded as a file')
         if _WORD.fullmatch(value) or (key in _WORDS and _WORDS[key].fullmatch(value)):
             return
         if key == 'sites' and any(f'.{value}.' in f'.{name}' for name in self.weights):

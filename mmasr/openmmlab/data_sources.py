@@ -32,6 +32,9 @@ _WHERE = {
     'CocoMetric': _COCO,
     'CIFAR10': _CIFAR.format('CIFAR-10', 'cifar-10', 'data/cifar10/cifar-10-batches-py'),
     'CIFAR100': _CIFAR.format('CIFAR-100', 'cifar-100', 'data/cifar100/cifar-100-python'),
+    'CityscapesDataset': """Cityscapes: download leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip from
+  https://www.cityscapes-dataset.com/downloads/ and unpack them so that data/cityscapes/gtFine/train exists; then have
+  MMSegmentation's tools/dataset_converters/cityscapes.py data/cityscapes write the labels to train with""",
     'STL10': """STL10: download https://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz and put its files into one folder,
   so that data/stl10/train_X.bin exists""",
     'ImageNet': """ImageNet: download ILSVRC 2012 from https://image-net.org/download-images and sort it into a folder for each

@@ -17,6 +17,7 @@ VALUES = {
     'mmasr.DIA': 'gate',
     'mmdet.SELayer': 'conv2',
     'mmpretrain.SELayer': 'conv2',
+    'mmseg.SELayer': 'conv2',
     'timm.SEModule': 'gate',
     'timm.SqueezeExcite': 'gate',
     'timm.EffectiveSEModule': 'gate',

@@ -24,6 +24,8 @@ SHAPES = {
     'groups': {'groups': 2},
     'more than four groups': {'groups': 8},
     '5 x 5': {'kernel_size': 5, 'padding': 2},
+    'dilation': {'dilation': 2, 'padding': 2, 'stride': 2},
+    '5 x 5, dilation': {'kernel_size': 5, 'dilation': 3, 'padding': 6},
 }
 
 
@@ -48,39 +50,48 @@ def identity(conv, groups):
     return conv.weight + torch.eye(own, dtype=torch.double).repeat(len(conv.weight) // own, 1)[:, :, None, None]
 
 
+def average(x, size, stride, dilation):
+    """The average over a window of pixels that lie apart."""
+    height, width = (n - dilation * (size - 1) for n in x.shape[2:])
+    shifts = [dilation * i for i in range(size)]
+    views = [x[:, :, i : i + height : stride[0], j : j + width : stride[1]] for i in shifts for j in shifts]
+    return sum(views) / size**2
+
+
 def dbb_on_maps(dbb, x):
     """Section 3.2 and Fig. 3 of the paper, written out."""
-    p, g, s, k = dbb.padding, dbb.groups, dbb.stride, dbb.size
-    found = normalized(conv2d(x, dbb.origin.conv.weight, padding=p, stride=s, groups=g), dbb.origin.norm)
+    p, g, s, k, d = dbb.padding, dbb.groups, dbb.stride, dbb.size, dbb.dilation
+    found = normalized(conv2d(x, dbb.origin.conv.weight, padding=p, stride=s, dilation=d, groups=g), dbb.origin.norm)
     inner = dbb.deep.inner
     first = identity(inner.conv, g) if dbb.groups < dbb.out_channels else inner.conv.weight
     y = bordered(conv2d(x, first, groups=g), inner.norm, p)
-    found = found + normalized(conv2d(y, dbb.deep.conv.weight, stride=s, groups=g), dbb.deep.norm)
+    found = found + normalized(conv2d(y, dbb.deep.conv.weight, stride=s, dilation=d, groups=g), dbb.deep.norm)
     if dbb.groups == dbb.out_channels:
         return found + normalized(avg_pool2d(x, k, s, p), dbb.average.norm)
     found = found + normalized(conv2d(x, dbb.point.conv.weight, stride=s, groups=g), dbb.point.norm)
     y = bordered(conv2d(x, dbb.average.inner.conv.weight, groups=g), dbb.average.inner.norm, p)
-    return found + normalized(avg_pool2d(y, k, s), dbb.average.norm)
+    return found + normalized(average(y, k, s, d), dbb.average.norm)
 
 
 def orepa_on_maps(module, x):
     """The six branches of OREPA, each as convolutions and a BatchNorm."""
     p, g, s, k, outputs = module.padding, module.groups, module.stride, module.size, module.out_channels
+    window = {'stride': s, 'dilation': module.dilation}
     padded = nn.functional.pad(x, [p] * 4)
 
     def point(layer):
         return conv2d(padded, layer.weight, groups=g)
 
     prior = frequency_prior(outputs, k)[:, None].double()
-    deep = conv2d(conv2d(padded, identity(module.deep.inner, g), groups=g), module.deep.conv.weight, stride=s, groups=g)
+    deep = conv2d(conv2d(padded, identity(module.deep.inner, g), groups=g), module.deep.conv.weight, groups=g, **window)
     maps = {
-        'origin': conv2d(padded, module.origin.conv.weight, stride=s, groups=g),
+        'origin': conv2d(padded, module.origin.conv.weight, groups=g, **window),
         'deep': deep,
-        'average': avg_pool2d(point(module.average.inner), k, s),
-        'prior': conv2d(point(module.prior.inner), prior, stride=s, groups=outputs),
+        'average': average(point(module.average.inner), k, s, module.dilation),
+        'prior': conv2d(point(module.prior.inner), prior, groups=outputs, **window),
         'point': conv2d(x, module.point.conv.weight, stride=s, groups=g),
         'separable': conv2d(
-            conv2d(padded, module.separable.inner.weight, stride=s, groups=module.in_channels),
+            conv2d(padded, module.separable.inner.weight, groups=module.in_channels, **window),
             module.separable.conv.weight,
             groups=g,
         ),
@@ -137,8 +148,9 @@ def test_all_of_it_trains(kind):
     [
         ({'kernel_size': 2}, 'odd square kernel'),
         ({'kernel_size': (1, 3)}, 'odd square kernel'),
-        ({'padding': 0}, 'needs a padding of 1'),
-        ({'dilation': 2}, 'no dilation'),
+        ({'padding': 0}, 'a padding of 1'),
+        ({'dilation': 2}, 'a padding of 2'),
+        ({'dilation': (1, 2)}, 'needs one dilation'),
         ({'kernel_size': 1, 'padding': 0}, '3 x 3 or more, not of 1 x 1'),
     ],
 )

@@ -33,6 +33,11 @@ def headless(make):
     return network.to_empty(device='cpu')
 
 
+def mmseg():
+    """MMSegmentation's backbones, where it is installed."""
+    return pytest.importorskip('mmseg.models.backbones')
+
+
 # network -> number of sites, the first and the last
 NETWORKS = {
     # The last normalization of every block, before the addition.
@@ -40,6 +45,7 @@ NETWORKS = {
     'timm resnext': (lambda: timm.create_model('resnext50_32x4d'), 16, 'layer1.0.bn3', 'layer4.2.bn3'),
     'mmdet ResNet, GN': (lambda: ResNet(50, norm_cfg={'type': 'GN', 'num_groups': 8}), 16, 'layer1.0.gn3', 'layer4.2.gn3'),
     'mmdet ResNeXt': (lambda: ResNeXt(depth=50, groups=32, base_width=4), 16, 'layer1.0.bn3', 'layer4.2.bn3'),
+    'mmseg ResNetV1c': (lambda: mmseg().ResNetV1c(depth=18), 8, 'layer1.0.bn2', 'layer4.1.bn2'),
     'mmpretrain SEResNeXt': (lambda: SEResNeXt(50), 16, 'layer1.0.bn3', 'layer4.2.bn3'),
     # The normalization before each ReLU.
     'torchvision vgg': (lambda: headless(torchvision.models.vgg11_bn), 8, 'features.1', 'features.26'),
@@ -55,6 +61,7 @@ NETWORKS = {
     'timm mobilenetv1': (lambda: timm.create_model('mobilenetv1_100'), 26, 'blocks.0.0.bn1', 'blocks.4.1.bn2'),
     'timm mobilenetv2': (lambda: timm.create_model('mobilenetv2_050'), 34, 'blocks.0.0.bn1', 'blocks.6.0.bn3'),
     'torchvision mobilenetv2': (torchvision.models.mobilenet_v2, 34, 'features.1.conv.0.1', 'features.17.conv.3'),
+    'mmseg MobileNetV2': (lambda: mmseg().MobileNetV2(), 34, 'layer1.0.conv.0.bn', 'layer7.0.conv.2.bn'),
     'mmpretrain MobileNetV2': (MobileNetV2, 34, 'layer1.0.conv.0.bn', 'layer7.0.conv.2.bn'),
     # What multi-head attention and MLP put out.
     'torchvision vit': (
@@ -274,6 +281,14 @@ RELATIVES = {
         lambda: hugging_face('ResNetBackbone', 'ResNetBasicLayer', 2),
         *(2, 'encoder.0.layer.1.normalization', 'encoder.1.layer.1.normalization'),
     ),
+    'mmseg ResNeXt': (
+        lambda: mmseg().ResNeXt(depth=50, base_channels=16, groups=4, base_width=4),
+        *(16, 'layer1.0.bn3', 'layer4.2.bn3'),
+    ),
+    'mmseg ResNeSt': (
+        lambda: mmseg().ResNeSt(depth=50, stem_channels=8, base_channels=16),
+        *(16, 'layer1.0.bn3', 'layer4.2.bn3'),
+    ),
     'transformers RT-DETR': (
         lambda: hugging_face('RTDetrResNetBackbone', 'RTDetrResNetBottleNeckLayer', 3),
         *(2, 'encoder.0.layer.2.normalization', 'encoder.1.layer.2.normalization'),
@@ -322,6 +337,10 @@ RELATIVES = {
     'smp EfficientNet': (
         lambda: smp('EfficientNetEncoder', 'MBConvBlock', MBConv, (3, 8), (8, 8)),
         *(4, '0._bn1', '1._bn2'),
+    ),
+    'mmseg MobileNetV3': (
+        lambda: mmseg().MobileNetV3('small'),
+        *(22, 'layer1.depthwise_conv.bn', 'layer11.linear_conv.bn'),
     ),
     'timm EfficientNet': (lambda: timm.create_model('efficientnet_b0'), 32, 'blocks.0.0.bn1', 'blocks.6.0.bn3'),
     'mmdet EfficientNet': (lambda: mmdet.EfficientNet('b0'), 32, 'layers.1.0.depthwise_conv.bn', 'layers.5.4.linear_conv.bn'),

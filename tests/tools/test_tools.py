@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -24,7 +25,7 @@ def test_shapes_are_deterministic(tmp_path):
         write_shapes(tmp_path / folder, train=6, val=3)
     write_shapes(tmp_path / 'c', train=6, val=3, seed=1)
     names = sorted(p.relative_to(tmp_path / 'a') for p in (tmp_path / 'a').rglob('*') if p.is_file())
-    assert len(names) == 2 + 6 + 3
+    assert len(names) == 2 + 2 * (6 + 3)
     assert all((tmp_path / 'a' / n).read_bytes() == (tmp_path / 'b' / n).read_bytes() for n in names)
     assert (tmp_path / 'a/train.json').read_bytes() != (tmp_path / 'c/train.json').read_bytes()
 
@@ -42,6 +43,18 @@ def test_shapes_are_valid_coco(tmp_path):
         assert (
             np.abs(np.array([x.min(), y.min(), x.max() + 1, y.max() + 1]) - [left, top, left + width, top + height]).max() <= 2
         )
+
+
+def test_maps_of_the_shapes_have_the_classes_of_the_annotations(tmp_path):
+    write_shapes(tmp_path, train=6, val=3)
+    coco = COCO(tmp_path / 'train.json')
+    for image in coco.imgs.values():
+        found = cv2.imread(str(tmp_path / 'maps/train' / image['file_name']), cv2.IMREAD_UNCHANGED)
+        expected = np.zeros((128, 128), np.uint8)
+        for annotation in coco.imgToAnns[image['id']]:  # in the order in which they were drawn
+            expected[coco.annToMask(annotation) > 0] = annotation['category_id']
+        assert set(np.unique(found)) == set(np.unique(expected))
+        assert (found != expected).mean() < 0.03  # the outlines, which COCO's masks and the map draw otherwise
 
 
 @pytest.mark.parametrize(('tool', 'args', 'split'), [('train.py', [], 'train'), ('test.py', ['x.pth'], 'val')])

@@ -11,7 +11,11 @@ from .base import WithASR, attach_all, without_folded
 
 @MODELS.register_module()
 def ASRBackbone(
-    backbone: dict, asr: dict | None = None, sites: str | Sequence[str] | None = None, convs: dict | None = None
+    backbone: dict,
+    asr: dict | None = None,
+    sites: str | Sequence[str] | None = None,
+    convs: dict | None = None,
+    pretrained: str | None = None,
 ) -> nn.Module:
     """Build any registered backbone and put ASR, or convolutions that train with branches, into it.
 
@@ -23,13 +27,15 @@ def ASRBackbone(
         asr (dict, optional): ``attention`` and the other options of :class:`mmasr.ASR`. Default: None, no ASR.
         sites (str | Sequence[str], optional): Of the ASR, see :func:`mmasr.attach`.
         convs (dict, optional): As of :class:`mmasr.openmmlab.backbones.base.WithASR`. Default: None, the stock convolutions.
+        pretrained (str, optional): Handed on to the inner backbone: what MMSegmentation's models are given, they set in the
+            config of their backbone. Default: None.
 
     Raises:
         ValueError: As :func:`mmasr.attach`, or if there is neither ``asr`` nor ``convs``.
     """
     if asr is None and convs is None:
         raise ValueError('ASRBackbone has nothing to put into its backbone: give asr, convs or both')
-    model = MODELS.build(backbone)
+    model = MODELS.build(backbone if pretrained is None else {**backbone, 'pretrained': pretrained})
     attach_all(model, asr and {'sites': sites, **asr}, convs)
     if hasattr(model, 'init_weights') and not isinstance(model, WithASR):
         model.__class__ = mixed_class(WithASR, type(model))

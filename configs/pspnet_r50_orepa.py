@@ -1,0 +1,4 @@
+_base_ = 'pspnet_r50.py'
+
+custom_imports = dict(imports=['mmasr'])
+model = dict(backbone=dict(type='mmasr.ASRResNetV1c', convs=dict(type='OREPA', init_identity=True)))
