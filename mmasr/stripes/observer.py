@@ -101,7 +101,7 @@ class Observer:
         if not self.modules:
             raise InputError(
                 f'{type(model).__name__} has no attention that depends on its input; known are the attention modules of mmasr, '
-                'the SELayer of MMDetection, MMPretrain and MMSegmentation, SE and ECA of timm, and what mmasr.stripes.VALUES lists'
+                'the SELayer of OpenMMLab, SE and ECA of timm, and what mmasr.stripes.VALUES lists'
             )
         self.stripes: dict[str, Stripes] = {}
 
