@@ -28,11 +28,11 @@ install: .venv/installed
 .venv/installed: constraints.txt
 .venv/installed: CONSTRAINTS = constraints.txt
 .venv/installed: MMCV = onedl-mmcv
-.venv/installed: REST = --editable '.[openmmlab,dev]'
+.venv/installed: REST = --editable '.[openmmlab,segmentation,dev]'
 .venv-upstream/installed: constraints-upstream.txt
 .venv-upstream/installed: CONSTRAINTS = constraints-upstream.txt
 .venv-upstream/installed: MMCV = mmcv
-.venv-upstream/installed: REST = mmdet mmpretrain --editable '.[dev]'
+.venv-upstream/installed: REST = mmdet mmpretrain mmsegmentation ftfy regex --editable '.[dev]'
 
 # torch comes before mmcv, which is built against it; without torch mmcv would install, without its operators, and say
 # nothing. pip may also have kept an mmcv built against another torch: then it is built again. Without debug information, which

@@ -34,6 +34,7 @@ def main() -> None:
         hook = config.default_hooks.visualization
         hook.draw = True
         if hook.type.endswith('SegVisualizationHook'):  # it draws where the visualizer writes, into vis_data of the work dir
+            hook.interval = 1  # upstream it draws one of fifty
             for backend in config.visualizer.vis_backends:
                 backend.img_save_dir = os.path.join('..', args.show_dir)
         else:
