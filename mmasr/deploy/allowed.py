@@ -92,16 +92,12 @@ DATA = {
     **{
         f'mmseg.datasets.{name}': (*_DATASET, 'img_suffix', 'seg_map_suffix', 'ignore_index', 'reduce_zero_label')
         for name in (
-            *(
-                'basesegdataset.BaseSegDataset',
-                'ade.ADE20KDataset',
-                'chase_db1.ChaseDB1Dataset',
-                'cityscapes.CityscapesDataset',
-            ),
-            *('coco_stuff.COCOStuffDataset', 'dark_zurich.DarkZurichDataset', 'drive.DRIVEDataset', 'hrf.HRFDataset'),
-            *('isaid.iSAIDDataset', 'isprs.ISPRSDataset', 'loveda.LoveDADataset', 'mapillary.MapillaryDataset_v1'),
-            *('mapillary.MapillaryDataset_v2', 'night_driving.NightDrivingDataset', 'pascal_context.PascalContextDataset'),
-            *('pascal_context.PascalContextDataset59', 'potsdam.PotsdamDataset', 'stare.STAREDataset', 'voc.PascalVOCDataset'),
+            *('ade.ADE20KDataset', 'basesegdataset.BaseSegDataset', 'chase_db1.ChaseDB1Dataset'),
+            *('cityscapes.CityscapesDataset', 'coco_stuff.COCOStuffDataset', 'dark_zurich.DarkZurichDataset'),
+            *('drive.DRIVEDataset', 'hrf.HRFDataset', 'isaid.iSAIDDataset', 'isprs.ISPRSDataset', 'loveda.LoveDADataset'),
+            *('mapillary.MapillaryDataset_v1', 'mapillary.MapillaryDataset_v2', 'night_driving.NightDrivingDataset'),
+            *('pascal_context.PascalContextDataset', 'pascal_context.PascalContextDataset59'),
+            *('potsdam.PotsdamDataset', 'stare.STAREDataset', 'voc.PascalVOCDataset'),
         )
     },
     'mmengine.dataset.sampler.DefaultSampler': ('shuffle', 'seed', 'round_up'),
