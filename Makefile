@@ -28,7 +28,7 @@ install: .venv/installed
 .venv/installed: constraints.txt
 .venv/installed: CONSTRAINTS = constraints.txt
 .venv/installed: MMCV = onedl-mmcv
-.venv/installed: REST = --editable '.[openmmlab,segmentation,dev]'
+.venv/installed: REST = --editable '.[segmentation,dev]'
 .venv-upstream/installed: constraints-upstream.txt
 .venv-upstream/installed: CONSTRAINTS = constraints-upstream.txt
 .venv-upstream/installed: MMCV = mmcv
