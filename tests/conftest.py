@@ -15,8 +15,9 @@ from helpers import ROOT, SE_CONFIG, SHAPES_CONFIG, run_tool
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items):
-    """Leave all that works on the shapes and on what was trained on them to one of the two processes, and begin with it."""
-    items.sort(key=lambda item: 'shapes' not in item.fixturenames)
+    """Leave all that works on the shapes and on what was trained on them to one of the two processes, and begin with it, then
+    with what else one process must do, so that neither waits for the other in the end."""
+    items.sort(key=lambda item: ('shapes' not in item.fixturenames, item.get_closest_marker('xdist_group') is None))
     for item in items:
         if 'shapes' in item.fixturenames:
             item.add_marker(pytest.mark.xdist_group('shapes'))

@@ -13,6 +13,7 @@ from mmasr.convolutions import OREPA
 from mmasr.convolutions.dynamic import DynamicConv
 from mmasr.core.host import Host
 from mmasr.deploy.config_text import write_config
+from mmasr.deploy.export import export
 from mmasr.deploy.reparameterize import reparameterize
 from mmasr.deploy.untrusted_config import read_config
 from mmasr.errors import InputError
@@ -93,6 +94,23 @@ def test_the_deployed_files_are_evaluated_as_the_trained_network_was(folder):
 
 def test_predictions_are_drawn_into_the_folder_that_is_named(folder):
     assert len(list((folder / 'trained').glob('*/drawn/*.png'))) == 2
+
+
+def test_the_whole_segmentor_is_exported(folder):
+    onnxruntime = pytest.importorskip('onnxruntime')
+    checkpoint = folder / 'work/epoch_2_deploy.pth'
+    report = export(checkpoint, out=folder / 'a.onnx')
+    assert report.left_out is None
+    assert report.preprocessing.startswith('channels in the order RGB, minus [')
+    assert report.dynamic == ('batch',)  # FPNHead takes the sizes of its maps as numbers
+    images = torch.randn(4, *report.inputs[0][1:])
+    session = onnxruntime.InferenceSession(report.path, providers=['CPUExecutionProvider'])
+    (found,) = session.run(['logits'], {'input': images.numpy()})
+    model = build_model(Config.fromfile(folder / 'fpn.py'))
+    load_weights(model.eval(), read_checkpoint(folder / 'work/epoch_2.pth')['state_dict'], 'epoch_2.pth')
+    with torch.no_grad():
+        expected = model(images, mode='tensor')
+    assert (torch.from_numpy(found) - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 def test_stock_mmsegmentation_predicts_the_same(folder):
