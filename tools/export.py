@@ -7,17 +7,13 @@ from rich.console import Console
 from mmasr.deploy.compare import differences_table
 from mmasr.deploy.export import OPSET, Export, export
 from mmasr.errors import exit_on_input_error, printable
-from mmasr.openmmlab.arguments import add_output
+from mmasr.openmmlab.arguments import add_checkpoint, add_output
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('checkpoint', help='what tools/reparam.py wrote, or another checkpoint without a training form in it')
-    parser.add_argument('--config', help='its config (default: the one in the checkpoint, read as data)')
+    add_checkpoint(parser, 'what tools/reparam.py wrote, or another checkpoint without a training form in it', 'its config')
     add_output(parser, 'PATH.onnx', 'the file to write (default: <name>.onnx beside the checkpoint)')
-    parser.add_argument(
-        '--trust-imports', action='store_true', help="import, and so run, any module that the checkpoint's own config asks for"
-    )
     parser.add_argument(
         '--size',
         type=int,

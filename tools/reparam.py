@@ -11,18 +11,14 @@ from mmasr.deploy.calibrate import Calibration, points
 from mmasr.deploy.compare import differences_table
 from mmasr.deploy.reparameterize import Report, reparameterize
 from mmasr.errors import InputError, exit_on_input_error, printable
-from mmasr.openmmlab.arguments import add_output
+from mmasr.openmmlab.arguments import add_checkpoint, add_output
 from mmasr.stripes.report import stripes_table
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('checkpoint', help='checkpoint of a training, or weights (then with --config)')
-    parser.add_argument('--config', help='config it was trained with (default: the one in the checkpoint, read as data)')
+    add_checkpoint(parser, 'checkpoint of a training, or weights (then with --config)', 'config it was trained with')
     add_output(parser, 'PATH.pth', 'the deployed checkpoint; its config goes beside it (default: <name>_deploy.pth)')
-    parser.add_argument(
-        '--trust-imports', action='store_true', help="import, and so run, any module that the checkpoint's own config asks for"
-    )
     parser.add_argument(
         '--fold-attention',
         action='store_true',

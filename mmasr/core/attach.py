@@ -136,7 +136,10 @@ def _check(modules: dict[str, nn.Module], kind: type[Merging] | type[Computed], 
     if not MINDS_HOOKS and issubclass(kind, Computed):
         encoders = [module for module in modules.values() if isinstance(module, nn.TransformerEncoderLayer)]
         if any(layer in encoder.modules() for encoder in encoders):
-            raise ValueError(f'{name} is in an nn.TransformerEncoderLayer, whose fused path leaves it out before torch 2.5')
+            raise ValueError(
+                f'{name} is in an nn.TransformerEncoderLayer, whose fused path leaves it out before torch 2.5; '
+                'take a newer torch, or other sites'
+            )
     around = next((outer for outer in modules if name.startswith(f'{outer}.') and is_merging(modules[outer])), None)
     if around and issubclass(kind, Merging):
         raise ValueError(f'{name} is in {around} ({type(modules[around]).__name__}), whose branches merge by themselves')

@@ -120,7 +120,7 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
     """
     if not name:
         return module
-    model.get_submodule(name)
+    model.get_submodule(name)  # or a new one would be made
     parent, _, child = name.rpartition('.')
     setattr(model.get_submodule(parent), child, module)
     return model

@@ -100,7 +100,7 @@ def sweep(
     if jobs == 1:
         yield from itertools.starmap(_train, trainings)
         return
-    with ThreadPoolExecutor(jobs) as pool:
+    with ThreadPoolExecutor(jobs) as pool:  # pools of processes give every task a new one since Python 3.11 only
         yield from pool.map(partial(_train_apart, max(1, torch.get_num_threads() // jobs)), trainings)
 
 

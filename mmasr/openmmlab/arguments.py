@@ -45,6 +45,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
+def add_checkpoint(parser: argparse.ArgumentParser, checkpoint: str, config: str) -> None:
+    """Add a checkpoint that may be a stranger's, ``--config`` and ``--trust-imports``.
+
+    Args:
+        parser (ArgumentParser): Of the tool.
+        checkpoint (str): What it may be.
+        config (str): What its config is.
+    """
+    parser.add_argument('checkpoint', help=checkpoint)
+    parser.add_argument('--config', help=f'{config} (default: the one in the checkpoint, read as data)')
+    parser.add_argument(
+        '--trust-imports', action='store_true', help="import, and so run, any module that the checkpoint's own config asks for"
+    )
+
+
 def add_output(parser: argparse.ArgumentParser, metavar: str, description: str) -> None:
     """Add ``--out`` and ``--force`` of the tools that replace nothing unasked.
 
