@@ -1,9 +1,11 @@
 """Channel attention modules κ. Needs torch only."""
 
+import inspect
 from collections.abc import Callable
 
 from torch import nn
 
+from ..errors import InputError, as_input_error
 from .base import ChannelAttention
 from .cbam import CBAM
 from .eca import ECA
@@ -12,36 +14,58 @@ from .se import SE
 from .spa import SPA
 from .srm import SRM
 
-__all__ = ['ATTENTIONS', 'CBAM', 'ECA', 'IE', 'SE', 'SPA', 'SRM', 'ChannelAttention', 'asr_attentions', 'build_attention']
+__all__ = [
+    'ATTENTIONS',
+    'CBAM',
+    'ECA',
+    'IE',
+    'SE',
+    'SPA',
+    'SRM',
+    'ChannelAttention',
+    'asr_attentions',
+    'build_attention',
+    'registered_name',
+]
 
-#: Attention modules that a config can name. A module of one's own is added with
-#: ``ATTENTIONS['Mine'] = Mine``.
+#: Attention modules by their names in configs. Add a custom one with ``ATTENTIONS['Mine'] = Mine``.
 ATTENTIONS: dict[str, Callable[..., nn.Module]] = {cls.__name__: cls for cls in (SE, ECA, SRM, IE, SPA, CBAM)}
 
 
 def asr_attentions() -> list[str]:
-    """Names of the :data:`ATTENTIONS` that an ASR can use: all whose values are a constant per channel."""
+    """Return the names of the :data:`ATTENTIONS` that an ASR can use: all without a spatial map."""
     return [name for name, attention in ATTENTIONS.items() if not getattr(attention, 'spatial', False)]
+
+
+def registered_name(config: object) -> str:
+    """Return the type that a config names, without the scope ``mmasr.``; an empty string if there is none."""
+    name = config.get('type') if isinstance(config, dict) else None
+    return name.removeprefix('mmasr.') if isinstance(name, str) else ''
 
 
 def build_attention(attention: dict | Callable[[int], nn.Module], channels: int) -> nn.Module:
     """Build an attention module κ.
 
     Args:
-        attention (dict | callable): A config such as ``dict(type='SE', ratio=16)``, its type a key of
-            :data:`ATTENTIONS` with or without the scope ``mmasr.``, or a callable ``channels -> module``.
+        attention (dict | callable): A config such as ``dict(type='SE', ratio=16)``, whose type is a key of
+            :data:`ATTENTIONS` with or without the scope ``mmasr.``; or a callable ``channels -> module``.
         channels (int): Number of channels C.
 
     Returns:
-        nn.Module: The module; its ``weights`` map (N, C, H, W) to (N, C, 1, 1).
+        nn.Module: The module. Its ``weights`` map (N, C, H, W) to (N, C, 1, 1).
 
     Raises:
-        ValueError: If the type is missing or unknown.
+        InputError: If the type is missing or unknown, or does not take the options.
     """
-    if not isinstance(attention, dict):
+    if callable(attention):
         return attention(channels)
-    options = dict(attention)
-    name = str(options.pop('type', '')).removeprefix('mmasr.')
+    name = registered_name(attention)
     if name not in ATTENTIONS:
-        raise ValueError(f'unknown attention type {name!r}; known are {", ".join(sorted(ATTENTIONS))}')
-    return ATTENTIONS[name](channels, **options)
+        raise InputError(f'unknown attention type {name!r}; known are {", ".join(sorted(ATTENTIONS))}')
+    options = {key: value for key, value in attention.items() if key != 'type'}
+    try:
+        inspect.signature(ATTENTIONS[name]).bind(channels, **options)
+    except TypeError as error:
+        raise InputError(f'{name}: {error}') from error
+    with as_input_error(name):
+        return ATTENTIONS[name](channels, **options)

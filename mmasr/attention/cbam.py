@@ -7,17 +7,19 @@ from .base import ChannelAttention, hidden_channels
 
 
 class CBAM(ChannelAttention):
-    """Channel weights σ(W₂ relu(W₁ GAP(x)) + W₂ relu(W₁ GMP(x))) (equation 2 of the paper), then a spatial map of what they
-    leave (equation 3).
+    """Convolutional block attention: channel weights, then a spatial map.
 
-    The map differs from position to position and from image to image, so no constant can stand in for it:
-    CBAM is for use as ordinary attention, and ASR refuses it.
+    The channel weights are σ(W₂ relu(W₁ GAP(x)) + W₂ relu(W₁ GMP(x))) (equation 2 of the paper). The spatial
+    map is computed from the channel-weighted features (equation 3).
+
+    The spatial map differs for every position and every image, so no constant can replace it. Use CBAM as
+    ordinary attention; ASR rejects it.
 
     Args:
         channels (int): Number of channels C.
         ratio (int): Reduction; the hidden layer has max(1, round(C / ratio)) units. Default: 16.
-        **options: ``gate`` and ``init_identity`` of :class:`ChannelAttention`,
-            the latter for both parts.
+        **options: ``gate`` and ``init_identity`` of :class:`ChannelAttention`; the latter applies to both
+            parts.
     """
 
     spatial = True
@@ -31,6 +33,7 @@ class CBAM(ChannelAttention):
         self.init_weights()
 
     def init_weights(self) -> None:
+        """Set the initial values; see :meth:`ChannelAttention.init_weights`."""
         for layer in (self.fc1, self.fc2, self.conv):
             layer.reset_parameters()
         if self.init_identity:
@@ -38,14 +41,17 @@ class CBAM(ChannelAttention):
             nn.init.zeros_(self.conv.weight)
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Map features (N, C, H, W) to the input of the channel weights' gate (N, C)."""
         squeezed = torch.stack([x.mean(dim=(2, 3)), x.amax(dim=(2, 3))])
         return self.fc2(self.fc1(squeezed).relu()).sum(dim=0)
 
     def spatial_weights(self, x: torch.Tensor) -> torch.Tensor:
-        """Map channel-weighted features (N, C, H, W) to a map (N, 1, H, W)."""
-        gate = self.conv(torch.cat([x.mean(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)], dim=1)).sigmoid()
+        """Map channel-weighted features (N, C, H, W) to the spatial map (N, 1, H, W)."""
+        pooled = torch.cat([x.mean(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)], dim=1)
+        gate = self.conv(pooled).sigmoid()
         return 2 * gate if self.init_identity else gate
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Multiply features (N, C, H, W) by their channel weights, then by the spatial map."""
         x = super().forward(x)
         return x * self.spatial_weights(x)

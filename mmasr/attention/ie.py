@@ -9,12 +9,12 @@ from .base import ChannelAttention, squeeze
 
 
 class IE(ChannelAttention):
-    """Instance enhancement: σ(a · GAP(x) + b), an affine map of its own for every channel.
+    """Instance enhancement: σ(a · GAP(x) + b), where every channel has its own a and b.
 
     Args:
         channels (int): Number of channels C.
-        **options: ``gate`` and ``init_identity`` of :class:`ChannelAttention`;
-            with the latter b starts at 0 instead of -1.
+        **options: ``gate`` and ``init_identity`` of :class:`ChannelAttention`; with ``init_identity``, b
+            starts at 0 instead of -1.
     """
 
     def __init__(self, channels: int, **options) -> None:
@@ -24,12 +24,26 @@ class IE(ChannelAttention):
         self.init_weights()
 
     def init_weights(self) -> None:
+        """Set the initial values; see :meth:`ChannelAttention.init_weights`."""
         nn.init.zeros_(self.weight)
         nn.init.constant_(self.bias, 0.0 if self.init_identity else -1.0)
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Map features (N, C, H, W) to the gate's input (N, C)."""
         return self.weight * squeeze(x) + self.bias
 
     @staticmethod
     def logits_of(modules: Sequence['IE'], x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([m.weight for m in modules]).view_as(x) * x + torch.cat([m.bias for m in modules]).view_as(x)
+        """Compute the :meth:`logits` of several modules; see :class:`ChannelAttention`.
+
+        Args:
+            modules (Sequence[IE]): δ rows of modules; all rows have the same shapes.
+            x (Tensor): Their features at one position, (δ, ΣC).
+
+        Returns:
+            Tensor: Their gates' inputs, (δ, ΣC).
+        """
+        weight, bias = (
+            torch.cat([getattr(m, name) for m in modules]).view_as(x) for name in ('weight', 'bias')
+        )
+        return weight * x + bias

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from .base import ChannelAttention, hidden_channels, linears, squeeze
+from .base import ChannelAttention, batched_linear, hidden_channels, squeeze
 
 
 class SE(ChannelAttention):
     """Squeeze and excitation: σ(W₂ relu(W₁ GAP(x) + b₁) + b₂).
 
-    That is equation 3 of the paper, which has no biases. The networks with SE in ASR's Table 1 have them, by their numbers of
-    parameters.
+    This is equation 3 of the paper, plus biases. ASR's networks with SE have these biases, as the parameter
+    counts in its Table 1 show.
 
     Args:
         channels (int): Number of channels C.
@@ -28,6 +28,7 @@ class SE(ChannelAttention):
         self.init_weights()
 
     def init_weights(self) -> None:
+        """Set the initial values; see :meth:`ChannelAttention.init_weights`."""
         self.fc1.reset_parameters()
         self.fc2.reset_parameters()
         if self.init_identity:
@@ -35,8 +36,19 @@ class SE(ChannelAttention):
             nn.init.zeros_(self.fc2.bias)
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Map features (N, C, H, W) to the gate's input (N, C)."""
         return self.fc2(self.fc1(squeeze(x)).relu())
 
     @staticmethod
     def logits_of(modules: Sequence['SE'], x: torch.Tensor) -> torch.Tensor:
-        return linears([m.fc2 for m in modules], linears([m.fc1 for m in modules], x).relu())
+        """Compute the :meth:`logits` of several modules; see :class:`ChannelAttention`.
+
+        Args:
+            modules (Sequence[SE]): δ rows of modules; all rows have the same shapes.
+            x (Tensor): Their features at one position, (δ, ΣC).
+
+        Returns:
+            Tensor: Their gates' inputs, (δ, ΣC).
+        """
+        hidden = batched_linear([m.fc1 for m in modules], x).relu()
+        return batched_linear([m.fc2 for m in modules], hidden)

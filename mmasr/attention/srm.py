@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.nn.functional import batch_norm
 
 from .base import ChannelAttention, squeeze
 
@@ -12,10 +12,11 @@ from .base import ChannelAttention, squeeze
 class SRM(ChannelAttention):
     """Style-based recalibration: σ(BN(w_mean · mean(x) + w_std · std(x))) per channel.
 
-    The standard deviation is that of the population, √(var + 1e-5), so that it is defined for one position.
-    A batch of one has nothing to normalise over: BN then uses its running statistics and leaves them as
-    they are. That is how ASR calls it, so there the statistics keep their initial values 0 and 1, in
-    training and evaluation alike.
+    std is the population standard deviation, √(var + 1e-5), so it is defined for a single position.
+
+    A batch of one cannot be normalized by its own statistics: BN then uses the running statistics and does
+    not update them. ASR calls it this way, so there the statistics keep their initial values 0 and 1, in
+    training and in eval mode.
 
     Args:
         channels (int): Number of channels C.
@@ -31,21 +32,32 @@ class SRM(ChannelAttention):
         self.init_weights()
 
     def init_weights(self) -> None:
+        """Set the initial values; see :meth:`ChannelAttention.init_weights`."""
         nn.init.zeros_(self.cfc)
         self.bn.reset_parameters()
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Map features (N, C, H, W) to the gate's input (N, C)."""
         std = (x.var(dim=(2, 3), correction=0) + self.eps).sqrt()
         style = self.cfc[:, 0] * squeeze(x) + self.cfc[:, 1] * std
         if len(style) > 1:
             return self.bn(style)
         bn = self.bn
-        return F.batch_norm(style, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
+        return batch_norm(style, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
 
     @staticmethod
     def logits_of(modules: Sequence['SRM'], x: torch.Tensor) -> torch.Tensor:
+        """Compute the :meth:`logits` of several modules; see :class:`ChannelAttention`.
+
+        Args:
+            modules (Sequence[SRM]): δ rows of modules; all rows have the same shapes.
+            x (Tensor): Their features at one position, (δ, ΣC).
+
+        Returns:
+            Tensor: Their gates' inputs, (δ, ΣC).
+        """
         mean, std = torch.cat([m.cfc for m in modules]).view(*x.shape, 2).unbind(-1)
-        style = mean * x + std * SRM.eps**0.5  # one position has no variance
+        style = mean * x + std * SRM.eps**0.5  # the variance of one position is 0
         names = 'running_mean', 'running_var', 'weight', 'bias'
         affine = [torch.cat([getattr(m.bn, name) for m in modules]) for name in names]
-        return F.batch_norm(style.view(1, -1), *affine, eps=modules[0].bn.eps).view_as(style)
+        return batch_norm(style.view(1, -1), *affine, eps=modules[0].bn.eps).view_as(style)

@@ -1,10 +1,10 @@
-"""Convolutions that train with branches and become one. Needs torch only.
+"""Convolutions that train with several branches and fold into one layer. Needs torch only.
 
-Each is one file and one line here.
+Each kind is one file and one registration here.
 """
 
-from ..core.attach import CONVOLUTIONS
-from . import repvgg  # noqa: F401  the blocks of other libraries
+from ..core.reparameterization import REPARAMETERIZATIONS
+from . import repvgg  # noqa: F401  registers the blocks of other libraries
 from .acnet import ACNet
 from .dbb import DBB, OfflineOREPA
 from .orepa import OREPA
@@ -12,4 +12,4 @@ from .xvolution import XVolution
 
 __all__ = ['DBB', 'OREPA', 'ACNet', 'OfflineOREPA', 'XVolution']
 
-CONVOLUTIONS.update(ACNet=ACNet, DBB=DBB, OfflineOREPA=OfflineOREPA, OREPA=OREPA, XVolution=XVolution)
+REPARAMETERIZATIONS.update(ACNet=ACNet, DBB=DBB, OfflineOREPA=OfflineOREPA, OREPA=OREPA, XVolution=XVolution)

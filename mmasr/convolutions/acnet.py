@@ -1,5 +1,7 @@
-"""ACNet: Strengthening the Kernel Skeletons for Powerful CNN via Asymmetric Convolution Blocks, Ding et al., ICCV 2019,
-https://arxiv.org/abs/1908.03930. Needs torch only."""
+"""ACNet: Strengthening the Kernel Skeletons for Powerful CNN via Asymmetric Convolution Blocks.
+
+Ding et al., ICCV 2019, https://arxiv.org/abs/1908.03930. Needs torch only.
+"""
 
 import torch
 from torch import nn
@@ -7,29 +9,30 @@ from torch.nn.functional import pad
 from torch.nn.modules.utils import _pair
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from ..core.merge import Merging
+from ..core.reparameterization import BranchReparameterization
+from ..errors import InputError
 
 
-class ACNet(Merging):
-    """The sum of a 3 × 3, a 3 × 1 and a 1 × 3 convolution, each with a BatchNorm; one 3 × 3 convolution once it is trained.
+class ACNet(BranchReparameterization):
+    """Sum of a 3 x 3, a 3 x 1 and a 1 x 3 convolution, each with a BatchNorm; folds into a 3 x 3 convolution.
 
     Args:
         in_channels (int): Number of input channels.
         out_channels (int): Number of output channels.
-        kernel_size (int | tuple[int, int]): 3. Default: 3.
+        kernel_size (int | tuple[int, int]): Kernel size, which must be 3. Default: 3.
         stride (int | tuple[int, int]): Stride. Default: 1.
-        padding (int | tuple[int, int]): Padding, at least the dilation, so that the narrow kernels see what the wide one does.
-            Default: 1.
+        padding (int | tuple[int, int]): Padding, at least the dilation, so that the narrow kernels are
+            centered at the same positions as the 3 x 3 kernel. Default: 1.
         dilation (int | tuple[int, int]): Dilation. Default: 1.
         groups (int): Groups. Default: 1.
 
     Raises:
-        ValueError: If the kernel is not 3 × 3, or the padding is less than the dilation.
+        InputError: If the kernel is not 3 x 3, or the padding is less than the dilation.
     """
 
-    heir = 'square.0'
-    mark = 'square'
-    outputs = ('square.1', 'vertical.1', 'horizontal.1')
+    main_weight = 'square.0'
+    state_dict_marker = 'square'
+    branch_ends = ('square.1', 'vertical.1', 'horizontal.1')
 
     def __init__(
         self,
@@ -43,13 +46,13 @@ class ACNet(Merging):
     ) -> None:
         super().__init__()
         if _pair(kernel_size) != (3, 3):
-            raise ValueError(f'ACNet takes the place of a 3 x 3 convolution, not of one with a kernel of {kernel_size}')
+            raise InputError(f'ACNet replaces a 3 x 3 convolution, not one with a kernel of {kernel_size}')
         narrow = [p - d for p, d in zip(_pair(padding), _pair(dilation), strict=True)]
         if min(narrow) < 0:
-            raise ValueError(f'ACNet needs a padding of at least its dilation, {dilation}, not {padding}')
+            raise InputError(f'ACNet needs a padding of at least its dilation, {dilation}, not {padding}')
         self.in_channels = in_channels
         self.out_channels = out_channels
-        self.options = {'stride': stride, 'dilation': dilation, 'groups': groups}  # of all branches
+        self.branch_options = {'stride': stride, 'dilation': dilation, 'groups': groups}
         self.padding = padding = _pair(padding)
         self.square = self._branch((3, 3), padding)
         self.vertical = self._branch((3, 1), (padding[0], narrow[1]))
@@ -57,12 +60,16 @@ class ACNet(Merging):
         self.init_weights()
 
     def _branch(self, kernel: tuple[int, int], padding: tuple[int, int]) -> nn.Sequential:
-        conv = nn.Conv2d(self.in_channels, self.out_channels, kernel, padding=padding, bias=False, **self.options)
+        conv = nn.Conv2d(
+            self.in_channels, self.out_channels, kernel, padding=padding, bias=False, **self.branch_options
+        )
         return nn.Sequential(conv, nn.BatchNorm2d(self.out_channels))
 
     def init_weights(self) -> None:
-        """Let the BatchNorms start at γ = 1/3 each, as in the code of ACNet's authors for CIFAR. OpenMMLab's ``init_weights``
-        comes by here after it has initialised what surrounds this."""
+        """Set γ of the three BatchNorms to 1/3, like the code of ACNet's authors for CIFAR.
+
+        See :meth:`mmasr.core.reparameterization.Reparameterization.init_weights`.
+        """
         for bn in (self.square[1], self.vertical[1], self.horizontal[1]):
             nn.init.constant_(bn.weight, 1 / 3)
 
@@ -71,16 +78,16 @@ class ACNet(Merging):
         return self.square(x) + self.vertical(x) + self.horizontal(x)
 
     @torch.no_grad()
-    def merged(self) -> nn.Conv2d:
-        """The one convolution, with bias, that computes the same in eval mode (section 3.3 of the paper)."""
+    def to_single_layer(self) -> nn.Conv2d:
+        """Return the convolution with bias that computes the same in eval mode (section 3.3 of the paper)."""
+        branches = {self.square: (0, 0, 0, 0), self.vertical: (1, 1, 0, 0), self.horizontal: (0, 0, 1, 1)}
         weight, bias = 0, 0
-        for (conv, bn), sides in zip(
-            (self.square, self.vertical, self.horizontal), ((0, 0, 0, 0), (1, 1, 0, 0), (0, 0, 1, 1)), strict=True
-        ):
+        for (conv, bn), sides in branches.items():
             statistics = bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias
             branch_weight, branch_bias = fuse_conv_bn_weights(conv.weight, None, *statistics)
             weight, bias = weight + pad(branch_weight, sides), bias + branch_bias
-        conv = nn.Conv2d(self.in_channels, self.out_channels, 3, padding=self.padding, **self.options).to(weight)
+        options = {'padding': self.padding, **self.branch_options}
+        conv = nn.Conv2d(self.in_channels, self.out_channels, 3, **options).to(weight)
         conv.weight.copy_(weight)
         conv.bias.copy_(bias)
         return conv

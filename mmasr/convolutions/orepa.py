@@ -1,11 +1,14 @@
-"""OREPA: Online Convolutional Re-parameterization, Hu et al., CVPR 2022, https://arxiv.org/abs/2204.00826. Needs torch only.
+"""OREPA: Online Convolutional Re-parameterization, Hu et al., CVPR 2022, https://arxiv.org/abs/2204.00826.
 
-All branches are linear, so a block is one kernel at every training step, W = Σ_b s_b ⊙ W_b (section 3.3 of the paper), s_b a
-scale per output channel, and the network's own normalization follows. Kinds of branches and initial values are those of the
-authors' code, https://github.com/JUGGHM/OREPA_CVPR2022, which differs from the paper in small things.
+All branches are linear, so a block is one kernel at every training step: W = Σ_b s_b ⊙ W_b (section 3.3 of
+the paper), where s_b is a scale per output channel. The network's existing normalization follows.
+
+The branches and their initial values are those of the authors' code,
+https://github.com/JUGGHM/OREPA_CVPR2022, which differs from the paper in details. Needs torch only.
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -14,12 +17,14 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import conv2d
 
 from ..attention import ChannelAttention
-from ..core.by_class import by_class
-from ..core.computed import Computed
-from ..core.merge import ADAPTERS, is_merging
+from ..core.class_lookup import lookup_by_class
+from ..core.merge import has_branches, merge_method
+from ..core.reparameterization import ParameterReparameterization
+from ..errors import InputError
 
-#: Modules of other libraries whose convolutions are no part of a network's body: they see a pooled map, or are a constant sum.
-NOT_BODY = {
+#: Modules of other libraries whose convolutions are not sites: their input is a pooled map, or they are a
+#: fixed sum.
+EXCLUDED_MODULES = {
     f'{package}.{name}': True
     for package, names in {
         'torchvision': 'SqueezeExcitation',
@@ -32,135 +37,177 @@ NOT_BODY = {
     }.items()
     for name in names.split()
 }
-#: Depthwise kernels for each input channel.
+#: Number of depthwise kernels per input channel.
 EXPANSION = 8
 
 
-class OREPA(Computed):
-    """The branches of a convolution that are one kernel at every step; a child of the convolution, whose own weight is the
-    origin branch, so that plain weights load.
+class OREPA(ParameterReparameterization):
+    """Branches of a convolution that are squeezed into one kernel at every step.
 
-    :meth:`of` makes the kind that a kernel's size asks for: :class:`Pointwise`, :class:`Square`, :class:`Deep`. Each implements
-    :meth:`kernel` and ``init_weights``.
+    OREPA is a child of the convolution. The convolution's own weight is the origin branch, so plain weights
+    load.
+
+    :meth:`from_layer` makes the subclass for the size of the kernel: :class:`OREPA1x1`, :class:`OREPAKxK` or
+    :class:`OREPALargeKernel`. Each implements :meth:`kernel` and ``init_weights``.
+
+    Args:
+        init_identity (bool): See :meth:`from_layer`. Default: False.
     """
 
-    child = 'orepa'
+    attribute = 'orepa'
+    state_dict_marker = 'orepa'
     title = 'OREPA'
 
     def __init__(self, init_identity: bool = False) -> None:
         super().__init__()
         self.init_identity = init_identity
 
+    @abstractmethod
     def kernel(self, weight: torch.Tensor) -> torch.Tensor:
-        """The kernel that all branches are together.
+        """Squeeze all branches into one kernel.
 
         Args:
-            weight (Tensor): That of the origin branch, (out_channels, in_channels / groups, k, k).
+            weight (Tensor): Kernel of the origin branch, (out_channels, in_channels / groups, k, k).
 
         Returns:
-            Tensor: Of the same shape.
+            Tensor: The squeezed kernel, of the same shape.
         """
-        raise NotImplementedError
 
-    def tensors(self, layer: nn.Conv2d) -> dict[str, torch.Tensor]:
-        """The squeezed kernel, computed in the parameters' own type under autocast too."""
+    def effective_parameters(self, layer: nn.Conv2d) -> dict[str, torch.Tensor]:
+        """Return the squeezed kernel, computed in the parameters' own dtype even under autocast."""
         with torch.autocast(layer.weight.device.type, enabled=False):
             return {'weight': self.kernel(layer.weight)}
 
     def init_layer(self, layer: nn.Conv2d) -> None:
-        """Give the origin branch its initial values, unless it starts with weights that are there."""
+        """Set the initial values of the origin branch; with ``init_identity`` keep the layer's weight."""
         if not self.init_identity:
             _kaiming(layer.weight, a=0.0)
 
     @classmethod
     def check(cls, name: str, layer: nn.Module) -> None:
-        """Raise a ValueError, with the layer's name, unless it is an nn.Conv2d with an odd square kernel and zeros around its
-        input; and without groups, if the kernel is 1 x 1 or larger than 5 x 5."""
+        """Check that a layer is supported.
+
+        It must be an nn.Conv2d with zero padding and an odd square kernel. With groups, the kernel must be
+        3 x 3 or 5 x 5.
+
+        Args:
+            name (str): Name of the layer, for the error.
+            layer (nn.Module): Any module.
+
+        Raises:
+            InputError: If it is not.
+        """
         kind = type(layer).__name__
         if not isinstance(layer, nn.Conv2d) or layer.padding_mode != 'zeros':
-            raise ValueError(
-                f"{name} ({kind}) can't carry an OREPA, whose branches are those of an nn.Conv2d padded with zeros"
+            raise InputError(
+                f"{name} ({kind}) can't carry an OREPA: it is not an nn.Conv2d with zero padding"
             )
         size = layer.kernel_size
         if size[0] != size[1] or size[0] % 2 == 0:
-            raise ValueError(f"{name} ({kind}) can't carry an OREPA: its kernel of {size[0]} x {size[1]} is not odd and square")
+            raise InputError(
+                f"{name} ({kind}) can't carry an OREPA: its kernel of {size[0]} x {size[1]} is not odd and "
+                'square'
+            )
         if layer.groups > 1 and size[0] not in (3, 5):
-            raise ValueError(
-                f"{name} ({kind}) can't carry an OREPA: it has groups, and a kernel of {size[0]} x {size[0]}, not 3 x 3"
+            raise InputError(
+                f"{name} ({kind}) can't carry an OREPA: it has groups and a kernel of {size[0]} x {size[0]}; "
+                'with groups the kernel must be 3 x 3 or 5 x 5'
             )
 
     @classmethod
-    def sites(cls, model: nn.Module) -> list[str]:
-        """Names of the convolutions of a network, as the authors have it: all with an odd square kernel, but for depthwise
-        ones, those of attention, the shortcuts of basic blocks, and of a block that merges all but that of its 3 x 3 branch."""
+    def default_sites(cls, model: nn.Module) -> list[str]:
+        """Return the names of the convolutions that the authors replace.
+
+        These are all convolutions with an odd square kernel except depthwise convolutions, convolutions of
+        attention modules, and shortcuts of basic blocks. In a block that merges its own branches, only the
+        convolution of the 3 x 3 branch is a site.
+        """
         modules = dict(model.named_modules())
-        return [name for name, layer in modules.items() if isinstance(layer, nn.Conv2d) and cls._is_body(name, layer, modules)]
+        return [
+            name
+            for name, layer in modules.items()
+            if isinstance(layer, nn.Conv2d) and cls._is_default_site(name, layer, modules)
+        ]
 
     @classmethod
-    def _is_body(cls, name: str, layer: nn.Conv2d, modules: dict[str, nn.Module]) -> bool:
+    def _is_default_site(cls, name: str, layer: nn.Conv2d, modules: dict[str, nn.Module]) -> bool:
         try:
             cls.check(name, layer)
-        except ValueError:
+        except InputError:
             return False
         if layer.groups == layer.in_channels > 1:
             return False
         path = name.split('.')
         for i in range(len(path)):
             outer, inner = modules['.'.join(path[:i])], '.'.join(path[i:])
-            if isinstance(outer, ChannelAttention) or by_class(NOT_BODY, outer):
+            if isinstance(outer, ChannelAttention) or lookup_by_class(EXCLUDED_MODULES, outer):
                 return False
-            if is_merging(outer) and inner not in ('branch_3x3.conv', 'conv_kxk.conv'):
+            if has_branches(outer) and inner not in ('branch_3x3.conv', 'conv_kxk.conv'):
                 return False
             if type(outer).__name__ == 'BasicBlock' and inner.split('.')[0] in ('downsample', 'shortcut'):
                 return False
         return True
 
-    @staticmethod
-    def no_sites(model: nn.Module) -> str:
-        """What to say of a network in which :meth:`sites` finds nothing."""
+    @classmethod
+    def no_sites(cls, model: nn.Module) -> str:
+        """Return why :meth:`default_sites` finds nothing."""
         return 'has no convolution with an odd square kernel'
 
     @classmethod
     def options_at(cls, model: nn.Module, names: Sequence[str], options: dict) -> dict[str, dict]:
-        """The options at each of some layers: in the 3 x 3 branch of a block of RepVGG, which has a 1 x 1 branch of its own,
-        those of the authors' ``blocks_repvgg.py``."""
-        inside = [name for name, module in model.named_modules() if by_class(ADAPTERS, module)]
-        small = {name for name in names if any(name.startswith(f'{block}.') for block in inside)}
-        return {name: {'centre': False, 'a': 1.0, **options} if name in small else options for name in names}
+        """Return the options at each site.
 
-    @classmethod
-    def of(cls, layer: nn.Conv2d, init_identity: bool = False, **square: bool | float) -> 'OREPA':
-        """Make one for a convolution.
+        See :meth:`mmasr.core.reparameterization.Reparameterization.options_at`. A RepVGG block has a 1 x 1
+        branch itself. So OREPA in its 3 x 3 branch has the options of the authors' ``blocks_repvgg.py``.
 
         Args:
-            layer (nn.Conv2d): One that :meth:`check` takes. Unless ``init_identity``, its weight gets the initial values of the
-                origin branch.
-            init_identity (bool): Start with the other branches scaled by 0, so that nothing changes at first, for networks with
-                pretrained weights. Default: False.
-            **square: ``centre`` and ``a`` of :class:`Square`.
+            model (nn.Module): The network.
+            names (Sequence[str]): Names of the sites.
+            options (dict): The options that the user gave.
 
         Returns:
-            OREPA: Of the layer's device and dtype; frozen if its weight is.
+            dict[str, dict]: Site -> options.
+        """
+        blocks = [name for name, module in model.named_modules() if merge_method(module)]
+        in_block = {name for name in names if any(name.startswith(f'{block}.') for block in blocks)}
+        repvgg = {'centre': False, 'a': 1.0, **options}
+        return {name: repvgg if name in in_block else options for name in names}
+
+    @classmethod
+    def from_layer(
+        cls, layer: nn.Conv2d, init_identity: bool = False, **kxk_options: bool | float
+    ) -> 'OREPA':
+        """Make the branches for a convolution.
+
+        Args:
+            layer (nn.Conv2d): A convolution that :meth:`check` accepts. Unless ``init_identity``, its weight
+                is set to the initial values of the origin branch.
+            init_identity (bool): Start with the scales of the other branches at 0, so that a pretrained
+                network computes the same at the start. Default: False.
+            **kxk_options: ``centre`` and ``a`` of :class:`OREPAKxK`.
+
+        Returns:
+            OREPA: On the layer's device and of its dtype; frozen if the layer's weight is frozen.
         """
         size, groups = layer.kernel_size[0], layer.groups
-        kind = Pointwise if size == 1 else Square if size < 7 else Deep
-        options = {} if kind is Pointwise else {'size': size}
-        if kind is Square:
-            options.update(groups=groups, **square)
+        kind = OREPA1x1 if size == 1 else OREPAKxK if size < 7 else OREPALargeKernel
+        options = {} if kind is OREPA1x1 else {'size': size}
+        if kind is OREPAKxK:
+            options.update(groups=groups, **kxk_options)
         made = kind(layer.in_channels, layer.out_channels, **options, init_identity=init_identity)
         made.init_layer(layer)
         return made.to(layer.weight).requires_grad_(layer.weight.requires_grad)
 
 
-class Pointwise(OREPA):
-    """s₀ W + s₁ W₂ W₁: a 1 x 1 convolution beside two in a row.
+class OREPA1x1(OREPA):
+    """Branches of a 1 x 1 convolution, s₀ W + s₁ W₂ W₁: the origin, and two 1 x 1 convolutions in sequence.
 
-    W₁ starts as the identity if there are more output than input channels, otherwise W₂.
+    W₁ starts as the identity if there are more output than input channels; otherwise W₂ does.
 
     Args:
         in_channels (int): Number of input channels.
         out_channels (int): Number of output channels.
-        init_identity (bool): As of :meth:`OREPA.of`. Default: False.
+        init_identity (bool): See :meth:`OREPA.from_layer`. Default: False.
     """
 
     def __init__(self, in_channels: int, out_channels: int, init_identity: bool = False) -> None:
@@ -172,37 +219,45 @@ class Pointwise(OREPA):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Give the scales and the two kernels in a row their initial values."""
-        _start(self.scale, (1.0, 0.5), self.init_identity)
+        """Set the initial values of the scales, W₁ and W₂."""
+        _init_scales(self.scale, (1.0, 0.5), self.init_identity)
         more = self.outer.shape[0] > self.inner.shape[1]
         nn.init.eye_(self.inner if more else self.outer[:, 0])
         _kaiming(self.outer if more else self.inner, a=1.0)
 
     def init_layer(self, layer: nn.Conv2d) -> None:
-        """Give the origin branch its initial values, unless it starts with weights that are there."""
+        """Set the initial values of the origin branch; see :meth:`OREPA.init_layer`."""
         if not self.init_identity:
             _kaiming(layer.weight, a=1.0)
 
     def kernel(self, weight: torch.Tensor) -> torch.Tensor:
-        """The kernel that all branches are together, see :meth:`OREPA.kernel`."""
+        """Squeeze all branches into one kernel; see :meth:`OREPA.kernel`."""
         return _Squeeze.apply(1, False, None, weight, self.scale, self.inner, self.outer, None, None, None)
 
 
-class Square(OREPA):
-    """Six branches of a k x k convolution: the origin; a 1 x 1 and a k x k convolution in a row; 1 x 1 convolutions before an
-    average, before a frequency prior, and at the centre; a depthwise and a 1 x 1 convolution in a row.
+class OREPAKxK(OREPA):
+    """Six branches of a k x k convolution.
 
-    In the order of ``scale``; O output and I input channels, g groups. The 1 x 1 kernel before the k x k one is Id + A with A =
-    0 at the start, T x I/g, with T = I, or 2 I if g > 4.
+    In the order of ``scale``:
+
+    - the origin
+    - a 1 x 1 and a k x k convolution in sequence
+    - a 1 x 1 convolution before an average
+    - a 1 x 1 convolution before a frequency prior
+    - a 1 x 1 convolution at the center
+    - a depthwise and a 1 x 1 convolution in sequence
+
+    The 1 x 1 kernel before the k x k kernel is Id + A, where A = 0 at the start. Its shape is T x I/g, where
+    T = I, or 2 I if g > 4.
 
     Args:
         in_channels (int): Number I of input channels.
         out_channels (int): Number O of output channels.
         size (int): k. Default: 3.
         groups (int): Groups g. Default: 1.
-        init_identity (bool): As of :meth:`OREPA.of`. Default: False.
-        centre (bool): Whether there is a 1 x 1 convolution at the centre. Default: True.
-        a (float): Slope of the leaky ReLU that the Kaiming initialisation reckons with. Default: 0.
+        init_identity (bool): See :meth:`OREPA.from_layer`. Default: False.
+        centre (bool): Whether to include the 1 x 1 convolution at the center. Default: True.
+        a (float): Slope of the leaky ReLU that the Kaiming initialization assumes. Default: 0.
     """
 
     def __init__(
@@ -219,12 +274,15 @@ class Square(OREPA):
         self.groups = groups
         self.a = a
         own, inner = in_channels // groups, in_channels * (2 if groups > 4 else 1)
-        basis = [torch.full((out_channels, size**2), 1 / size**2), frequency_prior(out_channels, size).flatten(1)]
+        basis = [
+            torch.full((out_channels, size**2), 1 / size**2),
+            frequency_prior(out_channels, size).flatten(1),
+        ]
         if centre:
             basis.append(nn.functional.one_hot(torch.tensor(size**2 // 2), size**2).expand(out_channels, -1))
-        self.starts = (0.25, 0.5, 0.25, 0.0, *([1.0] if centre else []), 0.5)
+        self.initial_scales = (0.25, 0.5, 0.25, 0.0, *([1.0] if centre else []), 0.5)
         self.register_buffer('basis', torch.stack(basis, 1), persistent=False)
-        self.scale = nn.Parameter(torch.empty(len(self.starts), out_channels))
+        self.scale = nn.Parameter(torch.empty(len(self.initial_scales), out_channels))
         self.inner = nn.Parameter(torch.empty(inner, own))
         self.outer = nn.Parameter(torch.empty(out_channels, size**2, inner // groups))
         self.points = nn.Parameter(torch.empty(len(basis), out_channels, own))
@@ -233,8 +291,8 @@ class Square(OREPA):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Give the scales and all branches but the origin their initial values."""
-        _start(self.scale, self.starts, self.init_identity)
+        """Set the initial values of the scales and of all branches except the origin."""
+        _init_scales(self.scale, self.initial_scales, self.init_identity)
         nn.init.zeros_(self.inner)
         _kaiming(self.outer, a=self.a)
         for point in self.points:
@@ -243,30 +301,34 @@ class Square(OREPA):
         _kaiming(self.pointwise, a=self.a, fan_in=len(self.pointwise) // self.groups)
 
     def init_layer(self, layer: nn.Conv2d) -> None:
-        """Give the origin branch its initial values, unless it starts with weights that are there."""
+        """Set the initial values of the origin branch; see :meth:`OREPA.init_layer`."""
         if not self.init_identity:
             _kaiming(layer.weight, a=self.a)
 
     def kernel(self, weight: torch.Tensor) -> torch.Tensor:
-        """The kernel that all branches are together, see :meth:`OREPA.kernel`."""
+        """Squeeze all branches into one kernel; see :meth:`OREPA.kernel`."""
         branches = self.scale, self.inner, self.outer, self.points, self.depthwise, self.pointwise
         return _Squeeze.apply(self.groups, True, self.basis, weight, *branches)
 
 
-class Deep(OREPA):
-    """A large kernel that is composed of 3 x 3 ones, each with the branches of :class:`Square`, beside the layer's own: the
-    paper's linear deep stem (section 3.4), three kernels for 7 x 7.
+class OREPALargeKernel(OREPA):
+    """Two branches of a large kernel: the origin, and a composition of 3 x 3 kernels.
 
-    The authors' code composes the kernels by a convolution without flipping, so what trains is that kernel, and not 3 x 3
-    convolutions in a row on the feature map. They have no branch with a large kernel. Here the layer's own weight is one, so
-    that plain weights load; scaled by 0 at the start, with which it starts as theirs does. With ``init_identity`` it is the
-    other way round.
+    The composition is the paper's linear deep stem (section 3.4), with three kernels for 7 x 7. Each 3 x 3
+    kernel has the branches of :class:`OREPAKxK`.
+
+    The authors' code composes the kernels by a convolution without flipping. So training optimizes this
+    kernel, not a sequence of 3 x 3 convolutions on the feature map.
+
+    The authors have no branch with a large kernel. Here the layer's own weight is one, so that plain weights
+    load. Its scale starts at 0, so the initial kernel is the same as theirs. With ``init_identity``, its
+    scale starts at 1 and the scale of the composition at 0.
 
     Args:
         in_channels (int): Number of input channels.
         out_channels (int): Number of output channels.
         size (int): k, odd.
-        init_identity (bool): As of :meth:`OREPA.of`. Default: False.
+        init_identity (bool): See :meth:`OREPA.from_layer`. Default: False.
     """
 
     def __init__(self, in_channels: int, out_channels: int, size: int, init_identity: bool = False) -> None:
@@ -274,36 +336,41 @@ class Deep(OREPA):
         channels = [in_channels, *[out_channels] * (size // 2 - 1)]
         self.scale = nn.Parameter(torch.empty(2, out_channels))
         self.origins = nn.ParameterList(torch.empty(out_channels, own, 3, 3) for own in channels)
-        self.branches = nn.ModuleList(Square(own, out_channels) for own in channels)
+        self.branches = nn.ModuleList(OREPAKxK(own, out_channels) for own in channels)
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Give the scales and the 3 x 3 kernels their initial values."""
-        _start(self.scale, (0.0, 1.0), self.init_identity)
-        for origin, square in zip(self.origins, self.branches, strict=True):
+        """Set the initial values of the scales and of the 3 x 3 kernels."""
+        _init_scales(self.scale, (0.0, 1.0), self.init_identity)
+        for origin, branches in zip(self.origins, self.branches, strict=True):
             _kaiming(origin, a=0.0)
-            square.init_weights()
+            branches.init_weights()
 
     def kernel(self, weight: torch.Tensor) -> torch.Tensor:
-        """The kernel that all branches are together, see :meth:`OREPA.kernel`."""
-        first, *others = (square.kernel(origin) for origin, square in zip(self.origins, self.branches, strict=True))
+        """Squeeze all branches into one kernel; see :meth:`OREPA.kernel`."""
+        first, *others = (
+            branches.kernel(origin) for origin, branches in zip(self.origins, self.branches, strict=True)
+        )
         composed = first.transpose(0, 1)
         for other in others:
             composed = conv2d(composed, other, padding=2)
-        own, deep = self.scale.view(2, -1, 1, 1, 1)
-        return own * weight + deep * composed.transpose(0, 1)
+        own_scale, composed_scale = self.scale.view(2, -1, 1, 1, 1)
+        return own_scale * weight + composed_scale * composed.transpose(0, 1)
 
 
 def frequency_prior(channels: int, size: int) -> torch.Tensor:
-    """The fixed kernels of the frequency prior (section 3.3 of the paper; the authors' code for k = 3): rows of a discrete
-    cosine transform, cos(π (h + ½)(o + 1) / k) for o < O / 2, of columns cos(π (w + ½)(o + 1 − O / 2) / k) for the others.
+    """Compute the fixed kernels of the frequency prior (section 3.3 of the paper).
+
+    They are cosines of a discrete cosine transform. For output channel o < O / 2, the kernel at row h and
+    column w is cos(π (h + ½)(o + 1) / k). For the others it is cos(π (w + ½)(o + 1 − O / 2) / k). The
+    authors' code does the same for k = 3.
 
     Args:
         channels (int): Number O of output channels.
         size (int): k.
 
     Returns:
-        Tensor: (O, k, k).
+        Tensor: Kernels of shape (O, k, k).
     """
     output = torch.arange(channels, dtype=torch.double)
     rows = output < channels / 2
@@ -315,23 +382,26 @@ def frequency_prior(channels: int, size: int) -> torch.Tensor:
 
 @torch.no_grad()
 def _kaiming(weight: torch.Tensor, a: float, fan_in: int | None = None) -> None:
-    """Kaiming initialisation, uniform; an output sees ``fan_in`` inputs, by default all dimensions but the first."""
+    """Initialize by Kaiming's uniform method; ``fan_in`` is the size of a row of the weight by default."""
     fan_in = fan_in or weight[0].numel()
     weight.uniform_(-1, 1).mul_(math.sqrt(6 / ((1 + a**2) * fan_in)))
 
 
 @torch.no_grad()
-def _start(scale: torch.Tensor, values: tuple[float, ...], init_identity: bool) -> None:
-    """Give scales their initial values: with ``init_identity`` 1 for the first, the origin's, and 0 for the others."""
-    scale.copy_(torch.tensor([1.0, *[0.0] * (len(values) - 1)] if init_identity else values)[:, None].expand_as(scale))
+def _init_scales(scale: torch.Tensor, values: tuple[float, ...], init_identity: bool) -> None:
+    """Set the initial scales; with ``init_identity`` 1 for the origin (the first) and 0 for the others."""
+    if init_identity:
+        values = 1.0, *[0.0] * (len(values) - 1)
+    scale.copy_(torch.tensor(values)[:, None].expand_as(scale))
 
 
 class _Squeeze(torch.autograd.Function):
-    """The kernel of :class:`Square`, and of :class:`Pointwise`, which has the first two branches only.
+    """Squeezed kernel of :class:`OREPAKxK`, and of :class:`OREPA1x1`, which has only the first two branches.
 
-    It is linear in every branch, so its gradients need the parameters and the gradient of the kernel: nothing else is kept,
-    where automatic differentiation keeps the kernel of every branch. Kernels are laid out in ``rows`` (o, k, i) and ``columns``
-    (i, k, o) on the way, since the products run over large matrices then, and are scaled in place.
+    The kernel is linear in every branch, so its gradients need only the parameters and the gradient of the
+    kernel. Nothing else is saved, while automatic differentiation saves the kernel of every branch.
+    Intermediate kernels have the layouts ``rows`` (o, k, i) and ``columns`` (i, k, o), so that the products
+    are products of large matrices. They are scaled in place.
     """
 
     @staticmethod
@@ -346,15 +416,17 @@ class _Squeeze(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(basis, weight, scale, *branches)
         ctx.groups, ctx.identity = groups, identity
-        parts = _Parts(groups, identity, basis, weight, scale, *branches)
-        kernel = parts.weight * parts.s[0]
-        rows = torch.einsum('gokt,gti->goki', parts.outer, parts.inner).mul_(parts.s[1])
+        views = _GroupedTensors(groups, identity, basis, weight, scale, *branches)
+        kernel = views.weight * views.s[0]
+        rows = torch.einsum('gokt,gti->goki', views.outer, views.inner).mul_(views.s[1])
         if basis is not None:
-            rows += torch.einsum('gopk,pgoi->goki', parts.basis * parts.s_points, parts.points)
+            rows += torch.einsum('gopk,pgoi->goki', views.basis * views.s_points, views.points)
         kernel += rows.mT
         del rows
         if basis is not None:
-            columns = torch.einsum('gitk,gito->giko', parts.depthwise, parts.pointwise).mul_(parts.s_pointwise)
+            columns = torch.einsum('gitk,gito->giko', views.depthwise, views.pointwise).mul_(
+                views.s_pointwise
+            )
             kernel += columns.permute(0, 3, 1, 2)
         return kernel.view_as(weight)
 
@@ -362,32 +434,43 @@ class _Squeeze(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         basis, weight, scale, *branches = ctx.saved_tensors
-        parts = _Parts(ctx.groups, ctx.identity, basis, weight, scale, *branches)
+        views = _GroupedTensors(ctx.groups, ctx.identity, basis, weight, scale, *branches)
         with torch.autocast(gradient.device.type, enabled=False):
-            d = gradient.reshape(parts.weight.shape)
+            d = gradient.reshape(views.weight.shape)
             rows = d.mT.clone(memory_format=torch.contiguous_format)
-            outer = torch.einsum('goki,gti->gokt', rows, parts.inner)
-            scales = [torch.einsum('goik,goik->go', d, parts.weight), torch.einsum('gokt,gokt->go', outer, parts.outer)]
+            outer = torch.einsum('goki,gti->gokt', rows, views.inner)
+            scales = [
+                torch.einsum('goik,goik->go', d, views.weight),
+                torch.einsum('gokt,gokt->go', outer, views.outer),
+            ]
             points = depthwise = pointwise = None
             if basis is not None:
-                points = torch.einsum('gopk,goki->gopi', parts.basis, rows).movedim(2, 0)
-                scales += torch.einsum('pgoi,pgoi->pgo', points, parts.points).unbind()
+                points = torch.einsum('gopk,goki->gopi', views.basis, rows).movedim(2, 0)
+                scales += torch.einsum('pgoi,pgoi->pgo', points, views.points).unbind()
                 columns = d.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
-                pointwise = torch.einsum('gitk,giko->gito', parts.depthwise, columns)
-                scales.append((pointwise * parts.pointwise).sum((1, 2)))
-                depthwise = torch.einsum('gito,giko->gitk', parts.pointwise, columns.mul_(parts.s_pointwise))
-                points.mul_(parts.s[2:-1, ..., 0])
-                pointwise.mul_(parts.s_pointwise)
-            inner = parts.outer.flatten(1, 2).mT @ rows.mul_(parts.s[1]).flatten(1, 2)
-            outer.mul_(parts.s[1])
-        gradients = d * parts.s[0], torch.stack(scales), inner, outer, points, depthwise, pointwise
+                pointwise = torch.einsum('gitk,giko->gito', views.depthwise, columns)
+                scales.append((pointwise * views.pointwise).sum((1, 2)))
+                depthwise = torch.einsum('gito,giko->gitk', views.pointwise, columns.mul_(views.s_pointwise))
+                points.mul_(views.s[2:-1, ..., 0])
+                pointwise.mul_(views.s_pointwise)
+            inner = views.outer.flatten(1, 2).mT @ rows.mul_(views.s[1]).flatten(1, 2)
+            outer.mul_(views.s[1])
+        gradients = d * views.s[0], torch.stack(scales), inner, outer, points, depthwise, pointwise
         inputs = weight, scale, *branches
-        return None, None, None, *(g if g is None else g.reshape(x.shape) for g, x in zip(gradients, inputs, strict=True))
+        return (
+            None,
+            None,
+            None,
+            *(g if g is None else g.reshape(x.shape) for g, x in zip(gradients, inputs, strict=True)),
+        )
 
 
-class _Parts:
-    """The tensors of :class:`_Squeeze` by group g: o outputs and i inputs of a group, k positions of a kernel, t channels
-    between two convolutions in a row, p kernels of 1 x 1."""
+class _GroupedTensors:
+    """Tensors of :class:`_Squeeze`, viewed by group.
+
+    Dimensions: g groups, o outputs and i inputs of a group, k positions of a kernel, t channels between two
+    convolutions in sequence, p kernels of 1 x 1.
+    """
 
     def __init__(
         self,
@@ -406,7 +489,7 @@ class _Parts:
         self.weight = weight.reshape(groups, outputs, own, -1)
         self.s = scale.view(-1, groups, outputs, 1, 1)
         self.outer = outer.view(groups, outputs, *outer.shape[1:])
-        if identity:  # once more for twice as many channels
+        if identity:  # repeated if there are twice as many channels
             inner = inner.view(-1, own, own) + torch.eye(own, dtype=inner.dtype, device=inner.device)
         self.inner = inner.reshape(groups, -1, own)
         if basis is not None:

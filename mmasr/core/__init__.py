@@ -1,1 +1,1 @@
-"""ASR, putting re-parameterization into a network, and folding it. Needs torch only, and works on any ``nn.Module``."""
+"""Re-parameterization of any ``nn.Module``: ASR, attaching and folding. Needs torch only."""

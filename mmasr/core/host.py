@@ -1,178 +1,168 @@
-"""Layers that run with computed parameters. Needs torch only.
+"""Layers that run with effective parameters. Needs torch only.
 
-A host keeps its class, its own parameters and their names, and has a child from which the parameters that it runs with are
-computed, such as an ASR. It never multiplies a feature map: the products are with its parameters, in training as well, and
-folding writes those same products back.
+A host keeps its class, its own parameters and their names. It has one child, such as an ASR, from which its
+effective parameters are computed. No feature map is multiplied: the products are taken with the parameters,
+also in training, and folding writes the same products back.
 
-Why it is neither of torch's own tools for this:
+Two tools of torch do almost the same:
 
-- ``torch.nn.utils.parametrize`` moves the original parameter to ``parametrizations.weight.original``, so a plain checkpoint
-  no longer loads; and it computes every parameter on its own, κ once for the weight and once again for the bias.
-- ``torch.func.functional_call`` writes the tensors into the module itself while it runs, so two threads that share a network
-  meet there, and so do two replicas; and ``torch.compile`` breaks its graph at a layer that calls itself so. A shallow copy
-  (:func:`mmasr.core.surgery.twin`) has neither problem.
+- ``torch.nn.utils.parametrize`` moves the original parameter to ``parametrizations.weight.original``, so a
+  plain checkpoint no longer loads. It also computes each parameter separately: κ once for the weight, once
+  for the bias.
+- ``torch.func.functional_call`` writes the tensors into the module while it runs, so two threads or two
+  replicas that share a network collide; and ``torch.compile`` breaks its graph at a layer that calls itself
+  this way. A shallow copy (:func:`mmasr.core.class_surgery.with_parameters`) has neither problem.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from .by_class import by_class
-from .computed import Computed
-from .kept import forget, keep, without_kept
-from .merge import ADAPTERS, Merging
+from .class_surgery import Mixin, mixed_class, with_parameters
+from .compat import is_compiling
+from .eval_cache import cached, invalidate, without_cache
+from .reparameterization import ParameterReparameterization, Reparameterization
 from .scaling import is_batch_norm
-from .surgery import Mixed, mixed_class, twin
-from .versions import is_compiling
 
 
-class _GoingOn(threading.local):
+class _ActivePasses(threading.local):
     def __init__(self) -> None:
         self.passes = []
 
 
-#: The forward passes of :mod:`mmasr.core.together` that are going on in this thread.
-going_on = _GoingOn()
+#: The forward passes of :mod:`mmasr.core.batched` that are active in this thread.
+active_passes = _ActivePasses()
 
 
-class Host(Mixed):
-    """Mixed into the class of a layer whose parameters are computed from a child.
+class Host(Mixin):
+    """Mixin for the class of a layer whose effective parameters are computed from a child.
 
-    The layer keeps its type, its parameters and their names; its state dict gains the keys of the child.
+    The layer keeps its type, its parameters and their names. Its state dict gains the keys of the child.
     """
 
-    def computed(self) -> Computed:
-        """The child that the parameters are computed from."""
-        return next(child for child in self._modules.values() if isinstance(child, Computed))
+    def reparameterization(self) -> ParameterReparameterization:
+        """Return the child from which the effective parameters are computed."""
+        return next(child for child in self._modules.values() if isinstance(child, Reparameterization))
 
     def forward(self, *args, **kwargs):
-        """Run the stock layer with the computed parameters."""
-        return self.stock.forward(twin(self, self.stock, keep(self, self._tensors)), *args, **kwargs)
+        """Run the stock layer with the effective parameters.
 
-    def _tensors(self) -> dict[str, torch.Tensor]:
-        """The computed parameters: from a forward pass for which they were computed with those of other hosts, or its own."""
-        for one in [] if is_compiling() else reversed(going_on.passes):
-            if (tensors := one.tensors(self)) is not None:
-                return tensors
-        return self.computed().tensors(self)
+        Args:
+            *args: Arguments of the stock layer.
+            **kwargs: Keyword arguments of the stock layer.
+        """
+        parameters = cached(self, self._effective_parameters)
+        return self.stock.forward(with_parameters(self, self.stock, parameters), *args, **kwargs)
+
+    def _effective_parameters(self) -> dict[str, torch.Tensor]:
+        """Return the effective parameters from the batch of an active pass, or compute them."""
+        for active in [] if is_compiling() else reversed(active_passes.passes):
+            if (parameters := active.effective_parameters(self)) is not None:
+                return parameters
+        return self.reparameterization().effective_parameters(self)
 
     def train(self, mode: bool = True) -> nn.Module:
-        """Set training or eval mode; what was kept in eval mode is computed again."""
-        forget(self)
+        """Set training or eval mode, and invalidate the eval cache."""
+        invalidate(self)
         return super().train(mode)
 
     def _apply(self, *args, **kwargs) -> nn.Module:
-        forget(self)
+        invalidate(self)
         return super()._apply(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return without_kept(super().__getstate__())
+        return without_cache(super().__getstate__())
 
     def init_weights(self) -> None:
-        """Give the child its initial state; OpenMMLab calls this once it has initialised what is around."""
-        if any(isinstance(child, Computed) for child in self._modules.values()):  # a backbone takes it out meanwhile
-            self.computed().init_weights()
-            self.computed().init_layer(self)
+        """Set the child's initial values, when OpenMMLab has initialized the network around it."""
+        if self._is_host():  # a backbone detaches the child in the meantime
+            self.reparameterization().init_weights()
+            self.reparameterization().init_layer(self)
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Write the computed parameters into the layer, drop the child, and become the stock class again."""
-        forget(self)
-        computed = self.computed()
-        write(self, computed.tensors(self))
-        delattr(self, computed.child)
+        """Write the effective parameters into the layer, drop the child, and restore the stock class.
+
+        It leaves what :func:`mmasr.attach` has added to the network; :func:`mmasr.fold` removes that as well.
+        """
+        invalidate(self)
+        reparameterization = self.reparameterization()
+        write_parameters(self, reparameterization.effective_parameters(self))
+        delattr(self, reparameterization.attribute)
         for key, hook in list(self._forward_pre_hooks.items()):
-            if hook is _call_me:
+            if hook is _disable_fused_path:
                 del self._forward_pre_hooks[key]
         self.restore_class()
 
     def restore_class(self) -> None:
-        """Become the stock class again once the child is gone."""
-        if not any(isinstance(child, Computed) for child in self._modules.values()):
+        """Restore the stock class once the child is gone."""
+        if not self._is_host():
             super().restore_class()
 
-    @classmethod
-    def overrides(cls, stock: type[nn.Module]) -> dict[str, Callable]:
-        """See :class:`FoldsFirst`."""
-        return FoldsFirst.overrides(stock)
+    def _is_host(self) -> bool:
+        return any(isinstance(child, Reparameterization) for child in self._modules.values())
 
 
-#: Methods of other libraries' networks that fuse convolutions with their normalizations, by package and class.
-FUSING = {'ultralytics.BaseModel': 'fuse'}
+def find_reparameterizations(model: nn.Module) -> Iterator[tuple[str, nn.Module, Reparameterization]]:
+    """Find all re-parameterizations in a network.
+
+    A layer with branches that carries an ASR is found twice. An ASR that is a plugin, and so without a host,
+    is not found.
+
+    Args:
+        model (nn.Module): Any network.
+
+    Yields:
+        tuple[str, nn.Module, Reparameterization]: Name of the site, the layer there, and its
+        re-parameterization: a child of the layer, or the layer itself.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, Host):
+            yield name, module, module.reparameterization()
+        if isinstance(module, Reparameterization) and module.attribute is None:
+            yield name, module, module
 
 
-def _merging_method(cls: nn.Module | type[nn.Module]) -> str | None:
-    """Name of the method of another library's block or network that reads the parameters of the layers in it from outside."""
-    adapter = by_class(ADAPTERS, cls)
-    return adapter.method if adapter else by_class(FUSING, cls)
-
-
-class FoldsFirst(Mixed):
-    """Mixed into a block of another library that merges its branches, or a network that fuses its layers: its method, which
-    reads the parameters of the layers from outside, folds what is in it first."""
-
-    @classmethod
-    def overrides(cls, stock: type[nn.Module]) -> dict[str, Callable]:
-        """The method that merges."""
-        method = _merging_method(stock)
-        return {method: _folding_first(method)} if method else {}
-
-
-def _folding_first(method: str) -> Callable:
-    def merge(self: Mixed, *args, **kwargs):
-        from .fold import fold  # it knows hosts itself
-
-        fold(self, stay=[''])  # the method merges the branches of a block
-        return getattr(self, method)(*args, **kwargs)
-
-    return merge
-
-
-def write(layer: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
-    """Put tensors in the place of a layer's parameters.
+def write_parameters(layer: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """Replace parameters of a layer by tensors.
 
     Args:
         layer (nn.Module): The layer.
-        tensors (dict[str, Tensor]): Name of a parameter of the layer or of a module in it -> its new value.
+        tensors (dict[str, Tensor]): Name of a parameter of the layer or of a module inside -> its new value.
     """
     for name, tensor in tensors.items():
         owner, _, parameter = name.rpartition('.')
-        # A new Parameter, as the old one may be shared with a layer that has no ASR.
+        # A new Parameter, because a layer without an ASR may share the old one.
         old = layer.get_parameter(name)
         setattr(layer.get_submodule(owner), parameter, nn.Parameter(tensor, old.requires_grad))
 
 
 def become_host(layer: nn.Module) -> None:
-    """Make a layer a host, in place; its child is still to be set."""
+    """Turn a layer into a host, in place; the caller sets its child."""
     layer.__class__ = mixed_class(Host, type(layer))
     if not is_batch_norm(layer):  # never part of a transformer layer, and a call with a hook takes longer
-        layer.register_forward_pre_hook(_call_me)
+        layer.register_forward_pre_hook(_disable_fused_path)
 
 
-def fold_first(model: nn.Module) -> None:
-    """Have the blocks and networks of other libraries that merge or fuse by themselves fold what is in them first."""
-    for block in model.modules():
-        merges = not isinstance(block, Mixed) and _merging_method(block)
-        if merges and any(isinstance(part, Host | Merging) for part in block.modules()):
-            block.__class__ = mixed_class(FoldsFirst, type(block))
+def _disable_fused_path(module: nn.Module, args: tuple) -> None:
+    """Do nothing, as a hook whose presence makes ``nn.TransformerEncoderLayer`` call its layers.
 
-
-def _call_me(module: nn.Module, args: tuple) -> None:
-    """A hook that does nothing. In eval mode ``nn.TransformerEncoderLayer`` reads the parameters of its layers instead of
-    calling them, which would leave the ASR out, unless one of them has a hook."""
-
-
-def _stay_host(parent: nn.Module, name: str, child: nn.Module | None) -> None:
-    """Make a batch normalization a host when it receives the child of one.
-
-    The conversions to and from SyncBatchNorm (torch's and mmengine's) build a new layer and register the old one's
-    children in it. Without this the ASR would still be there and no longer do anything.
+    In eval mode it reads their parameters otherwise, which would ignore the ASR.
     """
-    if isinstance(child, Computed) and name == child.child and not isinstance(parent, Host) and is_batch_norm(parent):
+
+
+def _keep_host(parent: nn.Module, name: str, child: nn.Module | None) -> None:
+    """Turn a batch normalization into a host when it receives the child of one.
+
+    The conversions to and from SyncBatchNorm (torch's and mmengine's) build a new layer and register the old
+    one's children in it. Without this hook the ASR would still exist, but without effect.
+    """
+    is_child = isinstance(child, Reparameterization) and name == child.attribute
+    if is_child and not isinstance(parent, Host) and is_batch_norm(parent):
         become_host(parent)
 
 
-nn.modules.module.register_module_module_registration_hook(_stay_host)
+nn.modules.module.register_module_module_registration_hook(_keep_host)

@@ -1,7 +1,7 @@
-"""A layer's parameters per output channel, and what a constant scale makes of them. Needs torch only.
+"""Multiply a layer's parameters per output channel by a constant scale. Needs torch only.
 
-A layer followed by a constant scale per channel is one layer, B_P(x) ⊙ v = B_{P ⊙ v}(x), P being its parameters per output
-channel (the paper's section 4). Training and folding both take :func:`scaled`.
+A layer followed by a constant scale per channel is one layer, B_P(x) ⊙ v = B_{P ⊙ v}(x), where P are its
+parameters per output channel (the paper's section 4). Training and folding both use :func:`scaled`.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -13,7 +13,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import is_lazy
 
-from .merge import branch_outputs
+from ..errors import InputError
+from .merge import branch_ends
 
 _CHANNELS: dict[type[nn.Module], Callable[[nn.Module], int]] = {
     _NormBase: lambda layer: layer.num_features,  # BatchNorm, SyncBatchNorm, InstanceNorm
@@ -26,21 +27,16 @@ _CHANNELS: dict[type[nn.Module], Callable[[nn.Module], int]] = {
 
 
 def is_batch_norm(layer: nn.Module) -> bool:
-    """Whether a layer is a BatchNorm, SyncBatchNorm or InstanceNorm, of torch or of mmcv."""
-    # mmcv's SyncBatchNorm, which mmengine converts to as well, is not one of torch's.
-    return isinstance(layer, _NormBase) or any(base.__name__ == 'SyncBatchNorm' for base in type(layer).__mro__)
+    """Return whether a layer is a BatchNorm, SyncBatchNorm or InstanceNorm of torch or mmcv."""
+    # mmcv's SyncBatchNorm, which mmengine also converts to, does not extend torch's.
+    return isinstance(layer, _NormBase) or any(
+        base.__name__ == 'SyncBatchNorm' for base in type(layer).__mro__
+    )
 
 
 def output_channels(layer: nn.Module) -> int | None:
-    """Number of output channels of a layer that can be scaled.
-
-    Args:
-        layer (nn.Module): Any module.
-
-    Returns:
-        int | None: The number C, None of a module that can't be scaled.
-    """
-    if branches := branch_outputs(layer):
+    """Return the number C of output channels of a layer, None if the module cannot be scaled."""
+    if branches := branch_ends(layer):
         return output_channels(next(iter(branches.values())))
     for kind, count in _CHANNELS.items():
         if isinstance(layer, kind):
@@ -49,48 +45,51 @@ def output_channels(layer: nn.Module) -> int | None:
 
 
 def output_layers(layer: nn.Module) -> dict[str, nn.Module]:
-    """The layers whose rows are a layer's output channels.
+    """Find the layers whose rows are the output channels of a layer.
 
     Args:
         layer (nn.Module): A layer that can be scaled.
 
     Returns:
-        dict[str, nn.Module]: By their names in the layer: the last layers of branches that are added up, the output projection
-        of MultiheadAttention, otherwise the layer itself as ``''``.
+        dict[str, nn.Module]: By name in the layer: the last layers of branches that are added up, or the
+        output projection of MultiheadAttention; otherwise the layer itself as ``''``.
     """
-    if isinstance(layer, _NormBase):  # most layers, without the search through what libraries add up
+    if isinstance(layer, _NormBase):  # most layers, without a search through the classes of other libraries
         return {'': layer}
     if isinstance(layer, nn.MultiheadAttention):
         return {'out_proj': layer.out_proj}
-    return branch_outputs(layer) or {'': layer}
+    return branch_ends(layer) or {'': layer}
 
 
 def scaled(layer: nn.Module, v: torch.Tensor) -> dict[str, torch.Tensor]:
-    """A layer's parameters per output channel, multiplied by v: the paper's re-parameterization, B_P(x) ⊙ v = B_{P ⊙ v}(x).
+    """Multiply a layer's parameters per output channel by v: the paper's identity B_P(x) ⊙ v = B_{P ⊙ v}(x).
 
     Args:
-        layer (nn.Module): BatchNorm, SyncBatchNorm, GroupNorm, InstanceNorm, LayerNorm, Conv, ConvTranspose, Linear,
-            MultiheadAttention (its output projection), or a module that adds up branches (the last layer of each), with C
-            output channels; LayerNorm's are its last dimension.
+        layer (nn.Module): BatchNorm, SyncBatchNorm, GroupNorm, InstanceNorm, LayerNorm, Conv, ConvTranspose,
+            Linear, MultiheadAttention (its output projection), or a module that adds up branches (the last
+            layer of each), with C output channels. A LayerNorm's channels are its last dimension.
         v (Tensor): Scale of shape (C,).
 
     Returns:
-        dict[str, Tensor]: ``weight`` and ``bias``, those that there are, in their own shape and dtype, by name in the layer.
+        dict[str, Tensor]: ``weight`` and ``bias``, if they exist, in their own shape and dtype, by name in
+            the layer.
     """
-    return {name: _product(part, parameter, v) for name, (part, parameter) in _outputs(layer).items()}
+    return {
+        name: _product(part, parameter, v) for name, (part, parameter) in _output_parameters(layer).items()
+    }
 
 
-def scaled_together(layers: Sequence[nn.Module], v: torch.Tensor) -> list[dict[str, torch.Tensor]]:
-    """What :func:`scaled` gives for several layers, their vectors multiplied as one.
+def scaled_batch(layers: Sequence[nn.Module], v: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+    """Compute :func:`scaled` for several layers, with one product for all their vectors.
 
     Args:
-        layers (Sequence[nn.Module]): Layers that are alike, see :func:`alike`.
-        v (Tensor): Scales of shape (ΣC,), those of a layer after those of the one before it.
+        layers (Sequence[nn.Module]): Layers with the same :func:`batch_key`.
+        v (Tensor): Their scales in the same order, concatenated, of shape (ΣC,).
 
     Returns:
-        list[dict[str, Tensor]]: For each layer what :func:`scaled` gives.
+        list[dict[str, Tensor]]: For each layer the result of :func:`scaled`.
     """
-    outputs = [_outputs(layer) for layer in layers]
+    outputs = [_output_parameters(layer) for layer in layers]
     vectors = [name for name, (_, parameter) in outputs[0].items() if parameter.dim() == 1]
     result = [{} for _ in layers]
     if vectors:
@@ -102,21 +101,24 @@ def scaled_together(layers: Sequence[nn.Module], v: torch.Tensor) -> list[dict[s
     if len(vectors) < len(outputs[0]):
         rows = v.split([output_channels(layer) for layer in layers])
         for tensors, output, row in zip(result, outputs, rows, strict=True):
-            tensors.update({name: _product(*pair, row) for name, pair in output.items() if name not in vectors})
+            tensors.update(
+                {name: _product(*pair, row) for name, pair in output.items() if name not in vectors}
+            )
     return result
 
 
-def alike(layer: nn.Module) -> Hashable:
-    """What layers have in common that :func:`scaled_together` takes together."""
-    return tuple(found for name, (_, p) in _outputs(layer).items() for found in (name, p.dim() == 1, p.dtype, p.device))
+def batch_key(layer: nn.Module) -> Hashable:
+    """Return a key that is equal for layers that :func:`scaled_batch` can compute together."""
+    parameters = _output_parameters(layer).items()
+    return tuple(part for name, (_, p) in parameters for part in (name, p.dim() == 1, p.dtype, p.device))
 
 
-def _outputs(layer: nn.Module) -> dict[str, tuple[nn.Module, torch.Tensor]]:
-    """The parameters per output channel, by name, and what they are in."""
+def _output_parameters(layer: nn.Module) -> dict[str, tuple[nn.Module, torch.Tensor]]:
+    """Return the parameters per output channel by name, each with the module that it is in."""
     result = {}
     for prefix, part in output_layers(layer).items():
         for name in ('weight', 'bias'):
-            parameter = getattr(part, name, None)  # a replica of DataParallel has tensors in place of parameters
+            parameter = getattr(part, name, None)  # a DataParallel replica has tensors in place of parameters
             if parameter is not None:
                 result[f'{prefix}.{name}' if prefix else name] = part, parameter
     return result
@@ -125,7 +127,9 @@ def _outputs(layer: nn.Module) -> dict[str, tuple[nn.Module, torch.Tensor]]:
 def _product(layer: nn.Module, parameter: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     if parameter.dim() == 1 or isinstance(layer, nn.LayerNorm):
         product = parameter * v
-    elif isinstance(layer, _ConvTransposeNd):  # (in, out / groups, ...), the groups stacked along the inputs
+    elif isinstance(
+        layer, _ConvTransposeNd
+    ):  # (in, out / groups, ...), with the groups stacked along the inputs
         groups = parameter.unflatten(0, (layer.groups, -1))
         product = (groups * v.view(layer.groups, 1, -1, *[1] * (parameter.dim() - 2))).flatten(0, 1)
     else:
@@ -134,24 +138,32 @@ def _product(layer: nn.Module, parameter: torch.Tensor, v: torch.Tensor) -> torc
 
 
 def check_scalable(name: str, layer: nn.Module) -> None:
-    """Check that a layer can carry an ASR.
+    """Check that a layer has parameters per output channel, as a host of an ASR needs.
 
     Args:
-        name (str): Its name, for the error.
+        name (str): Name of the layer, for the error.
         layer (nn.Module): Any module.
 
     Raises:
-        ValueError: If it has no output channels that are known, no weight of its own to scale (yet), or is never called.
+        InputError: If its output channels are unknown, it has no weight of its own to scale (yet), or it is
+            never called.
     """
     kind = type(layer).__name__
     if output_channels(layer) is None:
-        raise ValueError(
-            f"{name} ({kind}) can't carry an ASR; a host is a BatchNorm, SyncBatchNorm, GroupNorm, InstanceNorm, "
+        raise InputError(
+            f"{name} ({kind}) can't carry an ASR; a host is a BatchNorm, SyncBatchNorm, GroupNorm, "
+            'InstanceNorm, '
             'LayerNorm, Conv, ConvTranspose, Linear, MultiheadAttention or a module that adds up branches'
         )
     if isinstance(layer, NonDynamicallyQuantizableLinear):
-        raise ValueError(f'{name} is read by its MultiheadAttention, never called; name the MultiheadAttention itself')
+        raise InputError(
+            f'{name} is read by its MultiheadAttention and never called; name the MultiheadAttention'
+        )
     if any(part._parameters.get('weight') is None for part in output_layers(layer).values()):
-        raise ValueError(f"{name} ({kind}) can't carry an ASR: it has no weight to scale (affine=False, or parametrized)")
+        raise InputError(
+            f"{name} ({kind}) can't carry an ASR: it has no weight to scale (affine=False, or parametrized)"
+        )
     if any(map(is_lazy, layer.parameters())):
-        raise ValueError(f'{name} ({kind}) has no weight yet; run the network once, or say how many channels it has')
+        raise InputError(
+            f'{name} ({kind}) has no weight yet; run the network once, or give the number of channels'
+        )

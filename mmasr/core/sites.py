@@ -1,7 +1,8 @@
-"""Networks that are known, their blocks, and where ASR goes in them. Needs torch only.
+"""Default sites of ASR in known networks. Needs torch only.
 
-The paper's Fig. 7 to 11, for the networks of torchvision, timm, OpenMMLab, Hugging Face, segmentation_models_pytorch and
-ultralytics; and its rule, for networks that it does not have: the end of a residual branch.
+They follow the paper's Fig. 7 to 11 in the networks of torchvision, timm, OpenMMLab, Hugging Face,
+segmentation_models_pytorch and ultralytics. In networks that the paper does not have, they follow its rule:
+the end of a residual branch.
 """
 
 from collections.abc import Callable
@@ -10,13 +11,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from .by_class import by_class
-from .merge import ADAPTERS, is_merging
+from .class_lookup import lookup_by_class
+from .merge import has_branches, merge_method
 
 
 def _norms(module: nn.Module) -> list[str]:
-    """Names of the normalizations in a module, in their order; with those that other libraries write themselves, such as mmcv's
-    SyncBatchNorm and frozen ones."""
+    """Return the names of the normalizations in a module, in order, including other libraries' own ones."""
     return [
         name
         for name, layer in module.named_modules()
@@ -25,12 +25,12 @@ def _norms(module: nn.Module) -> list[str]:
 
 
 def _last_norm(block: nn.Module) -> list[str]:
-    """The last normalization of a block that has its own branch, and nothing else, in the order in which it runs."""
+    """Return the last normalization of a block whose layers run in order, without a shortcut."""
     return _norms(block)[-1:]
 
 
 def _first(*choices: str) -> Callable[[nn.Module], list[str]]:
-    """The first of several choices of layers, each a line of names, that a block has."""
+    """Return a function that finds the first of several choices of layers in a block."""
 
     def layers(block: nn.Module) -> list[str]:
         names = {name for name, _ in block.named_modules()}
@@ -40,55 +40,65 @@ def _first(*choices: str) -> Callable[[nn.Module], list[str]]:
 
 
 def _numbered(block: nn.Module) -> list[str]:
-    """The last normalization of OpenMMLab's ResNets, named after its kind (bn3, gn3), which norm3_name says."""
+    """Return the last normalization of an OpenMMLab ResNet block, such as bn3 or gn3."""
     return [getattr(block, 'norm3_name', block.norm2_name)]
 
 
 def _added(*names: str) -> Callable[[nn.Module], list[str] | None]:
-    """Layers of a block of ultralytics, which has it as an option to be a residual one."""
+    """Return a function that returns layers of an ultralytics block, or None if it is not residual."""
     return lambda block: [*names] if getattr(block, 'add', False) else None
 
 
 def _inverted_residual(block: nn.Module) -> list[str]:
-    """Of ShuffleNetV2 the last normalization of the branch that computes. Of MobileNetV2 those of the depthwise and of the last
-    convolution; so too where MobileNetV3 and EfficientNet have SE between the two: it is MobileNetV2's block."""
+    """Return the sites in blocks named InvertedResidual or MBConv.
+
+    In ShuffleNetV2 this is the last normalization of the branch with layers. In MobileNetV2 it is the
+    normalizations of the depthwise and the last convolution; also in MobileNetV3 and EfficientNet, which add
+    SE between these two.
+    """
     if hasattr(block, 'branch2'):
         return [f'branch2.{name}' for name in _norms(block.branch2)[-1:]]
     return _norms(block)[-2:]
 
 
-#: Classes of networks whose blocks are all that they have to scale; with the classes that some pass their parts on to, which
-#: run them one after the other.
+#: Classes of networks whose sites are all in their blocks; including wrapper classes that run the parts of
+#: one in order.
 NETWORKS = {
     f'{package}.{name}': True
     for package, names in {
-        'torchvision': 'ResNet VGG MobileNetV2 MobileNetV3 ShuffleNetV2 EfficientNet RegNet ConvNeXt VisionTransformer '
+        'torchvision': 'ResNet VGG MobileNetV2 MobileNetV3 ShuffleNetV2 EfficientNet RegNet ConvNeXt '
+        'VisionTransformer '
         'IntermediateLayerGetter',
-        'timm': 'ResNet SENet VGG ByobNet EfficientNet EfficientNetFeatures MobileNetV3 MobileNetV3Features RegNet ConvNeXt '
-        'VisionTransformer NaFlexVit Beit VisionTransformerSAM PyramidVisionTransformerV2 PoolingVisionTransformer '
+        'timm': 'ResNet SENet VGG ByobNet EfficientNet EfficientNetFeatures MobileNetV3 MobileNetV3Features '
+        'RegNet ConvNeXt '
+        'VisionTransformer NaFlexVit Beit VisionTransformerSAM PyramidVisionTransformerV2 '
+        'PoolingVisionTransformer '
         'ConVit FeatureDictNet',
         'mmdet': 'ResNet MobileNetV2 EfficientNet CSPDarknet CSPNeXt',
-        'mmpretrain': 'ResNet VGG RepVGG MobileNetV2 MobileNetV3 ShuffleNetV2 EfficientNet ConvNeXt CSPNet VisionTransformer '
+        'mmpretrain': 'ResNet VGG RepVGG MobileNetV2 MobileNetV3 ShuffleNetV2 EfficientNet ConvNeXt CSPNet '
+        'VisionTransformer '
         'BEiTViT ViTSAM',
         'mmseg': 'ResNet MobileNetV2 MobileNetV3',
         'mmasr': 'MobileNet',
         'transformers': 'ResNetModel ResNetBackbone RTDetrResNetBackbone',
-        'segmentation_models_pytorch': 'EfficientNetEncoder SENetEncoder',  # the others are torchvision's and timm's
+        # Its other encoders are torchvision's and timm's.
+        'segmentation_models_pytorch': 'EfficientNetEncoder SENetEncoder',
         'ultralytics': 'BaseModel',
     }.items()
     for name in names.split()
 }
 
-#: Blocks of vision transformers, for which the paper has a gate and initial values of their own, and what attention and MLP
-#: put out in them.
+#: Blocks of vision transformers, for which the paper has a separate gate and initial values, and the output
+#: layers of attention and MLP in them.
 TRANSFORMER_BLOCKS = {
     'torchvision.EncoderBlock': _first('self_attention mlp.3'),
     'timm.Block': _first('attn.proj mlp.fc2'),
     'mmpretrain.TransformerEncoderLayer': _first('attn.proj ffn.layers.1'),
 }
 
-#: Classes of blocks (of a VGG the network is one), and the layers of such a block that are scaled; none of a block that is not
-#: as it is known, None of one that adds nothing. A block of another library that merges its branches is scaled as a whole.
+#: Classes of blocks (a whole VGG is one) and a function that returns the sites in such a block: empty if the
+#: block's structure is unexpected, None if the block has no residual addition. A block that merges its own
+#: branches is one site.
 BLOCKS: dict[str, Callable[[nn.Module], list[str] | None]] = {
     # Residual branches: the last normalization before the addition.
     'torchvision.BasicBlock': _first('bn2'),
@@ -115,7 +125,7 @@ BLOCKS: dict[str, Callable[[nn.Module], list[str] | None]] = {
     'ultralytics.Bottleneck': _added('cv2.bn'),
     'ultralytics.SPPF': _added('cv2.bn'),
     'ultralytics.PSABlock': _added('attn.proj.bn', 'ffn.1.bn'),
-    # Their last layer is no normalization; a scale per channel, which is no layer, comes after it.
+    # The last layer is not a normalization; a scale per channel, which is not a layer, follows it.
     'torchvision.CNBlock': _first('block.5'),
     'timm.ConvNeXtBlock': _first('mlp.fc2'),
     'mmpretrain.ConvNeXtBlock': _first('pointwise_conv2'),
@@ -137,7 +147,7 @@ BLOCKS: dict[str, Callable[[nn.Module], list[str] | None]] = {
     **TRANSFORMER_BLOCKS,
 }
 
-#: Modules outside blocks that have several layers, and add up nothing.
+#: Modules outside blocks that have several layers but no residual addition.
 NO_BLOCKS = {
     'mmasr.DIACell': True,
     'mmasr.DIAStage': True,
@@ -157,78 +167,67 @@ def _path(*names: str) -> str:
 
 
 def _blocks(name: str, module: nn.Module, is_network: bool = False) -> dict[str, list[str]]:
-    """The blocks in a module: name -> names of their layers, none of a block that is not known.
+    """Return the blocks in a module: name -> names of their sites, empty for an unknown block.
 
-    A block that is not known is a module with a forward pass of its own over two layers or more that are in no known block."""
-    if by_class(ADAPTERS, module):
+    An unknown block is a module whose own forward pass runs at least two layers that are not in a known
+    block.
+    """
+    if merge_method(module):
         return {name: [name]}
-    if find := by_class(BLOCKS, module):
+    if find := lookup_by_class(BLOCKS, module):
         layers = find(module)
         return {} if layers is None else {name: [_path(name, layer) for layer in layers]}
     blocks = {}
     for child_name, child in module.named_children():
         blocks |= _blocks(_path(name, child_name), child)
-    if is_network or is_merging(module) or by_class(NO_BLOCKS, module):
+    if is_network or has_branches(module) or lookup_by_class(NO_BLOCKS, module):
         return blocks
     if type(module).forward in (nn.Sequential.forward, nn.Module.forward):  # nn.ModuleList's is the latter
         return blocks
     layers = [
         layer
         for layer_name, layer in module.named_modules(prefix=name)
-        if isinstance(layer, _ConvNd | nn.Linear) and not any(layer_name.startswith(f'{block}.') for block in blocks)
+        if isinstance(layer, _ConvNd | nn.Linear)
+        and not any(layer_name.startswith(f'{block}.') for block in blocks)
     ]
     return blocks if len(layers) < 2 else {name: []}
 
 
 def _known(model: nn.Module) -> dict[str, list[str]]:
-    """The blocks of all networks in a model, as :func:`_blocks`."""
+    """Return the blocks of all networks in a model; see :func:`_blocks`."""
     blocks = {}
     for name, network in model.named_modules():
-        if by_class(NETWORKS, network):
+        if lookup_by_class(NETWORKS, network):
             blocks |= _blocks(name, network, is_network=True)
     return blocks
 
 
 def find_sites(model: nn.Module) -> list[str]:
-    """Name the layers of a network that the paper scales, or that its rule makes of a network that it does not have.
+    """Find the sites of ASR in a network: the paper's, or those that follow from its rule.
 
     Args:
-        model (nn.Module): A network of docs/method.md's table, or one that contains some.
+        model (nn.Module): A network listed in docs/method.md, or one that contains some.
 
     Returns:
-        list[str]: Names of modules, as ``model.get_submodule`` takes them; empty for a network that is not known as a whole.
+        list[str]: Names of modules, for ``model.get_submodule``; empty if any part of the network is unknown.
     """
     blocks = _known(model).values()
     return [site for sites in blocks for site in sites] if all(blocks) else []
 
 
 def no_sites(model: nn.Module) -> str:
-    """Say why :func:`find_sites` finds none.
-
-    Args:
-        model (nn.Module): The network.
-
-    Returns:
-        str: What goes behind its name, with the first block that is not known.
-    """
+    """Return why :func:`find_sites` finds nothing, as the end of a sentence."""
     name = next((name for name, sites in _known(model).items() if name and not sites), None)
     if name is None:
-        return 'is no network whose sites are known'
-    return f'is known in part only, without {name} ({type(model.get_submodule(name)).__name__})'
+        return 'is not a network with known sites'
+    return f'is only partly known: {name} ({type(model.get_submodule(name)).__name__}) is not'
 
 
 def find_transformer_sites(model: nn.Module) -> set[str]:
-    """Name the layers of the blocks of vision transformers that the paper scales, whether the whole network is known or not.
-
-    Args:
-        model (nn.Module): Any network.
-
-    Returns:
-        set[str]: Names of modules.
-    """
+    """Return the paper's sites in all blocks of vision transformers, even in an unknown network."""
     return {
         _path(name, layer)
         for name, block in model.named_modules()
-        if (layers := by_class(TRANSFORMER_BLOCKS, block))
+        if (layers := lookup_by_class(TRANSFORMER_BLOCKS, block))
         for layer in layers(block)
     }

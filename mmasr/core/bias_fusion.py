@@ -1,4 +1,4 @@
-"""A convolution's bias goes into the normalization after it. Needs torch only."""
+"""Fuse the bias of a convolution into the normalization after it. Needs torch only."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,23 +7,25 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ..errors import InputError
+
 
 @torch.no_grad()
-def absorb_biases(model: nn.Module, names: Sequence[str], run: Callable[[], object]) -> nn.Module:
-    """Move the biases of convolutions into the BatchNorms after them, in place.
+def fuse_biases(model: nn.Module, names: Sequence[str], run: Callable[[], object]) -> nn.Module:
+    """Fuse the biases of convolutions into the BatchNorms after them, in place.
 
-    Merging branches gives a convolution a bias, also where the stock network has none because a normalization follows.
+    Merged branches have a bias, even where the stock network has none because a normalization follows.
 
     Args:
         model (nn.Module): A network in eval mode.
         names (Sequence[str]): Names of convolutions with a bias.
-        run (callable): Runs the network once, which shows what comes after each.
+        run (callable): Runs the network once, to find the layer after each convolution.
 
     Returns:
         nn.Module: ``model``, in which these convolutions have no bias.
 
     Raises:
-        ValueError: If no BatchNorm comes straight after one of them. The model is then as it was.
+        InputError: If no BatchNorm directly follows one of them. The model is then unchanged.
     """
     if not names:
         return model
@@ -36,7 +38,9 @@ def absorb_biases(model: nn.Module, names: Sequence[str], run: Callable[[], obje
         elif args[0] in outputs:
             followers[outputs[args[0]]] = module
 
-    hooks = [m.register_forward_hook(after) for m in model.modules() if m in convs or isinstance(m, _BatchNorm)]
+    hooks = [
+        m.register_forward_hook(after) for m in model.modules() if m in convs or isinstance(m, _BatchNorm)
+    ]
     try:
         run()
     finally:
@@ -44,7 +48,9 @@ def absorb_biases(model: nn.Module, names: Sequence[str], run: Callable[[], obje
             hook.remove()
     for conv, name in convs.items():
         if conv not in followers:
-            raise ValueError(f"{name} can't be merged into a convolution without bias: no BatchNorm comes after it")
+            raise InputError(
+                f"{name} can't be merged into a convolution without bias: no BatchNorm follows it"
+            )
     for conv in convs:
         followers[conv].running_mean -= conv.bias
         conv.bias = None

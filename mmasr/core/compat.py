@@ -1,0 +1,34 @@
+"""Differences between the supported versions of torch, from 2.1. Needs torch only."""
+
+from functools import partial
+
+import torch
+
+try:
+    from torch.compiler import is_compiling
+except ImportError:  # before 2.3
+    from torch._utils import is_compiling
+
+try:
+    from torch.amp import GradScaler
+except ImportError:  # before 2.3
+    from torch.cuda.amp import GradScaler
+
+try:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    unfused_attention = partial(sdpa_kernel, SDPBackend.MATH)
+except ImportError:  # before 2.3
+    unfused_attention = partial(
+        torch.backends.cuda.sdp_kernel, enable_flash=False, enable_mem_efficient=False
+    )
+
+__all__ = ['CAN_BATCH', 'FUSED_PATH_RESPECTS_HOOKS', 'GradScaler', 'is_compiling', 'unfused_attention']
+
+#: Whether torch reports which saved-tensor hooks of autograd are active, which :mod:`mmasr.core.batched`
+#: needs.
+CAN_BATCH = torch.__version__ >= (2, 8)
+
+#: Whether ``nn.TransformerEncoderLayer`` calls its layers if one has a hook. Before, its fused path always
+#: reads their parameters.
+FUSED_PATH_RESPECTS_HOOKS = torch.__version__ >= (2, 5)

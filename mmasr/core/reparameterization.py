@@ -1,0 +1,279 @@
+"""The protocol that every re-parameterization implements, and the registry of their names. Needs torch only.
+
+A :class:`Reparameterization` is the training form of a layer, and folds back into a stock layer. There are
+two kinds:
+
+- :class:`ParameterReparameterization` (ASR, OREPA) is a child of the layer. The layer's effective parameters
+  are computed from it.
+- :class:`BranchReparameterization` (ACNet, DBB, OfflineOREPA, XVolution) replaces the layer by branches,
+  which merge into one layer.
+
+A new one is a subclass and one registration, ``REPARAMETERIZATIONS['Name'] = Name``.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from ..attention import ATTENTIONS, registered_name
+from ..errors import InputError
+from .merge import ADAPTERS, Adapter, has_branches
+
+
+class Reparameterization(nn.Module, ABC):
+    """Training form of a layer."""
+
+    #: Name of the child of the layer, if it is one; None if it replaces the layer.
+    attribute: str | None = None
+    #: Name of a child that marks it in the names of a state dict: ``<site>.<marker>.*``. If the merged layer
+    #: is a layer of mmasr, its state dict has the marker as well.
+    state_dict_marker: str | None = None
+    #: Whether its folded layer has a kernel that depends on the input, so that images of one size and scale
+    #: cannot vouch for it.
+    depends_on_input = False
+    #: Whether the layer that it replaces has a bias.
+    stock_bias = True
+
+    @classmethod
+    @abstractmethod
+    def check(cls, name: str, layer: nn.Module) -> None:
+        """Check that a layer is supported.
+
+        Args:
+            name (str): Name of the layer, for the error.
+            layer (nn.Module): Any module.
+
+        Raises:
+            InputError: If it is not.
+        """
+
+    @classmethod
+    @abstractmethod
+    def default_sites(cls, model: nn.Module) -> list[str]:
+        """Return the names of the layers of a network that get one by default."""
+
+    @classmethod
+    @abstractmethod
+    def no_sites(cls, model: nn.Module) -> str:
+        """Return why a network has no default sites, as the end of a sentence that begins with its class."""
+
+    @classmethod
+    def options_at(cls, model: nn.Module, names: Sequence[str], options: dict) -> dict[str, dict]:
+        """Return the options at each site. Default: the same everywhere.
+
+        Args:
+            model (nn.Module): The network.
+            names (Sequence[str]): Names of the sites.
+            options (dict): The options that the user gave.
+
+        Returns:
+            dict[str, dict]: Site -> options.
+        """
+        return dict.fromkeys(names, options)
+
+    @classmethod
+    @abstractmethod
+    def from_layer(cls, layer: nn.Module, **options) -> nn.Module:
+        """Make one for a layer.
+
+        Args:
+            layer (nn.Module): A layer that :meth:`check` accepts.
+            **options: Options of the class.
+
+        Returns:
+            nn.Module: On the layer's device and of its dtype.
+
+        Raises:
+            InputError: If the options or the layer's shape are not supported.
+        """
+
+    @classmethod
+    def deployed_options(cls, options: dict, network: nn.Module | None) -> dict | None:
+        """Return the options that build the folded form from a config.
+
+        Args:
+            options (dict): The options in the trained network's config, including ``type`` and ``sites``.
+            network (nn.Module, optional): The folded network, if it is known.
+
+        Returns:
+            dict | None: The options; None if the folded layers are stock layers, which need none. The
+                default.
+        """
+        return None
+
+    def init_weights(self) -> None:
+        """Set its own initial values. OpenMMLab's ``init_weights`` calls this after it has set all others."""
+
+    def init_layer(self, layer: nn.Module) -> None:
+        """Set the initial values that the layer's own parameters need next to it, after :meth:`init_weights`.
+
+        Default: they stay as they are.
+        """
+
+
+class ParameterReparameterization(Reparameterization):
+    """Child of a layer, from which the layer's effective parameters are computed.
+
+    The layer, a :class:`mmasr.core.host.Host`, keeps its class, its parameters and their names. It runs with
+    :meth:`effective_parameters` in place of its own, and folding writes the same tensors back, so that
+    nothing changes, not even in rounding.
+    """
+
+    #: Its name in messages.
+    title: str
+
+    @abstractmethod
+    def effective_parameters(self, layer: nn.Module) -> dict[str, torch.Tensor]:
+        """Compute the parameters that a layer runs with.
+
+        Args:
+            layer (nn.Module): The layer.
+
+        Returns:
+            dict[str, Tensor]: Name of a parameter in the layer -> tensor of its shape and dtype.
+        """
+
+    @classmethod
+    def batched_effective_parameters(
+        cls, hosts: Sequence[nn.Module]
+    ) -> dict[nn.Module, dict[str, torch.Tensor]]:
+        """Compute :meth:`effective_parameters` of several layers in fewer operations.
+
+        Only the class that defines it uses it; a subclass does not inherit it, as it may compute something
+        else.
+
+        Args:
+            hosts (Sequence[nn.Module]): Layers of one network that have a child of this class each.
+
+        Returns:
+            dict[nn.Module, dict[str, Tensor]]: Layer -> its effective parameters, up to rounding. Layers that
+            are missing compute their own. Default: all are missing.
+        """
+        return {}
+
+    def describe(self) -> str:
+        """Return a description for reports."""
+        return self.title
+
+
+class BranchReparameterization(Reparameterization):
+    """Branches that replace a convolution during training, and merge into one layer.
+
+    A subclass takes the arguments of ``nn.Conv2d`` from ``in_channels`` to ``groups``, then its own options.
+    It implements ``forward`` and :meth:`to_single_layer`.
+    """
+
+    #: Names of the last layers of the branches that it adds up; without them it cannot carry an ASR.
+    branch_ends: Sequence[str] = ()
+    #: Name of the layer inside that receives the weight of the convolution it replaces, also from a plain
+    #: checkpoint.
+    main_weight: str | None = None
+
+    @abstractmethod
+    def to_single_layer(self) -> nn.Module:
+        """Return the one layer that computes the same in eval mode.
+
+        If the layer has a bias but the stock one has none, :func:`mmasr.core.bias_fusion.fuse_biases` moves
+        it into the normalization that follows.
+        """
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        if (
+            self.main_weight and f'{prefix}weight' in state_dict
+        ):  # rename it before the children look for theirs
+            state_dict[f'{prefix}{self.main_weight}.weight'] = state_dict.pop(f'{prefix}weight')
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    @classmethod
+    def check(cls, name: str, layer: nn.Module) -> None:
+        """Check that a layer is a plain ``nn.Conv2d`` with zero padding.
+
+        Args:
+            name (str): Name of the layer, for the error.
+            layer (nn.Module): Any module.
+
+        Raises:
+            InputError: If it is not.
+        """
+        if type(layer) is not nn.Conv2d or layer.padding_mode != 'zeros' or isinstance(layer.padding, str):
+            raise InputError(
+                f"{name} ({type(layer).__name__}) can't become {cls.__name__}, which replaces an nn.Conv2d "
+                'with zero '
+                'padding that is given in numbers'
+            )
+
+    @classmethod
+    def default_sites(cls, model: nn.Module) -> list[str]:
+        """Return the names of all 3 x 3 convolutions outside blocks that have branches themselves."""
+        inside = {part for block in model.modules() if has_branches(block) for part in block.modules()}
+        return [
+            name
+            for name, layer in model.named_modules()
+            if type(layer) is nn.Conv2d and layer.kernel_size == (3, 3) and layer not in inside
+        ]
+
+    @classmethod
+    def no_sites(cls, model: nn.Module) -> str:
+        """Return why :meth:`default_sites` finds nothing."""
+        return 'has no 3 x 3 convolution'
+
+    @classmethod
+    def from_layer(cls, layer: nn.Conv2d, **options) -> nn.Module:
+        """Make one that replaces a convolution.
+
+        The convolution's weight goes to :attr:`main_weight`; all other parameters have their own initial
+        values.
+
+        Args:
+            layer (nn.Conv2d): A convolution that :meth:`check` accepts.
+            **options: Options of the class.
+
+        Returns:
+            nn.Module: On the convolution's device and of its dtype.
+
+        Raises:
+            InputError: If the options or the shape of the kernel are not supported.
+        """
+        names = ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups')
+        made = cls(**{name: getattr(layer, name) for name in names}, **options).to(layer.weight)
+        made.stock_bias = layer.bias is not None
+        if made.main_weight:
+            made.get_submodule(made.main_weight).weight.data.copy_(layer.weight)
+        return made
+
+
+ADAPTERS['mmasr.BranchReparameterization'] = Adapter(
+    branch_ends=lambda module: module.branch_ends,
+    can_merge=lambda module: True,
+    merge=lambda module: module.to_single_layer().train(module.training),
+)
+
+#: Name in a spec or config -> class.
+REPARAMETERIZATIONS: dict[str, type[Reparameterization]] = {}
+
+
+def resolve(spec: dict | Callable[[int], nn.Module]) -> tuple[type[Reparameterization], dict]:
+    """Return the class that a spec means, and its options.
+
+    Args:
+        spec (dict | callable): ``type``, a name in :data:`REPARAMETERIZATIONS`, and options. The name of an
+            attention module, ``dict(type='SE', ratio=16)``, or a callable ``channels -> module``, is short
+            for ``dict(type='ASR', attention=...)``.
+
+    Returns:
+        tuple[type[Reparameterization], dict]: The class and its options.
+
+    Raises:
+        InputError: If the name is unknown.
+    """
+    if callable(spec):
+        return REPARAMETERIZATIONS['ASR'], {'attention': spec}
+    name = registered_name(spec)
+    if name in REPARAMETERIZATIONS:
+        return REPARAMETERIZATIONS[name], {key: value for key, value in spec.items() if key != 'type'}
+    if name in ATTENTIONS:
+        return REPARAMETERIZATIONS['ASR'], {'attention': spec}
+    known = ', '.join(sorted({*REPARAMETERIZATIONS, *ATTENTIONS}))
+    raise InputError(f'unknown type {name!r}; known are {known}')
