@@ -1,7 +1,7 @@
-"""Which attention of a trained network can be folded, and what that costs, measured on the data of its config."""
+"""Find which attention of a trained network can be folded, and measure the cost on the data of its config."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from mmengine.config import Config
@@ -9,7 +9,7 @@ from mmengine.device import get_device
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..errors import InputError, one_line, some
+from ..errors import InputError, as_input_error, shortened
 from ..openmmlab.evaluation import Track, build_loader, calibration_dataset, evaluate, main_metric, untracked
 from ..stripes.mean_fold import Constant, find_hosts, replaced
 from ..stripes.observer import Observer, Stripes
@@ -18,15 +18,16 @@ from .compare import network_outputs
 
 @dataclasses.dataclass
 class Calibration:
-    """How attention is to be folded after training.
+    """Options for folding attention after training.
 
     Attributes:
-        images (int): Number of images of the training data that means are taken over.
-        max_drop (float, optional): Fold as many modules as lose at most this many points (hundredths) of the main metric, the
-            steadiest first. Default: all that can be folded.
+        images (int): Number of training images to average the attention over. Default: 200.
+        max_drop (float, optional): Fold as many modules as possible without losing more than this many
+            percentage points of the main metric, the steadiest modules first. Default: fold all that can be
+                folded.
 
     Raises:
-        InputError: If there are less than two images, or ``max_drop`` is negative.
+        InputError: If there are fewer than two images, or ``max_drop`` is negative.
     """
 
     images: int = 200
@@ -34,22 +35,22 @@ class Calibration:
 
     def __post_init__(self) -> None:
         if self.images < 2:
-            raise InputError(f'`images` {self.images}: the mean needs two images at least, better some hundred')
+            raise InputError(f'`images` {self.images}: the mean needs at least two images; use a few hundred')
         if self.max_drop is not None and not self.max_drop >= 0:
-            raise InputError(f'`max_drop` {self.max_drop}: give the points that may be lost, 0 or more')
+            raise InputError(f'`max_drop` {self.max_drop}: give the points that may be lost, at least 0')
 
 
 @dataclasses.dataclass
 class MeanFold:
-    """The attention modules of a network that are to be folded, and what that was found to cost.
+    """The attention modules of a network to fold, and measurements of them.
 
     Attributes:
-        stripes (dict[str, Stripes]): Of every module that ran, over the calibration images.
-        means (dict[str, Tensor]): The modules to fold -> their mean values.
-        hosts (dict[str, str]): The same -> the layer that takes the values.
-        staying (dict[str, str]): The other modules -> why they stay.
+        stripes (dict[str, Stripes]): Statistics of every module that ran, over the calibration images.
+        means (dict[str, Tensor]): Modules to fold -> their mean attention values, (C,).
+        hosts (dict[str, str]): Modules to fold -> the layer that takes the values.
+        staying (dict[str, str]): Other modules -> why they stay.
         before (dict[str, float]): Metrics of the trained network on the test data.
-        metric (str): The main one.
+        metric (str): The main metric.
         loader (DataLoader): The test data.
     """
 
@@ -62,30 +63,38 @@ class MeanFold:
     loader: DataLoader
 
     def constants(self, names: Iterable[str] | None = None) -> dict[str, nn.Module]:
-        """A module with constant values for each module to fold, or for some of them."""
+        """Return a module with constant values for each module to fold, or for those with some names."""
         return {name: Constant(self.means[name]) for name in (self.means if names is None else names)}
 
 
-def points(metric: str, value: float) -> float:
-    """A metric in points: MMPretrain counts in hundredths, MMDetection in shares of one."""
+def to_percentage_points(metric: str, value: float) -> float:
+    """Convert a metric to percentage points.
+
+    Args:
+        metric (str): Its name. MMPretrain's metrics already are percentages, MMDetection's are fractions.
+        value (float): Its value.
+
+    Returns:
+        float: Percentage points.
+    """
     return value if metric.startswith(('accuracy/', 'single-label/', 'multi-label/')) else 100 * value
 
 
 def calibrate(model: nn.Module, config: Config, options: Calibration, track: Track = untracked) -> MeanFold:
-    """Find the attention modules that can be folded, take their means, and choose by what folding costs.
+    """Find the attention modules that can be folded, average their values, and select modules by the cost.
 
     Args:
-        model (nn.Module): The trained network, on the CPU; afterwards as it was.
-        config (Config): Its config, with training data, test data and test evaluator.
+        model (nn.Module): The trained network, on the CPU; afterwards unchanged.
+        config (Config): Its config, with training data, test data and a test evaluator.
         options (Calibration): How much to fold.
-        track (callable): As ``rich.progress.track``. Default: nothing is shown.
+        track (callable): Progress bar like ``rich.progress.track``. Default: none.
 
     Returns:
         MeanFold: What to fold.
 
     Raises:
-        InputError: If the network has no attention that depends on its input, or none that can be folded within
-            ``max_drop``, or the data can't be used.
+        InputError: If the network has no attention that depends on its input, if none of it can be folded
+            within ``max_drop``, or if the data cannot be used.
     """
     if not config.get('test_evaluator'):
         raise InputError('the config has no test_evaluator to measure with')
@@ -97,14 +106,14 @@ def calibrate(model: nn.Module, config: Config, options: Calibration, track: Tra
     never = observer.check()
     stripes = observer.stripes
     means = {name: s.v.mean.float() for name, s in stripes.items()}
-    try:
+    with as_input_error('the network does not run on noise images'):
         hosts, staying = find_hosts(model.cpu(), means, lambda: network_outputs(model))
-    except Exception as error:  # of whatever the config asks for
-        raise InputError(one_line('the network does not run on noise images', error)) from error
     staying.update(dict.fromkeys(never, 'it never ran'))
     if not hosts:
         name = next(iter(staying))
-        raise InputError(f'no attention module can be folded: {some(list(staying))}; {name}: {staying[name]}')
+        raise InputError(
+            f'no attention module can be folded: {shortened(list(staying))}; {name}: {staying[name]}'
+        )
 
     before = evaluate(model.to(device), test_loader, config.test_evaluator, track, 'evaluating')
     metric = main_metric(config, before)
@@ -112,22 +121,33 @@ def calibrate(model: nn.Module, config: Config, options: Calibration, track: Tra
     result = MeanFold(stripes, means, hosts, staying, before, metric, test_loader)
 
     def drop(count: int) -> float:
-        with replaced(model, {name: module.to(device) for name, module in result.constants(order[:count]).items()}):
-            after = evaluate(model, test_loader, config.test_evaluator, track, f'evaluating, {count} of {len(order)} folded')
-        return points(metric, before[metric] - after.get(metric, 0))  # no detections at all have no metric
+        constants = {name: module.to(device) for name, module in result.constants(order[:count]).items()}
+        description = f'evaluating, {count} of {len(order)} folded'
+        with replaced(model, constants):
+            after = evaluate(model, test_loader, config.test_evaluator, track, description)
+        return to_percentage_points(
+            metric, before[metric] - after.get(metric, 0)
+        )  # no metric without detections
 
-    kept = len(order)
-    if options.max_drop is not None and drop(kept) > options.max_drop:
-        kept, too_many = 0, kept
-        while too_many - kept > 1:
-            middle = (kept + too_many) // 2
-            kept, too_many = (middle, too_many) if drop(middle) <= options.max_drop else (kept, middle)
-        if not kept:
-            raise InputError(
-                f'folding even {order[0]} alone, the steadiest, loses more than {options.max_drop} points of {metric}'
-            )
-        staying.update(dict.fromkeys(order[kept:], f'folding more would lose more than {options.max_drop} points of {metric}'))
+    count = len(order)
+    if options.max_drop is not None:
+        count = _largest_count(count, lambda count: drop(count) <= options.max_drop)
+        problem = f'loses more than {options.max_drop} points of {metric}'
+        if not count:
+            raise InputError(f'folding even the steadiest module alone, {order[0]}, {problem}')
+        staying.update(dict.fromkeys(order[count:], f'folding one more {problem}'))
     model.cpu()
-    result.means = {name: means[name] for name in hosts if name in order[:kept]}
+    result.means = {name: means[name] for name in hosts if name in order[:count]}
     result.hosts = {name: hosts[name] for name in result.means}
     return result
+
+
+def _largest_count(count: int, is_acceptable: Callable[[int], bool]) -> int:
+    """Return the largest acceptable number up to ``count``, 0 if there is none, by bisection."""
+    if is_acceptable(count):
+        return count
+    accepted, too_many = 0, count
+    while too_many - accepted > 1:
+        middle = (accepted + too_many) // 2
+        accepted, too_many = (middle, too_many) if is_acceptable(middle) else (accepted, middle)
+    return accepted

@@ -1,6 +1,6 @@
-"""From the config of a network with re-parameterization to that of the deployed network.
+"""Turn the config of a network with re-parameterization into the config of the deployed network.
 
-What a type becomes is said by the class itself, in its ``deployed_config``, or for other packages' classes in
+The deployed form of a class is defined by its own ``deployed_config``, or for classes of other packages in
 :data:`mmasr.openmmlab.adapters.DEPLOYED`.
 """
 
@@ -11,25 +11,29 @@ from mmengine.config import Config
 from torch import nn
 
 from ..attention import ATTENTIONS
+from ..errors import InputError, as_input_error
 from ..openmmlab.adapters import DEPLOYED
 from ..openmmlab.config import walk, without_downloads
 from ..registry import MODELS
 
 
 def deployed_config(config: Config, folded: Sequence[str] = (), network: nn.Module | None = None) -> Config:
-    """The config of the deployed network.
+    """Return the config of the deployed network.
 
-    Backbones with re-parameterization become the stock ones, ASR plugins and mmasr's hooks go, nothing is downloaded to
-    initialise, and mmasr is imported only if something of it remains.
+    Backbones with re-parameterization become stock backbones. ASR plugins and mmasr's hooks are removed,
+    nothing is downloaded for initialization, and mmasr is imported only if some of it remains.
 
     Args:
-        config (Config): The config of the trained network.
-        folded (Sequence[str]): Names of the attention modules that were folded after training. Default: none.
-        network (nn.Module, optional): The folded network, without these modules. Default: None, if none of them are and all
-            that is folded is a stock layer.
+        config (Config): Config of the trained network.
+        folded (Sequence[str]): Names of attention modules that were folded after training. Default: none.
+        network (nn.Module, optional): The folded network, without these modules. Default: None, which is
+            enough if there are none and all folded layers are stock layers.
 
     Returns:
         Config: A new config.
+
+    Raises:
+        InputError: If the config of the model has an unexpected structure.
     """
     result = without_downloads(config.to_dict())
     scope = result.get('default_scope')
@@ -38,7 +42,7 @@ def deployed_config(config: Config, folded: Sequence[str] = (), network: nn.Modu
     result['model'] = _deployed(result['model'], scope, network)
     result.update(load_from=None, resume=False)
     result.pop('work_dir', None)
-    if 'custom_hooks' in result:  # those of mmasr are about training
+    if 'custom_hooks' in result:  # those of mmasr are for training
         result['custom_hooks'] = [hook for hook in result['custom_hooks'] or [] if not _is_mmasr(hook)]
     custom = result.pop('custom_imports', None) or {}
     imports = custom.get('imports') or []
@@ -53,7 +57,7 @@ def deployed_config(config: Config, folded: Sequence[str] = (), network: nn.Modu
 
 
 def _package_and_name(config: dict, scope: str | None = None) -> tuple[str, str]:
-    """The package and the registered name of what a config builds."""
+    """Return the package and the registered name of the class that a config builds."""
     prefix, _, name = str(config.get('type', '')).rpartition('.')
     return (prefix or config.get('_scope_') or scope or '').split('.')[0], name
 
@@ -63,8 +67,10 @@ def _is_mmasr(config: Any) -> bool:
 
 
 def _deployed(config: Any, scope: str | None, network: nn.Module | None = None) -> Any:
-    """What a config of a model, or of a part of it, becomes: None, if nothing is left of what it builds, which is
-    ``network``."""
+    """Return the deployed form of the config of a model or a part of it; None if nothing of it remains.
+
+    ``network`` is what the deployed form builds.
+    """
     if isinstance(config, list | tuple):
         return type(config)(_deployed(value, scope) for value in config)
     if not isinstance(config, dict):
@@ -72,24 +78,50 @@ def _deployed(config: Any, scope: str | None, network: nn.Module | None = None) 
     scope = config.get('_scope_', scope)
     parts = dict(network.named_children()) if network is not None else {}
     config = {key: _deployed(value, scope, parts.get(key)) for key, value in config.items()}
-    if 'plugins' in config:
-        config['plugins'] = [plugin for plugin in config['plugins'] or [] if plugin['cfg'] is not None]
+    if not config.get('plugins', True):
+        del config['plugins']
+    elif isinstance(config.get('plugins'), list | tuple):
+        config['plugins'] = [plugin for plugin in config['plugins'] if not _is_removed(plugin)]
         if not config['plugins']:
             del config['plugins']
+    deployed = _deployed_class(config, scope, network)
+    if deployed is None or deployed.get('type') == config.get('type'):
+        return deployed
+    return _deployed(
+        deployed, scope, network
+    )  # it is the config of another class, which may have a deployed form too
+
+
+def _is_removed(plugin: Any) -> bool:
+    return isinstance(plugin, dict) and 'cfg' in plugin and plugin['cfg'] is None
+
+
+def _deployed_class(config: dict, scope: str | None, network: nn.Module | None) -> dict | None:
+    """Return what the class of a config says about its deployed form."""
     package, name = _package_and_name(config, scope)
     if package == 'mmasr':
         MODELS.load(name)
         becomes = getattr(MODELS.module_dict.get(name), 'deployed_config', None)
     else:
         becomes = DEPLOYED.get(f'{package}.{name}')
-    deployed = becomes(config, network) if becomes else config
-    # What stands for another class becomes what that one does.
-    return deployed if deployed is None or deployed.get('type') == config.get('type') else _deployed(deployed, scope, network)
+    if becomes is None:
+        return config
+    problem = f'the config of {package}.{name} has an unexpected structure'
+    try:
+        deployed = becomes(config, network)
+    except (AttributeError, KeyError, TypeError) as error:  # a config that is not built can contain anything
+        raise InputError(f'{problem}: {error!r}') from error
+    if not isinstance(deployed, dict | None):
+        raise InputError(f'{problem}: its deployed form is {deployed!r}')
+    return deployed
 
 
 def _without_attention(model: dict, folded: Sequence[str], network: nn.Module, scope: str | None) -> dict:
-    """The config of a model some of whose attention modules are gone: of the stock network without attention where all of a
-    part's are, and otherwise of that part with the modules taken out."""
+    """Return the config of a model without some of its attention modules.
+
+    If all modules of a part are gone, this is the config of the stock network without attention; otherwise
+    the part is wrapped in ``mmasr.WithoutAttention``.
+    """
     parts: dict[str, list[str]] = {}
     for name in folded:
         part, _, rest = name.partition('.')
@@ -107,7 +139,7 @@ def _without_attention(model: dict, folded: Sequence[str], network: nn.Module, s
 
 
 def _plain_configs(config: dict) -> Iterator[dict]:
-    """What may be the config of the same network without attention."""
+    """Yield possible configs of the same network without attention."""
     scope, dot, name = config['type'].rpartition('.')
     if name in ('SEResNet', 'SEResNeXt') and scope in ('', 'mmpretrain'):
         rest = {key: value for key, value in config.items() if key != 'se_ratio'}
@@ -117,22 +149,21 @@ def _plain_configs(config: dict) -> Iterator[dict]:
             if config['model_name'].startswith(prefix):
                 yield {**config, 'model_name': config['model_name'].removeprefix(prefix)}
     if config.get('plugins'):
-        yield {
-            **config,
-            'plugins': [
-                p
-                for p in config['plugins']
-                if not (_is_mmasr(p['cfg']) and _package_and_name(p['cfg'])[1] in (*ATTENTIONS, 'DIA'))
-            ]
-            or None,
-        }
+        remaining = [plugin for plugin in config['plugins'] if not _is_attention(plugin['cfg'])]
+        yield {**config, 'plugins': remaining or None}
+
+
+def _is_attention(config: dict) -> bool:
+    return _is_mmasr(config) and _package_and_name(config)[1] in (*ATTENTIONS, 'DIA')
 
 
 def _fits(config: dict, network: nn.Module, scope: str | None) -> bool:
-    """Whether a config builds a network with the weights of this one."""
+    """Return whether a config builds a network with the same weights as another one."""
+    deployed = _deployed(config, scope)
     try:
-        built = MODELS.build(_deployed(config, scope))
-    except Exception:  # no such network
+        with as_input_error('no such network exists'):
+            built = MODELS.build(deployed)
+    except InputError:
         return False
-    shapes, expected = ({name: tensor.shape for name, tensor in m.state_dict().items()} for m in (built, network))
+    shapes, expected = ({name: t.shape for name, t in m.state_dict().items()} for m in (built, network))
     return shapes == expected

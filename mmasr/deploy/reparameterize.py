@@ -1,60 +1,56 @@
-"""From a trained checkpoint to a deployed one: a config without re-parameterization, and weights that load into it.
+"""Deploy a trained checkpoint: load, run, fold, write, verify.
 
-The deployed network is checked against the trained one before anything is written.
+The deployed files are a config without re-parameterization and weights that load into it. They are moved into
+place only after the network built from them agrees with the trained one.
 """
 
 import dataclasses
-import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
 from mmengine.device import get_device
 from torch import nn
 
-from ..core.absorb import absorb_biases
-from ..core.computed import Computed
-from ..core.fold import find_foldable, fold
-from ..core.host import Host
-from ..core.merge import Merging, can_merge, stays_in_files
-from ..core.surgery import stock_class
-from ..errors import InputError, one_line, some
+from ..core.bias_fusion import fuse_biases
+from ..core.class_surgery import stock_class
+from ..core.fold import Foldable, find_foldable, fold
+from ..core.merge import lacks_deployed_config
+from ..core.reparameterization import Reparameterization
+from ..errors import InputError, as_input_error, shortened, with_source
 from ..files import output_files, temporary_files
-from ..openmmlab.building import build_model, load_weights
-from ..openmmlab.checkpoint import only_data, read_checkpoint, write_checkpoint
 from ..openmmlab.data_sources import check_data
 from ..openmmlab.evaluation import Track, evaluate, untracked
 from ..stripes.mean_fold import fold_means, replaced
+from ..untrusted import Network, Origin, open_checkpoint, write_config
 from .calibrate import Calibration, MeanFold, calibrate
-from .compare import BOUNDS, NOISE, Difference, compare, network_outputs, noises
-from .config_text import parse_config, write_config
+from .compare import BOUNDS, NOISE, Difference, coarsest, compare, network_outputs, noise_images
 from .deployed_config import deployed_config
-from .network import Network, load_network, said_of
-from .untrusted_config import CALIBRATION, check_config
+from .saving import write_checkpoint
 
 
 @dataclasses.dataclass
 class Report:
-    """What :func:`reparameterize` did.
+    """Result of :func:`reparameterize`.
 
     Attributes:
         checkpoint (Path): The deployed checkpoint.
         config (Path): Its config.
-        folded (dict[str, str]): Layers and plugins with an ASR, or whose parameters were computed from something else -> from
-            what.
+        folded (dict[str, str]): Hosts, and ASRs that were plugins -> what was folded there, such as ``SE``.
         merged (dict[str, str]): Modules whose branches were merged -> their class.
-        ours (dict[str, str]): Those of them that became layers of mmasr, which the deployed config imports -> what they are.
+        ours (dict[str, str]): Those of them that became layers of mmasr, which the deployed config imports ->
+            class.
         means (dict[str, str]): Attention modules whose mean was folded -> the layer that took it.
         parameters (tuple[int, int]): Number of parameters before and after.
-        bytes (tuple[int, int]): Size of the checkpoint files, before and after.
-        differences (list[Difference]): How far the networks are apart, output by output.
-        bound (float): What was allowed, relative to the largest value of an output.
-        seconds (float): How long it took.
+        bytes (tuple[int, int]): Size of the checkpoint files before and after, in bytes.
+        differences (list[Difference]): Differences of the two networks, output by output.
+        bound (float): Largest difference allowed, relative to the largest value of an output.
+        seconds (float): Duration.
         left_out (dict[str, str]): Parts of the embedded config that the deployed one does not have -> why.
-        attention (MeanFold, optional): What was found of attention that depends on its input, if it was to be folded.
-        after (dict[str, float], optional): Metrics of the deployed network, likewise.
+        attention (MeanFold, optional): Findings about attention that depends on the image, if it was to be
+            folded.
+        after (dict[str, float], optional): Metrics of the deployed network in that case.
     """
 
     checkpoint: Path
@@ -73,7 +69,6 @@ class Report:
     after: dict[str, float] | None = None
 
 
-@only_data()
 def reparameterize(
     checkpoint: str | Path,
     config: str | Path | None = None,
@@ -83,26 +78,26 @@ def reparameterize(
     calibration: Calibration | None = None,
     track: Track = untracked,
 ) -> Report:
-    """Fold all re-parameterization of a checkpoint, and on request attention that depends on its input; check the result, and
-    write it with its config.
+    """Fold all re-parameterization of a checkpoint, verify the result, and write it with its config.
 
     Args:
         checkpoint (str | Path): A checkpoint of mmengine's runner, or weights.
-        config (str | Path, optional): The config it was trained with. Default: the one in the checkpoint, which is read as
-            data, reduced to what deploying needs, and held against what is allowed.
-        out (str | Path, optional): The deployed checkpoint, ``*.pth``; its config goes beside it as ``*.py``. Default:
-            ``<name>_deploy.pth`` beside the input.
-        force (bool): Replace what is there. Default: False.
-        trust_imports (bool): Run any ``custom_imports`` of the embedded config, and allow what they register. Default: False.
-        calibration (Calibration, optional): Fold attention that depends on its input as well, replaced by its mean; the network
-            is then evaluated before and after. Default: such attention stays.
-        track (callable): As ``rich.progress.track``. Default: nothing is shown.
+        config (str | Path, optional): The config it was trained with. Default: the one in the checkpoint,
+            which is parsed as data, reduced to what deploying needs, and checked with an allow-list.
+        out (str | Path, optional): The deployed checkpoint, ``*.pth``; its config is written next to it as
+            ``*.py``. Default: ``<name>_deploy.pth`` next to the input.
+        force (bool): Replace existing files. Default: False.
+        trust_imports (bool): Run all ``custom_imports`` of the embedded config, and allow the classes that
+            they register. Default: False.
+        calibration (Calibration, optional): Also fold attention that depends on the image, replaced by its
+            mean; the network is then evaluated before and after. Default: such attention stays.
+        track (callable): Progress bar like ``rich.progress.track``. Default: none.
 
     Returns:
-        Report: What was folded and how well it agrees.
+        Report: What was folded, and how well the networks agree.
 
     Raises:
-        InputError: If the input can't be used, or the deployed network differs. Then nothing is written.
+        InputError: If the input cannot be used, or the deployed network differs. Then nothing is written.
 
     Example:
         >>> report = reparameterize('epoch_12.pth')
@@ -113,146 +108,197 @@ def reparameterize(
     """
     start = time.perf_counter()
     source = Path(checkpoint)
-    loaded = read_checkpoint(source, mmap=True)
+    opened = open_checkpoint(source)
     targets = output_files(source, out or source.with_name(f'{source.stem}_deploy.pth'), force)
-    if 'mmasr' in loaded['meta'] and not calibration:
-        raise InputError(f'{source} is deployed already: what it trained with is folded')
-    trained = load_network(source, loaded, config, trust_imports, bool(calibration))
-    del loaded
-    if calibration:
-        check_data(trained.config, 'train_dataloader', 'test_dataloader', 'test_evaluator')
-    if not (trained.foldable() or calibration):
-        raise InputError(f'{source} has no ASR in it and no branches to merge, so there is nothing to fold')
-    before = _count(trained.model)
-    attention = None
-    if calibration:
-        with trained.restrained():
-            attention = calibrate(trained.model, trained.config, calibration, track)
-    with trained.restrained():
-        deployed = _fold(trained, attention)
-    after = _count(trained.model)
-    trained.model = None  # its memory is for the network that is built from the files
+    if 'mmasr' in opened.content['meta'] and not calibration:
+        raise InputError(f'{source} is already deployed: its re-parameterization is folded')
     with temporary_files(*targets, force=force) as files:
-        rebuilt, differences = _write_and_verify(trained, deployed, files)
+        # The trained network and its checkpoint are gone before another one is built from the files.
+        deployed = _deploy(
+            opened.network(config, trust_imports, bool(calibration)), files, calibration, track
+        )
+        differences, after = _verify(deployed, files, track)
         size = files[0].stat().st_size
-        metrics = None
-        if attention:
-            with trained.restrained():
-                rebuilt.to(get_device())
-                evaluator = trained.config.test_evaluator
-                metrics = evaluate(rebuilt, attention.loader, evaluator, track, 'evaluating the deployed network')
     return Report(
         checkpoint=targets[0],
         config=targets[1],
         folded=deployed.folded,
         merged=deployed.merged,
         ours=deployed.ours,
-        means=deployed.means,
-        parameters=(before, after),
+        means=deployed.attention.hosts if deployed.attention else {},
+        parameters=deployed.parameters,
         bytes=(source.stat().st_size, size),
         differences=differences,
-        bound=BOUNDS[trained.coarsest],
+        bound=deployed.bound,
         seconds=time.perf_counter() - start,
-        left_out=trained.left_out or {},
-        attention=attention,
-        after=metrics,
+        left_out=deployed.origin.left_out or {},
+        attention=deployed.attention,
+        after=after,
     )
 
 
 @dataclasses.dataclass
 class _Deployed:
-    """What a trained network becomes.
+    """A deployed network whose files are written, and what verifying them needs.
 
     Attributes:
-        images (Sequence[tuple[int, float]]): What the two are compared on, see :func:`network_outputs`.
-        expected (dict[str, Tensor]): What the trained network puts out.
-        folded, merged, ours, means (dict[str, str]): As in :class:`Report`.
+        origin (Origin): The limits of the network.
+        images (Sequence[tuple[int, float]]): The images it ran on; see :func:`network_outputs`.
+        expected (dict[str, Tensor]): Outputs of the trained network on them.
+        bound (float): Largest difference allowed.
         config (dict): The deployed config.
-        checkpoint (dict): The deployed checkpoint.
+        folded, merged, ours (dict[str, str]): See :class:`Report`.
+        parameters (tuple[int, int]): Number of parameters before and after.
+        attention (MeanFold, optional): The attention whose mean was folded.
+        evaluator (dict | list, optional): Config of the metrics to evaluate it with.
     """
 
+    origin: Origin
     images: Sequence[tuple[int, float]]
     expected: dict[str, torch.Tensor]
+    bound: float
+    config: dict
     folded: dict[str, str]
     merged: dict[str, str]
     ours: dict[str, str]
-    means: dict[str, str]
-    config: dict
-    checkpoint: dict
+    parameters: tuple[int, int]
+    attention: MeanFold | None
+    evaluator: dict | list | None
 
 
-def _fold(trained: Network, attention: MeanFold | None) -> _Deployed:
-    """Run the trained network, fold it in place, and make its checkpoint and config."""
-    model, source = trained.model, trained.source
-    images = noises(model)
-    with replaced(model, attention.constants() if attention else {}):
-        expected, folded = _run_trained(model, source, images)
-    merging = {name: module for name, module in model.named_modules() if can_merge(module)}
-    stay = [name for name, module in merging.items() if stays_in_files(module)]
-    merged = {name: stock_class(type(module)).__name__ for name, module in merging.items() if name not in stay}
-    no_bias = [name for name, m in merging.items() if isinstance(m, Merging) and not m.stock_bias]
-    del merging  # what has been merged need not stay in memory
-    try:
-        fold(model, stay)
-        too_many_biases = [name for name in no_bias if isinstance(model.get_submodule(name), nn.Conv2d)]
-        absorb_biases(model, too_many_biases, functools.partial(_outputs, model))
-    except ValueError as error:
-        raise InputError(f'{source}: {error}') from None
+def _deploy(
+    trained: Network, files: Sequence[Path], calibration: Calibration | None, track: Track
+) -> _Deployed:
+    """Run the trained network, fold it, and write its files."""
+    model, origin = trained.model, trained.origin
+    foldable = find_deployable(trained)
+    if calibration:
+        check_data(trained.config, 'train_dataloader', 'test_dataloader', 'test_evaluator')
+    elif not foldable:
+        raise InputError(f'{origin.source} has no re-parameterization to fold')
+    before, images = _count(model), noise_images(model)
+    with origin.limits():
+        attention = calibrate(model, trained.config, calibration, track) if calibration else None
+        with replaced(model, attention.constants() if attention else {}):
+            expected = _run(model, foldable, origin.source, images)
+        folded = {name: part.describe() for name, part in foldable.reparameterizations().items()}
+        merged = {
+            name: stock_class(type(module)).__name__
+            for name, module in model.named_modules()
+            if name in foldable.branches
+        }
+        with with_source(origin.source):
+            _fold(model, foldable, attention)
+            with as_input_error('the config has no deployed form'):
+                config = deployed_config(trained.config, list(attention.hosts) if attention else [], model)
     became = {name: type(model.get_submodule(name)) for name in merged}
-    ours = {name: kind.__name__ for name, kind in became.items() if kind.__module__.split('.')[0] == 'mmasr'}
-    means = attention.hosts if attention else {}
-    if attention:
-        fold_means(model, attention.means, means)
-    try:
-        config = deployed_config(trained.config, list(means), model).to_dict()
-        if trained.left_out is not None:
-            config = {name: value for name, value in config.items() if name not in CALIBRATION}
-        text = write_config(config)
-    except Exception as error:  # a config can be odd in any way
-        raise InputError(one_line(f'{source}: its config has no deployed form', error)) from None
-    record = {'source': source.name, 'folded': folded, 'merged': merged, 'means': means}
-    checkpoint = {
-        'meta': {**trained.meta, 'mmasr': record, 'cfg': text},
-        # A convolution that branches were merged into is new.
-        'state_dict': {
-            name: tensor.to(trained.dtypes.get(name, trained.coarsest)) for name, tensor in model.state_dict().items()
-        },
-    }
-    return _Deployed(
+    deployed = _Deployed(
+        origin=origin,
         images=images,
         expected=expected,
+        bound=BOUNDS[coarsest(trained.dtypes)],
+        config=origin.deployed(config.to_dict()),
         folded=folded,
         merged=merged,
-        ours=ours,
-        means=means,
-        config=config,
-        checkpoint=checkpoint,
+        ours={n: kind.__name__ for n, kind in became.items() if kind.__module__.split('.')[0] == 'mmasr'},
+        parameters=(before, _count(model)),
+        attention=attention,
+        evaluator=trained.config.get('test_evaluator'),
     )
+    _write(trained, deployed, files)
+    return deployed
 
 
-def _write_and_verify(trained: Network, deployed: _Deployed, files: list[Path]) -> tuple[nn.Module, list[Difference]]:
-    """Write checkpoint and config, build a network from these files, and compare it with the trained one."""
-    weights_file, config_file = files
-    config_file.write_text(deployed.checkpoint['meta']['cfg'], encoding='utf-8')
-    write_checkpoint(deployed.checkpoint, weights_file)
-    deployed.checkpoint = {}
-    weights = read_checkpoint(weights_file, mmap=True)['state_dict']
-    config = parse_config(config_file.read_text(encoding='utf-8'))
-    if repr(config) != repr(deployed.config):  # which are equal where a NaN is
-        raise InputError(f'{trained.source}: the deployed config reads back otherwise than it was written')
-    if trained.left_out is not None:
-        said_of(trained.source, check_config, config, weights, trained.trust_imports)
-    with trained.restrained():
-        rebuilt = build_model(Config(config))
-        load_weights(rebuilt, weights, weights_file.name)
-        differences = compare(deployed.expected, _outputs(rebuilt, deployed.images))
-    worst = max(differences, key=lambda difference: difference.relative)
-    if not worst.relative <= BOUNDS[trained.coarsest]:
+def find_deployable(network: Network) -> Foldable:
+    """Find what deploying a network folds: everything, except branches that no config builds merged.
+
+    Raises:
+        InputError: If something cannot be folded.
+    """
+    with with_source(network.origin.source):
+        found = find_foldable(network.model)
+    branches = {name: m for name, m in found.branches.items() if not lacks_deployed_config(m)}
+    return dataclasses.replace(found, branches=branches)
+
+
+def _run(
+    model: nn.Module, foldable: Foldable, source: Path, images: Sequence[tuple[int, float]]
+) -> dict[str, torch.Tensor]:
+    """Run the trained network, and check that every re-parameterization took part."""
+    parts = foldable.reparameterizations()
+    unused = set(parts)
+
+    def used(name: str) -> Callable[..., None]:
+        return lambda *_: unused.discard(name)
+
+    hooks = [model.get_submodule(name).register_forward_pre_hook(used(name)) for name in parts]
+    try:
+        outputs = _outputs(model, images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if unused:
+        kinds = ' or '.join(sorted({parts[name].title for name in unused}))
         raise InputError(
-            f'{trained.source}: the deployed network differs from the trained one: {worst.output} by {worst.relative:.1e} of '
-            f'its largest value, more than {BOUNDS[trained.coarsest]:.0e}; nothing was written'
+            f'{source}: no layer uses the {kinds} of {shortened(sorted(unused))}, so it was not trained'
         )
-    return rebuilt, differences
+    return outputs
+
+
+def _fold(model: nn.Module, foldable: Foldable, attention: MeanFold | None) -> None:
+    """Fold a network, fuse the biases that its stock form does not have, and fold the means of attention."""
+    stay = find_foldable(model).branches.keys() - foldable.branches.keys()
+    without_bias = [
+        name
+        for name, m in foldable.branches.items()
+        if isinstance(m, Reparameterization) and not m.stock_bias
+    ]
+    fold(model, stay)
+    biased = [name for name in without_bias if isinstance(model.get_submodule(name), nn.Conv2d)]
+    fuse_biases(model, biased, lambda: _outputs(model))
+    if attention:
+        fold_means(model, attention.means, attention.hosts)
+
+
+def _write(trained: Network, deployed: _Deployed, files: Sequence[Path]) -> None:
+    """Write the folded network: a checkpoint in the types of the trained one, and its config."""
+    with with_source(deployed.origin.source):
+        text = write_config(deployed.config)
+    record = {
+        'source': deployed.origin.source.name,
+        'folded': deployed.folded,
+        'merged': deployed.merged,
+        'means': deployed.attention.hosts if deployed.attention else {},
+    }
+    new = coarsest(trained.dtypes)  # the type of a convolution that branches were merged into
+    state_dict = trained.model.state_dict()
+    weights = {name: tensor.to(trained.dtypes.get(name, new)) for name, tensor in state_dict.items()}
+    meta = {**trained.meta, 'mmasr': record, 'cfg': text}
+    weights_file, config_file = files
+    config_file.write_text(text, encoding='utf-8')
+    write_checkpoint({'meta': meta, 'state_dict': weights}, weights_file)
+
+
+def _verify(
+    deployed: _Deployed, files: Sequence[Path], track: Track
+) -> tuple[list[Difference], dict[str, float] | None]:
+    """Build a network from the written files, and compare it with the trained one; evaluate it as well."""
+    origin, attention = deployed.origin, deployed.attention
+    rebuilt = origin.rebuild(*files, deployed.config)
+    with origin.limits():
+        differences = compare(deployed.expected, _outputs(rebuilt, deployed.images))
+        worst = max(differences, key=lambda difference: difference.relative)
+        if not worst.relative <= deployed.bound:
+            raise InputError(
+                f'{origin.source}: the deployed network differs from the trained one: {worst.output} by '
+                f'{worst.relative:.1e} of its largest value, more than {deployed.bound:.0e}; nothing was '
+                'written'
+            )
+        if not attention:
+            return differences, None
+        rebuilt.to(get_device())
+        description = 'evaluating the deployed network'
+        return differences, evaluate(rebuilt, attention.loader, deployed.evaluator, track, description)
 
 
 def _count(model: nn.Module) -> int:
@@ -260,28 +306,5 @@ def _count(model: nn.Module) -> int:
 
 
 def _outputs(model: nn.Module, images: Sequence[tuple[int, float]] = (NOISE,)) -> dict[str, torch.Tensor]:
-    try:
+    with as_input_error('the network does not run on noise images'):
         return network_outputs(model, images)
-    except Exception as error:  # as can a model
-        raise InputError(one_line('the network does not run on noise images', error)) from None
-
-
-def _run_trained(
-    model: nn.Module, source: Path, images: Sequence[tuple[int, float]]
-) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Run the trained network; return its outputs, and what is computed from something with what that is."""
-    computed = {
-        name: module.computed() if isinstance(module, Host) else module
-        for name, module in find_foldable(model).items()
-        if isinstance(module, Host | Computed)
-    }
-    unused = set(computed)
-    hooks = [
-        model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: unused.discard(name)) for name in computed
-    ]
-    outputs = _outputs(model, images)
-    for hook in hooks:
-        hook.remove()
-    if unused:
-        raise InputError(f'{source}: no layer uses the ASR of {some(sorted(unused))}, so it was not trained')
-    return outputs, {name: child.describe() for name, child in computed.items()}

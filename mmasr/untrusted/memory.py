@@ -1,4 +1,4 @@
-"""Bounding the memory of this process."""
+"""Limit the memory of this process."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,14 +11,14 @@ except ImportError:  # on Windows, which has no such limit
 
 
 @contextlib.contextmanager
-def bounded_memory(more: int) -> Iterator[None]:
-    """Take at most so many bytes of address space more than now, where the system can say and limit that, as Linux can.
+def limited_memory(extra: int) -> Iterator[None]:
+    """While active, limit the address space of this process, where the system supports it, as Linux does.
 
     Args:
-        more (int): Bytes.
+        extra (int): Bytes that the process may take in addition to its present size.
 
     Raises:
-        MemoryError: Within, where more is asked for; where torch asks it is a RuntimeError.
+        MemoryError: Inside, if more is needed; where torch allocates it, a RuntimeError.
     """
     try:
         used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
@@ -26,7 +26,7 @@ def bounded_memory(more: int) -> Iterator[None]:
         yield
         return
     limits = resource.getrlimit(resource.RLIMIT_AS)
-    bounds = [bound for bound in (used + more, *limits) if bound != resource.RLIM_INFINITY]
+    bounds = [bound for bound in (used + extra, *limits) if bound != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_AS, (min(bounds), limits[1]))
     try:
         yield

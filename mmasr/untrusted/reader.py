@@ -1,9 +1,10 @@
-"""Reading a file of ``torch.save`` as data: weights, numbers and text.
+"""Read a file of ``torch.save`` as data: weights, numbers and text.
 
-torch's own restricted reader runs nothing of a file either, but it calls what doubles a text, hashes any key, sets any
-attribute of a dict, leaves a storage unfilled that the file lacks, and finds other records in an archive than Python's zipfile,
-by which checksums are checked. Here a pickle calls nothing but functions of this file, keys are text or numbers, every tensor
-is held to its storage, and every storage to its record.
+torch's own restricted reader does not run code from a file either. But it calls functions that double a text,
+hashes any key, sets any attribute of a dict, leaves a storage unfilled if its record is missing, and finds
+other records in an archive than Python's zipfile, which checks the checksums. Here a pickle calls only
+functions of this file. Keys are text or numbers, each tensor must fit its storage, and each storage its
+record.
 """
 
 import contextlib
@@ -26,10 +27,11 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 
-from ..memory import bounded_memory
+from .memory import limited_memory
 
 _LARGEST_KEY = 2**31
-_MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # what a file begins with that is no archive, as before torch 1.6
+# The start of a file that is not an archive, as before torch 1.6.
+_MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 
 def read_torch_file(source: str | Path | BinaryIO, mmap: bool = False) -> Any:
@@ -37,37 +39,46 @@ def read_torch_file(source: str | Path | BinaryIO, mmap: bool = False) -> Any:
 
     Args:
         source (str | Path | BinaryIO): The file.
-        mmap (bool): Map the tensors from the file rather than read them, if it is an archive on the disk; it must stay as it is
-            while they are in use. Default: False.
+        mmap (bool): Map the tensors from the file instead of reading them, if it is an archive on disk. It
+            must not change while they are in use. Default: False.
 
     Returns:
-        Any: Its content, tensors on the CPU. An ordered dict has lost its attributes.
+        Any: Its content, with tensors on the CPU. Ordered dicts have lost their attributes.
 
     Raises:
-        OSError: If it can't be read.
-        Exception: Of many classes, if it is no such file, damaged, or larger in memory than a file of its size can be; a
-            ``pickle.UnpicklingError`` whose text is ``GLOBAL package.name`` if it names anything but data.
+        OSError: If it cannot be read.
+        Exception: Of many classes, if it is not such a file, is damaged, or needs more memory than a file of
+            its size can; a ``pickle.UnpicklingError`` with the text ``GLOBAL package.name`` if it names
+            anything but data.
     """
     with contextlib.nullcontext(source) if hasattr(source, 'read') else open(source, 'rb') as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
         is_archive = file.read(4) == b'PK\x03\x04'
         file.seek(0)
-        # One byte of a pickle makes an object of a hundred.
-        with bounded_memory(2**30 + 4 * size):
-            return _read_archive(file, size, mmap and source is not file) if is_archive else _read_old(file, size)
+        # One byte of a pickle makes an object of a hundred bytes.
+        with limited_memory(2**30 + 4 * size):
+            return (
+                _read_archive(file, size, mmap and source is not file)
+                if is_archive
+                else _read_old(file, size)
+            )
 
 
 def _read_archive(file: BinaryIO, size: int, mmap: bool) -> Any:
     with zipfile.ZipFile(file) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
-        if len(entries) < len(archive.infolist()) or any(e.compress_type != zipfile.ZIP_STORED for e in entries.values()):
-            raise UnpicklingError('it has records of one name, or compressed ones, as torch writes none')
+        if len(entries) < len(archive.infolist()) or any(
+            e.compress_type != zipfile.ZIP_STORED for e in entries.values()
+        ):
+            raise UnpicklingError(
+                'it has compressed records, or several of one name, which torch does not write'
+            )
         if sum(entry.file_size for entry in entries.values()) > size or archive.testzip() is not None:
             raise UnpicklingError('its checksums are wrong')
         (root,) = (name.removesuffix('data.pkl') for name in entries if name.endswith('/data.pkl'))
         if f'{root}byteorder' in entries and archive.read(f'{root}byteorder').decode() != sys.byteorder:
-            raise UnpicklingError('written on a machine with another order of bytes')
+            raise UnpicklingError('it was written on a machine with another byte order')
         mapped = torch.UntypedStorage.from_file(str(file.name), False, size) if mmap else None
         storages: dict[str, torch.Tensor] = {}
 
@@ -75,8 +86,8 @@ def _read_archive(file: BinaryIO, size: int, mmap: bool) -> Any:
             if key not in storages:
                 entry = entries[f'{root}data/{key}']
                 if entry.file_size != count * dtype.itemsize:
-                    raise UnpicklingError('a storage of another size than its record')
-                file.seek(entry.header_offset + 26)  # of its local header, where it has the lengths of two fields to skip
+                    raise UnpicklingError('a storage and its record differ in size')
+                file.seek(entry.header_offset + 26)  # its local header has the lengths of two fields to skip
                 start = entry.header_offset + 30 + sum(struct.unpack('<HH', file.read(4)))
                 if mmap and start % dtype.itemsize == 0:
                     storages[key] = torch.empty(0, dtype=dtype).set_(mapped[start : start + entry.file_size])
@@ -88,32 +99,37 @@ def _read_archive(file: BinaryIO, size: int, mmap: bool) -> Any:
 
 
 def _read_old(file: BinaryIO, size: int) -> Any:
-    """Read the format of before torch 1.6: five pickles, then the storages one after the other. It has no checksums."""
+    """Read the format before torch 1.6: five pickles, then the storages in order, without checksums."""
     if _Unpickler(file).load() != _MAGIC or _Unpickler(file).load() != _PROTOCOL:
-        raise UnpicklingError('no file of torch')
-    _Unpickler(file).load()  # what machine wrote it
+        raise UnpicklingError('not a file of torch.save')
+    _Unpickler(file).load()  # describes the machine that wrote it
     storages: dict[str, torch.Tensor] = {}
     left = size
 
     def storage(
-        kind: str, dtype: torch.dtype, key: str, location: str, count: int, view: tuple[str, int, int] | None = None
+        kind: str,
+        dtype: torch.dtype,
+        key: str,
+        location: str,
+        count: int,
+        view: tuple[str, int, int] | None = None,
     ) -> torch.Tensor:
         nonlocal left
         if key not in storages:
             left -= count * dtype.itemsize
             if count < 0 or left < 0:
-                raise UnpicklingError('storages that are larger than the file')
+                raise UnpicklingError('storages larger than the file')
             storages[key] = torch.zeros(count, dtype=dtype)
         return storages[key] if view is None else storages[key].narrow(0, *view[1:])
 
     content = _Unpickler(file, storage).load()
     keys = _Unpickler(file).load()
     if sorted(keys) != sorted(storages):
-        raise UnpicklingError('storages that are not in the file')
+        raise UnpicklingError('storages missing in the file')
     for key in keys:
         (count,) = struct.unpack('<q', file.read(8))
         if count != storages[key].numel():
-            raise UnpicklingError('a storage of another size than its record')
+            raise UnpicklingError('a storage and its record differ in size')
         storages[key].copy_(_tensor_of(file.read(storages[key].nbytes), storages[key].dtype))
     return content
 
@@ -123,7 +139,7 @@ def _tensor_of(data: bytes, dtype: torch.dtype) -> torch.Tensor:
 
 
 class _Dict(dict):
-    """An ordered dict without attributes: a stranger's could hide its methods."""
+    """Ordered dict without attributes; those of an untrusted one could hide its methods."""
 
     __slots__ = ()
 
@@ -134,8 +150,19 @@ class _Dict(dict):
 
 
 def set_item(target: dict, key: object, value: object) -> None:
-    """Set an entry of a dict, whose key must be text or a number: to hash a tuple of tuples can take for ever."""
-    if type(target) not in (dict, _Dict) or not (type(key) is str or (type(key) is int and abs(key) < _LARGEST_KEY)):
+    """Set an entry of a dict.
+
+    Args:
+        target (dict): The dict.
+        key (object): Text or a number. Hashing nested tuples can take forever.
+        value (object): Its value.
+
+    Raises:
+        UnpicklingError: If the key is anything else.
+    """
+    if type(target) not in (dict, _Dict) or not (
+        type(key) is str or (type(key) is int and abs(key) < _LARGEST_KEY)
+    ):
         raise UnpicklingError('a key that is neither text nor a number')
     dict.__setitem__(target, key, value)
 
@@ -145,7 +172,7 @@ def _counter(counts: dict) -> Counter:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Bytes, as the second protocol of pickles writes them. Other encodings may double a text, or take for ever."""
+    """Return bytes, as pickle protocol 2 writes them. Other encodings may double a text, or take forever."""
     if encoding != 'latin1':
         raise UnpicklingError(f'GLOBAL codecs.{encoding}')
     return str.encode(text, 'latin1')
@@ -156,7 +183,7 @@ def _empty() -> bytes:
 
 
 def _statistic(owner: object, name: str) -> str:
-    """What ``getattr`` stands for in a log history of mmengine: a statistic, which every HistoryBuffer has."""
+    """Return a statistic of a HistoryBuffer: mmengine's log histories use ``getattr`` for nothing else."""
     if owner is HistoryBuffer and name in ('min', 'max', 'current', 'mean'):
         return name
     raise UnpicklingError('GLOBAL builtins.getattr')
@@ -167,9 +194,9 @@ def _size(numbers: tuple) -> torch.Size:
 
 
 def _tensor(storage: torch.Tensor, offset: int, size: tuple, stride: tuple, *_: object) -> torch.Tensor:
-    """A tensor of no more elements than its storage has: a stride of 0 makes much out of nothing."""
+    """Return a tensor with at most as many elements as its storage; a stride of 0 could multiply them."""
     if math.prod(size) > torch.Tensor.numel(storage):
-        raise UnpicklingError('a tensor that is larger than its storage')
+        raise UnpicklingError('a tensor larger than its storage')
     return torch.as_strided(storage, size, stride, offset)
 
 
@@ -178,7 +205,7 @@ def _parameter(tensor: torch.Tensor, *_: object) -> torch.Tensor:
 
 
 class _Dtype:
-    """Takes the place of numpy's dtype, whose own ``__setstate__`` makes anything of it, an array of pointers too."""
+    """Replacement for numpy's dtype, whose ``__setstate__`` could turn it into any type, even pointers."""
 
     def __init__(self, code: str, align: bool = False, copy: bool = True) -> None:
         if not re.fullmatch(r'b1|[iu][1248]|f[248]', code):
@@ -191,14 +218,14 @@ class _Dtype:
 
 
 class _Array(np.ndarray):
-    """An array of plain numbers. It is pickled as numpy's own."""
+    """Array of plain numbers, pickled like numpy's own."""
 
     def set_state(self, state: tuple) -> None:
         _, shape, dtype, fortran, data = state
         if not isinstance(dtype, _Dtype):
             raise UnpicklingError('GLOBAL numpy.dtype')
         if math.prod(max(length, 1) for length in shape) > max(len(data), 1):
-            raise UnpicklingError('an array that is larger than its numbers')
+            raise UnpicklingError('an array larger than its data')
         self.__setstate__((1, shape, np.dtype(dtype.code), fortran, data))
 
     def __reduce__(self) -> tuple:
@@ -206,7 +233,7 @@ class _Array(np.ndarray):
 
 
 def _array(*_: object) -> _Array:
-    return np.empty(0).view(_Array)  # shape and numbers come with the state
+    return np.empty(0).view(_Array)  # shape and data come with the state
 
 
 def _scalar(dtype: _Dtype, data: bytes) -> np.generic:
@@ -215,13 +242,18 @@ def _scalar(dtype: _Dtype, data: bytes) -> np.generic:
 
 def _set_history(buffer: HistoryBuffer, state: dict) -> None:
     logs, counts, most = state['_log_history'], state['_count_history'], state['max_length']
-    if not (isinstance(logs, _Array) and isinstance(counts, _Array) and logs.shape == counts.shape and type(most) is int):
-        raise UnpicklingError('no history of mmengine')
+    if not (
+        isinstance(logs, _Array)
+        and isinstance(counts, _Array)
+        and logs.shape == counts.shape
+        and type(most) is int
+    ):
+        raise UnpicklingError('not a history of mmengine')
     buffer._log_history, buffer._count_history, buffer.max_length = np.array(logs), np.array(counts), most
 
 
 def _ignore(*_: object) -> None:
-    """Attributes of an ordered dict, such as the ``_metadata`` of a state dict."""
+    """Ignore the attributes of an ordered dict, such as the ``_metadata`` of a state dict."""
 
 
 _DTYPES = {
@@ -246,28 +278,56 @@ _FUNCTIONS: dict[str, Callable] = {
     'torch._utils._rebuild_tensor_v2': _tensor,
     'torch._utils._rebuild_parameter': _parameter,
     'numpy.dtype': _Dtype,
-    # numpy 1 and 2 name the module differently, and either may have written the file.
+    # The module has another name in numpy 1 than in numpy 2, and either may have written the file.
     **dict.fromkeys(('numpy.core.multiarray._reconstruct', 'numpy._core.multiarray._reconstruct'), _array),
     **dict.fromkeys(('numpy.core.multiarray.scalar', 'numpy._core.multiarray.scalar'), _scalar),
 }
-#: What is named but not called.
-_NAMED = {**_DTYPES, 'numpy.ndarray': 'numpy.ndarray', 'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer}
+#: Names that a pickle may use but not call.
+_NAMED = {
+    **_DTYPES,
+    'numpy.ndarray': 'numpy.ndarray',
+    'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
+}
 _SET_STATE = {_Dict: _ignore, _Dtype: _Dtype.set_state, _Array: _Array.set_state, HistoryBuffer: _set_history}
-#: The operations that ``torch.save`` writes.
+#: Pickle operations that ``torch.save`` writes.
 _OPERATIONS = [
-    *('PROTO', 'STOP', 'GLOBAL', 'REDUCE', 'BUILD', 'NEWOBJ', 'BINPERSID', 'BINPUT', 'LONG_BINPUT', 'BINGET', 'LONG_BINGET'),
-    *('NONE', 'NEWTRUE', 'NEWFALSE', 'BININT', 'BININT1', 'BININT2', 'LONG1', 'BINFLOAT', 'BINUNICODE', 'SHORT_BINSTRING'),
+    *(
+        'PROTO',
+        'STOP',
+        'GLOBAL',
+        'REDUCE',
+        'BUILD',
+        'NEWOBJ',
+        'BINPERSID',
+        'BINPUT',
+        'LONG_BINPUT',
+        'BINGET',
+        'LONG_BINGET',
+    ),
+    *(
+        'NONE',
+        'NEWTRUE',
+        'NEWFALSE',
+        'BININT',
+        'BININT1',
+        'BININT2',
+        'LONG1',
+        'BINFLOAT',
+        'BINUNICODE',
+        'SHORT_BINSTRING',
+    ),
     *('MARK', 'EMPTY_TUPLE', 'TUPLE', 'TUPLE1', 'TUPLE2', 'TUPLE3', 'EMPTY_LIST', 'APPEND', 'APPENDS'),
     *('EMPTY_DICT', 'SETITEM', 'SETITEMS'),
 ]
 
 
 class _Unpickler(pickle._Unpickler):
-    """Python's own unpickler, in Python, reduced to data.
+    """Python's own unpickler, in its Python version, restricted to data.
 
     Args:
-        file (BinaryIO): What to read from.
-        storage (callable, optional): Gives the storage, a flat tensor, that an id in the pickle means. Default: there is none.
+        file (BinaryIO): File to read from.
+        storage (callable, optional): Returns the storage, a flat tensor, for an id in the pickle. Default:
+            none.
     """
 
     dispatch: ClassVar = {
@@ -286,14 +346,19 @@ class _Unpickler(pickle._Unpickler):
 
     def persistent_load(self, pid: tuple) -> torch.Tensor:
         kind, dtype, key, _, count = pid[:5]
-        if kind != 'storage' or not isinstance(dtype, torch.dtype) or type(key) is not str or type(count) is not int:
-            raise UnpicklingError('no storage')
+        if (
+            kind != 'storage'
+            or not isinstance(dtype, torch.dtype)
+            or type(key) is not str
+            or type(count) is not int
+        ):
+            raise UnpicklingError('not a storage')
         return self.storage(*pid)
 
     def load_reduce(self) -> None:
         arguments = self.stack.pop()
         if not any(self.stack[-1] is function for function in _FUNCTIONS.values()):
-            raise UnpicklingError('a call of what is no function')
+            raise UnpicklingError('a call of something that is not a function')
         self.stack[-1] = self.stack[-1](*arguments)
 
     def load_newobj(self) -> None:

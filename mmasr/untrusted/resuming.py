@@ -1,0 +1,108 @@
+"""Resume a training from an untrusted checkpoint."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from ..errors import InputError, printable
+from ..openmmlab.config import walk
+from .opening import open_checkpoint
+
+_MAX_ITEMS = 100_000  # in one entry; lists that contain each other can be endless
+
+
+class ResumeHook(Hook):
+    """Hook that removes from a resumed checkpoint what would have effects besides training.
+
+    mmengine prints the entries of its message hub. It writes the text of a config in it into the checkpoints
+    of this training, from which it is executed later. It deletes the files or folders that were the best
+    checkpoints, and those beyond the number to keep. So only numbers are kept from the hub, and names of
+    checkpoints of this training.
+    """
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Change the checkpoint in place.
+
+        Args:
+            runner (Runner): The runner, with the checkpoint's path.
+            checkpoint (dict): The checkpoint.
+        """
+        folder = Path(runner.work_dir).resolve()
+        own = Path(runner._load_from or '').resolve().parent == folder
+
+        def is_harmless(name: object, value: object) -> bool:
+            if not str(name).isprintable() or (name == 'keep_ckpt_ids' and not own):
+                return False
+            if str(name).startswith('best_ckpt'):
+                best = Path(str(value))
+                return own and best.resolve().parent == folder and best.name.startswith('best_')
+            values = [item for _, item in itertools.islice(walk(value), _MAX_ITEMS)]
+            return len(values) < _MAX_ITEMS and not any(isinstance(item, str) for item in values)
+
+        hub = checkpoint.get('message_hub')
+        hub = hub if isinstance(hub, dict) else {}
+        checkpoint['message_hub'] = {
+            part: {name: value for name, value in _items(hub.get(part)) if is_harmless(name, value)}
+            for part in ('log_scalars', 'runtime_info', 'resumed_keys')
+        }
+
+
+def _items(value: object) -> Iterable[tuple[object, object]]:
+    return value.items() if isinstance(value, dict) else ()
+
+
+def checkpoint_to_resume(given: str, work_dir: str) -> str | None:
+    """Return the checkpoint to resume from.
+
+    Args:
+        given (str): A checkpoint; or ``auto`` for the newest intact one in the work dir, which skips one that
+            was cut off.
+        work_dir (str): Folder of the training.
+
+    Returns:
+        str | None: Its path; None if there is none yet.
+
+    Raises:
+        InputError: If the given one cannot be read, or contains only weights.
+    """
+    if given == 'auto':
+        found = readable_checkpoints(Path(work_dir))
+        return next((str(path) for path, checkpoint in found if _has_state(checkpoint)), None)
+    if '://' not in given and not _has_state(open_checkpoint(given).content):
+        raise InputError(
+            f'{given} contains only weights, not the state of a training; to start from them: `cfg_options` '
+            f'load_from={given}'
+        )
+    return given
+
+
+def last_finite_checkpoint(work_dir: str | Path) -> Path | None:
+    """Return the newest checkpoint of a training whose weights are finite; None if there is none."""
+    for path, checkpoint in readable_checkpoints(Path(work_dir)):
+        weights = checkpoint['state_dict'].values()
+        if all(tensor.isfinite().all() for tensor in weights if tensor.is_floating_point()):
+            return path
+    return None
+
+
+def readable_checkpoints(folder: Path) -> Iterator[tuple[Path, dict]]:
+    """Yield the checkpoints of a training that can be read and their content, newest first.
+
+    The best checkpoints, which may be old, are skipped.
+    """
+    paths = {path for path in folder.glob('*.pth') if not path.name.startswith('best_')}
+    last = folder / 'last_checkpoint'  # contains the name of one that may be in another folder
+    if last.is_file() and (named := last.read_text().strip()) and Path(named).is_file():
+        paths = {path for path in paths if not path.samefile(named)} | {Path(named)}
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        try:
+            yield path, open_checkpoint(path).content
+        except InputError as error:
+            print(printable(f'skipped: {error}'))
+
+
+def _has_state(checkpoint: dict) -> bool:
+    return 'message_hub' in checkpoint and {'epoch', 'iter'} <= set(checkpoint['meta'])
