@@ -1,4 +1,14 @@
-"""Files that are written as a whole or not at all."""
+"""Crash-safe output: a set of files is written completely or not at all.
+
+A write goes through these names next to the first path, here ``a.pth``:
+
+- ``.a.pth.lock``: the lock that admits one process at a time.
+- ``.a.pth.writing``: the folder with the new files.
+- ``.a.pth.replacing``: the same folder, renamed while the new files replace the old ones. It also contains
+  links to the old files.
+
+If a process is killed, the next one for the same paths restores the old files or removes the leftovers.
+"""
 
 import contextlib
 import os
@@ -14,80 +24,96 @@ from filelock import FileLock, Timeout
 from .errors import InputError
 
 
-def output_files(source: Path, out: str | Path, force: bool, suffixes: Sequence[str] = ('.pth', '.py')) -> tuple[Path, ...]:
-    """The file to write and those beside it: a checkpoint and its config.
+def output_files(
+    source: Path, out: str | Path, force: bool, suffixes: Sequence[str] = ('.pth', '.py')
+) -> tuple[Path, ...]:
+    """Return the paths of the output files, such as a checkpoint and its config, after checking them.
 
     Args:
-        source (Path): The checkpoint that is read.
-        out (str | Path): The file to write.
-        force (bool): Whether what is there may be replaced.
-        suffixes (Sequence[str]): Of the file, and of those beside it. Default: ``'.pth'`` and ``'.py'``.
+        source (Path): The checkpoint that is read. It is never replaced.
+        out (str | Path): The first file to write.
+        force (bool): Whether existing files may be replaced.
+        suffixes (Sequence[str]): Suffixes of the first file and of the others next to it. Default: ``'.pth'``
+            and ``'.py'``.
 
     Returns:
-        tuple[Path, ...]: One for each suffix.
+        tuple[Path, ...]: One path for each suffix.
 
     Raises:
-        InputError: If the file is named otherwise, one of them is there, or another process writes them.
+        InputError: If ``out`` has another suffix, a file already exists, or another process is writing the
+            files.
     """
     target = Path(out)
     if target.suffix != suffixes[0]:
-        raise InputError(f'{target}: what is written there must be named *{suffixes[0]}')
+        raise InputError(f'{target}: the output file must be named *{suffixes[0]}')
     targets = tuple(target.with_suffix(suffix) for suffix in suffixes)
-    with _alone(targets):  # what a death left is put in order first
+    with _exclusive(targets):  # this first cleans up after a killed process
         for path in targets:
-            # A link that leads nowhere is there, too.
-            if os.path.lexists(path) and (not force or path.is_dir() or (path.exists() and path.samefile(source))):
-                raise _taken(path)
+            # Unlike `exists`, `lexists` is also true for a broken symbolic link.
+            if os.path.lexists(path) and (
+                not force or path.is_dir() or (path.exists() and path.samefile(source))
+            ):
+                raise _already_exists(path)
     return targets
 
 
-def _taken(path: Path) -> InputError:
-    return InputError(f'{path} is there already; pass `force` to replace it, or `out` for another place')
+def _already_exists(path: Path) -> InputError:
+    return InputError(f'{path} already exists; pass `force` to replace it, or `out` to write elsewhere')
 
 
 @contextlib.contextmanager
 def temporary_files(*paths: Path, force: bool = True) -> Iterator[list[Path]]:
-    """Give a temporary file for each path; at the end they take these paths, all of them, and on any error none.
+    """Yield a temporary file for each path; at the end move all of them to the paths, or none on an error.
 
-    They are in a folder of their own beside the first path, which nobody else can write to. One process at a time writes the
-    same first path. Interrupts and SIGTERM clean up, and wait while the paths are replaced: each at once, the first one last. A
-    process that is killed just then leaves ``.<first name>.replacing``, and everywhere else ``.<first name>.writing``; the next
-    one for the same paths takes back what is replaced in part, and removes the folder.
+    The temporary files are in a new folder next to the first path, which only this user can access. Only one
+    process at a time writes the same first path. Each path is replaced atomically, the first one last.
+    Interrupts and SIGTERM clean up; if they arrive during the replacement, they wait for its end. A process
+    that is killed during the replacement leaves ``.<first name>.replacing``; at any other time it leaves
+    ``.<first name>.writing``. The next process for the same paths undoes a partial replacement and removes
+    the folder.
 
     Args:
-        *paths (Path): In one folder.
-        force (bool): Whether what is there by the end may be replaced.
+        *paths (Path): The paths to write, in one folder.
+        force (bool): Whether files that exist at the end may be replaced. Default: True.
+
+    Yields:
+        list[Path]: The temporary files, in the order of the paths.
 
     Raises:
-        InputError: If another process is writing the first path, something is there that must not be replaced, a file can't be
-            written or moved, or the disk is full. What was there is then as it was.
+        InputError: If another process is writing the first path, a file exists that must not be replaced, a
+            file can't be written or moved, or the disk is full. The old files are then unchanged.
     """
-    with _alone(paths) as folder, _handling(lambda number, _: sys.exit(128 + number), signal.SIGTERM):
+    with (
+        _exclusive(paths) as folder,
+        _signal_handler(lambda number, _: sys.exit(128 + number), signal.SIGTERM),
+    ):
         folder.mkdir(mode=0o700)
         try:
             temporary = [folder / path.name for path in paths]
             yield temporary
             for file, path in zip(temporary, paths, strict=True):
                 if not force and os.path.lexists(path):
-                    raise _taken(path)
+                    raise _already_exists(path)
                 with file.open('r+b') as written:
                     os.fsync(written)
             received = []
-            with _handling(lambda number, _: received.append(number), signal.SIGINT, signal.SIGTERM):
+            with _signal_handler(lambda number, _: received.append(number), signal.SIGINT, signal.SIGTERM):
                 _replace(folder, paths)
             for number in received[:1]:
                 signal.raise_signal(number)
         finally:
-            shutil.rmtree(folder, ignore_errors=True)  # the next one does
+            shutil.rmtree(folder, ignore_errors=True)  # the next process cleans up
 
 
 @contextlib.contextmanager
-def _alone(paths: Sequence[Path]) -> Iterator[Path]:
-    """Let no other process write these paths meanwhile, put in order what a dead one left, and give the folder to write in."""
+def _exclusive(paths: Sequence[Path]) -> Iterator[Path]:
+    """Lock the paths, clean up after a killed process, and yield the folder to create and write to."""
     hidden = paths[0].with_name(f'.{paths[0].name}')
-    folder, replacing, lock = (hidden.with_name(f'{hidden.name}.{name}') for name in ('writing', 'replacing', 'lock'))
+    folder, replacing, lock = (
+        hidden.with_name(f'{hidden.name}.{name}') for name in ('writing', 'replacing', 'lock')
+    )
     try:
-        os.stat(paths[0].parent)  # FileLock would make it
+        os.stat(paths[0].parent)  # raises if the folder does not exist; FileLock would create it
         with FileLock(lock, blocking=False):
             try:
                 if replacing.exists():
@@ -97,17 +123,21 @@ def _alone(paths: Sequence[Path]) -> Iterator[Path]:
                     shutil.rmtree(folder)
                 yield folder
             finally:
-                with contextlib.suppress(OSError):  # on Windows nobody can while it is held
+                with contextlib.suppress(OSError):  # Windows cannot delete a file that is open
                     lock.unlink()
-    except Timeout:
-        raise InputError(f'{paths[0]}: another process is writing it; wait for it, or name another place') from None
+    except Timeout as error:
+        raise InputError(
+            f'{paths[0]}: another process is writing it; wait for it, or choose another path'
+        ) from error
     except OSError as error:
-        raise InputError(f"{paths[0].parent}: can't write here: {error.strerror or error}; nothing was changed") from None
+        raise InputError(
+            f"{paths[0].parent}: can't write here: {error.strerror or error}; nothing was changed"
+        ) from error
 
 
 @contextlib.contextmanager
-def _handling(handler: Callable, *signals: int) -> Iterator[None]:
-    """Handle signals otherwise; not in another thread than the main one, which they do not interrupt."""
+def _signal_handler(handler: Callable, *signals: int) -> Iterator[None]:
+    """Replace signal handlers; do nothing outside the main thread, since only that one receives signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -120,7 +150,7 @@ def _handling(handler: Callable, *signals: int) -> Iterator[None]:
 
 
 def _replace(folder: Path, paths: Sequence[Path]) -> None:
-    """Move the files of a folder to their paths; on an error none. Its name says that it has begun."""
+    """Move the files of a folder to their paths, or none on an error; renaming the folder marks the start."""
     for path in paths:
         if os.path.lexists(path):
             _link(path, folder / f'{path.name}.before')
@@ -132,12 +162,12 @@ def _replace(folder: Path, paths: Sequence[Path]) -> None:
         _undo(replacing, paths)
         replacing.rename(folder)
         raise
-    with contextlib.suppress(OSError):  # the next one sees that all are in place
+    with contextlib.suppress(OSError):  # the next process sees that all files were moved
         replacing.rename(folder)
 
 
 def _undo(folder: Path, paths: Sequence[Path]) -> None:
-    """Take back what :func:`_replace` has done, unless it had come to its end. It can be done again after a death."""
+    """Undo :func:`_replace` unless it was complete. If this is killed as well, it can be called again."""
     if not any((folder / path.name).exists() for path in paths):
         return
     for path in paths:
@@ -150,7 +180,7 @@ def _undo(folder: Path, paths: Sequence[Path]) -> None:
 
 
 def _link(path: Path, to: Path) -> None:
-    """Give a file a second name, or where the file system has no such thing a copy."""
+    """Create a hard link to a file, or a copy where the file system has no hard links."""
     to.unlink(missing_ok=True)
     try:
         os.link(path, to, follow_symlinks=False)

@@ -1,6 +1,6 @@
-"""What the package carries beside its code, where OpenMMLab's packages have it: ``.mim/configs`` and ``.mim/tools``.
+"""Configs and tools inside the package: ``.mim/configs`` and ``.mim/tools``, as in OpenMMLab's packages.
 
-In a checkout these are links to its folders, in a wheel the files themselves.
+In a checkout these are links to the folders ``configs`` and ``tools``; a wheel contains the files themselves.
 """
 
 from importlib.util import find_spec
@@ -10,20 +10,22 @@ from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 
 CONFIGS = Path(__file__).parent / '.mim/configs'
-_of_mmengine = Config._get_cfg_path
+_mmengine_cfg_path = Config._get_cfg_path
 
 
 def _get_cfg_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
-    """The path of a base: ``mmasr::mask_rcnn_r50_asr_se.py`` is a config of the package; the others are mmengine's affair.
+    """Return the path and scope of a base config.
 
-    mmengine knows the packages of OpenMMLab only, wants them to have their configs in folders, and gives what is in them the
-    package's scope; the types in our configs say theirs themselves.
+    ``mmasr::mask_rcnn_r50_asr_se.py`` is a config of this package; mmengine handles all other paths. mmengine
+    itself knows only OpenMMLab's packages and expects their configs in folders. It would also apply the
+    package's scope to the types in our configs, which already name their scopes.
     """
     if not cfg_path.startswith('mmasr::'):
-        return _of_mmengine(cfg_path, filename)
+        return _mmengine_cfg_path(cfg_path, filename)
     return str(CONFIGS / cfg_path.removeprefix('mmasr::')), None
 
 
 Config._get_cfg_path = staticmethod(_get_cfg_path)
-if find_spec('mmseg'):  # mmengine looks for mmsegmentation; the maintained line is installed under another name
+if find_spec('mmseg'):
+    # mmengine looks for the package mmsegmentation, but the maintained line is installed under another name.
     MODULE2PACKAGE['mmseg'] = 'mmseg'

@@ -1,4 +1,4 @@
-"""The style that all pictures have. Needs matplotlib, but not before something is drawn."""
+"""Common style of all figures. Needs matplotlib, which is imported only when something is drawn."""
 
 from typing import TYPE_CHECKING
 
@@ -8,21 +8,25 @@ if TYPE_CHECKING:
 
 COLUMN = 3.5  # inches, one column of a paper
 TEXT, SMALL, TICK = 6.5, 5.5, 2  # points
-GREY, RED = '#7a869a', '#c2410c'  # what there is to compare with, and what a picture is about
+GRAY, RED = '#7a869a', '#c2410c'  # the reference, and the subject of the figure
 
 
-def panels(width: float, height: float, rows: int = 1, columns: int = 1, **sharing) -> tuple['Figure', 'np.ndarray']:
-    """A figure of empty panels. It is none of pyplot, so it needs no display and nobody has to close it.
+def panels(
+    width: float, height: float, rows: int = 1, columns: int = 1, **sharing
+) -> tuple['Figure', 'np.ndarray']:
+    """Create a figure of empty panels.
+
+    It does not use pyplot, so it needs no display and does not have to be closed.
 
     Args:
-        width (float): Inches.
-        height (float): Inches.
-        rows (int): Rows of panels. Default: 1.
-        columns (int): Panels in a row. Default: 1.
+        width (float): Width in inches.
+        height (float): Height in inches.
+        rows (int): Number of rows of panels. Default: 1.
+        columns (int): Number of panels in a row. Default: 1.
         **sharing: ``sharex`` and ``sharey`` of matplotlib's ``Figure.subplots``.
 
     Returns:
-        tuple[Figure, ndarray]: The figure, and its axes in an array of shape (rows, columns).
+        tuple[Figure, ndarray]: The figure, and its axes as an array of shape (rows, columns).
     """
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Working in the processes that torchrun starts. Needs torch only."""
+"""Support for the processes that torchrun starts. Needs torch only."""
 
 import os
 
@@ -6,14 +6,14 @@ import torch
 
 
 def join_processes(device: str | torch.device) -> tuple[int, torch.device]:
-    """Join the process group if torchrun started this process, on a GPU of its own.
+    """Join the process group if torchrun started this process. With CUDA, each process gets its own GPU.
 
     Args:
-        device (str | torch.device): What to work on.
+        device (str | torch.device): The requested device.
 
     Returns:
-        tuple[int, torch.device]: The rank of this process, 0 if there is no other, and the device, which with ``'cuda'`` is the
-            GPU that is this process's share.
+        tuple[int, torch.device]: Rank of this process (0 without torchrun) and its device. For CUDA under
+        torchrun, this is the GPU with the number ``LOCAL_RANK``.
     """
     device = torch.device(device)
     if 'RANK' not in os.environ:

@@ -1,4 +1,7 @@
-"""mmasr's registries, children of mmengine's, so that any config can name ``mmasr.ASRResNet``."""
+"""Registries of the scope ``mmasr``.
+
+They are children of mmengine's registries, so any config can name a type such as ``mmasr.ASRResNet``.
+"""
 
 from importlib import import_module
 
@@ -13,13 +16,15 @@ from .attention import ATTENTIONS
 
 
 class OnDemandRegistry(Registry):
-    """A registry that imports the file of a type when that type is asked for, and no other: each needs other packages, and
-    a package that is missing or broken takes down only what needs it.
+    """Registry that imports the file of a type only when a config asks for that type.
+
+    The files need different packages. A missing or broken package therefore affects only the types that need
+    it.
 
     Args:
         name (str): Name of the registry.
-        files (dict[str, tuple[str, ...]]): Module -> names that it registers.
-        **kwargs: Other arguments of mmengine's Registry.
+        files (dict[str, tuple[str, ...]]): Module, relative to ``mmasr`` -> names that it registers.
+        **kwargs: Other arguments of mmengine's ``Registry``.
     """
 
     def __init__(self, name: str, files: dict[str, tuple[str, ...]], **kwargs) -> None:
@@ -27,15 +32,17 @@ class OnDemandRegistry(Registry):
         self.file_of = {registered: file for file, names in files.items() for registered in names}
 
     def load(self, name: str) -> None:
-        """Import the file that registers a name, or that has a class of that name where it needs torch only; nothing for a name
-        that none does."""
+        """Import the file of a name; do nothing for an unknown name.
+
+        A file that needs torch only does not register its classes, so they are registered here.
+        """
         if name in self.file_of:
             module = import_module(f'mmasr.{self.file_of[name]}')
             if name not in self.module_dict:
                 self.register_module(name, module=getattr(module, name))
 
     def get(self, key: str) -> type | None:
-        """As of mmengine's Registry."""
+        """Return the type of a name, or None if it is unknown; see mmengine's ``Registry.get``."""
         self.load(key.rpartition('.')[2])
         return super().get(key)
 
@@ -50,7 +57,12 @@ MODELS = OnDemandRegistry(
         'openmmlab.backbones.resnet': ('ASRResNet', 'ASRResNetV1d', 'ASRResNeXt', 'ASRResNetCIFAR'),
         'openmmlab.backbones.mobilenet': ('ASRMobileNet',),
         'openmmlab.backbones.pretrain': (
-            *('ASRVGG', 'ASRRepVGG', 'ASRShuffleNetV2', 'ASRShuffleNetV2CIFAR', 'ASRMobileNetV2', 'ASRVisionTransformer'),
+            'ASRVGG',
+            'ASRRepVGG',
+            'ASRShuffleNetV2',
+            'ASRShuffleNetV2CIFAR',
+            'ASRMobileNetV2',
+            'ASRVisionTransformer',
         ),
         'openmmlab.backbones.segmentation': ('ASRResNetV1c',),
         'openmmlab.networks.resnet_cifar': ('ResNetCIFAR',),
@@ -60,12 +72,18 @@ MODELS = OnDemandRegistry(
     },
 )
 OPTIM_WRAPPERS = OnDemandRegistry(
-    'optimizer wrapper', parent=MMENGINE_OPTIM_WRAPPERS, files={'openmmlab.training': ('BFloat16OptimWrapper',)}
+    'optimizer wrapper',
+    parent=MMENGINE_OPTIM_WRAPPERS,
+    files={'openmmlab.hooks': ('BFloat16OptimWrapper',)},
 )
 HOOKS = OnDemandRegistry(
-    'hook', parent=MMENGINE_HOOKS, files={'stripes.hook': ('StripeHook',), 'openmmlab.training': ('ChannelsLastHook',)}
+    'hook',
+    parent=MMENGINE_HOOKS,
+    files={'stripes.hook': ('StripeHook',), 'openmmlab.hooks': ('ChannelsLastHook',)},
 )
 DATASETS = OnDemandRegistry('dataset', parent=MMENGINE_DATASETS, files={'openmmlab.datasets': ('STL10',)})
 WEIGHT_INITIALIZERS = OnDemandRegistry(
-    'weight initializer', parent=MMENGINE_WEIGHT_INITIALIZERS, files={'openmmlab.initializers': ('SitesConstant',)}
+    'weight initializer',
+    parent=MMENGINE_WEIGHT_INITIALIZERS,
+    files={'openmmlab.initializers': ('SitesConstant',)},
 )

@@ -1,1 +1,1 @@
-"""Whatever needs OpenMMLab: mmengine, mmcv, mmdet or mmpretrain."""
+"""Code that needs OpenMMLab (mmengine, mmcv, mmdet, mmpretrain or mmseg) to train and evaluate."""

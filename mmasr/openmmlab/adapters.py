@@ -1,16 +1,20 @@
-"""What configs of other packages' classes become when the network is deployed."""
+"""Deployed forms of other packages' networks: how their configs change when a network is deployed."""
 
 from collections.abc import Callable
 
 from torch import nn
 
-#: By package and registered name: config and, where it is known, the folded network -> config of the deployed form.
+#: ``'package.RegisteredName'`` -> function that maps a config, and the folded network if it is known, to the
+#: config of the deployed form.
 DEPLOYED: dict[str, Callable[[dict, nn.Module | None], dict]] = {}
 
 
-def _rep_vgg(config: dict, network: nn.Module | None) -> dict:
-    """mmpretrain's RepVGG, unless its blocks have an SE layer, which its deployed form leaves out, or another normalization
-    than BatchNorm: those keep their branches."""
+def _deployed_repvgg(config: dict, network: nn.Module | None) -> dict:
+    """Return the deployed config of mmpretrain's RepVGG.
+
+    The branches stay if the blocks have an SE layer, which mmpretrain's deployed form lacks, or a
+    normalization other than BatchNorm.
+    """
     from mmpretrain.models.backbones import RepVGG
 
     arch = config['arch']
@@ -19,4 +23,4 @@ def _rep_vgg(config: dict, network: nn.Module | None) -> dict:
     return {**config, 'deploy': True} if merges else config
 
 
-DEPLOYED['mmpretrain.RepVGG'] = _rep_vgg
+DEPLOYED['mmpretrain.RepVGG'] = _deployed_repvgg

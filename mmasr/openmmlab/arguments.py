@@ -1,4 +1,4 @@
-"""The options that several tools have, each in one place."""
+"""Command-line options that several tools share."""
 
 import argparse
 import os
@@ -6,88 +6,106 @@ from pathlib import Path
 
 from mmengine.config import Config, DictAction
 
+from ..errors import as_input_error
 from .config import load_config
 
 
 class Settings(DictAction):
-    """Values of ``--cfg-options``, refused in a line of text where they can't be read."""
+    """Action for ``--cfg-options`` that reports unreadable values in one line."""
 
     def __call__(self, parser, namespace, values, option_string=None):
+        """Parse the values; see :class:`argparse.Action`."""
         try:
             super().__call__(parser, namespace, values, option_string)
         except (ValueError, AssertionError, RecursionError):
+            given = ' '.join(values)
             parser.error(
-                f'{option_string} takes KEY=VALUE with values such as 3, text, [1,2] or "(1,2)", not {" ".join(values)}'
+                f'{option_string} takes KEY=VALUE with values such as 3, text, [1,2] or "(1,2)", not {given}'
             )
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Add ``--cfg-options``."""
     parser.add_argument(
-        '--cfg-options', nargs='+', action=Settings, default={}, metavar='KEY=VALUE', help='override settings of the config'
+        '--cfg-options',
+        nargs='+',
+        action=Settings,
+        default={},
+        metavar='KEY=VALUE',
+        help='override settings of the config',
     )
 
 
 class SeveralSettings(argparse.Action):
-    """Values of an option that is given several times, each time with settings as of ``--cfg-options``."""
+    """Action for an option that can be repeated, each time with settings like those of ``--cfg-options``."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        one = argparse.Namespace()
-        Settings([option_string], 'one')(parser, one, values, option_string)
-        setattr(namespace, self.dest, [*getattr(namespace, self.dest), one.one])
+        """Append the parsed settings; see :class:`argparse.Action`."""
+        parsed = argparse.Namespace()
+        Settings([option_string], 'settings')(parser, parsed, values, option_string)
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), parsed.settings])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that training and testing have in common, named as MMDetection names them."""
-    parser.add_argument('--work-dir', help='folder for logs and results (default: work_dirs/<name of the config>)')
+    """Add the arguments that training and testing share. MMDetection's tools use the same names."""
+    parser.add_argument(
+        '--work-dir', help='folder for logs and results (default: work_dirs/<name of the config>)'
+    )
     add_settings(parser)
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    parser.add_argument(
+        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher'
+    )
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
 def add_checkpoint(parser: argparse.ArgumentParser, checkpoint: str, config: str) -> None:
-    """Add a checkpoint that may be a stranger's, ``--config`` and ``--trust-imports``.
+    """Add a checkpoint that may be untrusted, ``--config`` and ``--trust-imports``.
 
     Args:
-        parser (ArgumentParser): Of the tool.
-        checkpoint (str): What it may be.
-        config (str): What its config is.
+        parser (ArgumentParser): Parser of the tool.
+        checkpoint (str): Description of the checkpoint.
+        config (str): Description of its config.
     """
     parser.add_argument('checkpoint', help=checkpoint)
-    parser.add_argument('--config', help=f'{config} (default: the one in the checkpoint, read as data)')
     parser.add_argument(
-        '--trust-imports', action='store_true', help="import, and so run, any module that the checkpoint's own config asks for"
+        '--config', help=f'{config} (default: the config in the checkpoint, which is read as data)'
+    )
+    parser.add_argument(
+        '--trust-imports',
+        action='store_true',
+        help="import, and thus run, any module that the checkpoint's own config asks for",
     )
 
 
 def add_output(parser: argparse.ArgumentParser, metavar: str, description: str) -> None:
-    """Add ``--out`` and ``--force`` of the tools that replace nothing unasked.
+    """Add ``--out`` and ``--force`` for a tool that replaces existing files only on request.
 
     Args:
-        parser (ArgumentParser): Of the tool.
-        metavar (str): What kind of path ``--out`` is.
-        description (str): What is written there, and where by default.
+        parser (ArgumentParser): Parser of the tool.
+        metavar (str): Kind of path that ``--out`` takes.
+        description (str): Contents of the output, and its default path.
     """
     parser.add_argument('--out', type=Path, metavar=metavar, help=description)
-    parser.add_argument('--force', action='store_true', help='replace what is there')
+    parser.add_argument('--force', action='store_true', help='replace existing files')
 
 
 def config_from_arguments(args: argparse.Namespace) -> Config:
-    """Load the config that the arguments name, with what they override.
+    """Load the config that the arguments name, and apply their overrides.
 
     Args:
-        args (Namespace): With ``config`` and what :func:`add_arguments` adds.
+        args (Namespace): ``config``, and the arguments of :func:`add_arguments`.
 
     Returns:
         Config: The config.
 
     Raises:
-        InputError: If the config can't be loaded.
+        InputError: If the config cannot be loaded, or a setting does not fit it.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     config = load_config(args.config)
     config.launcher = args.launcher
-    config.merge_from_dict(args.cfg_options)
+    with as_input_error(f'`cfg_options` do not fit {args.config}'):
+        config.merge_from_dict(args.cfg_options)
     if args.work_dir:
         config.work_dir = args.work_dir
     elif not config.get('work_dir'):

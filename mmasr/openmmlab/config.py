@@ -1,4 +1,4 @@
-"""Loading configs, and looking through them."""
+"""Functions that load configs and search them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,25 +6,31 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ..errors import InputError, one_line
+from ..errors import InputError, as_input_error
 
 
 def load_config(path: str | Path) -> Config:
-    """Load a config file of the user's own, which is executed.
+    """Load a config file. This executes it, so the file must be trusted.
 
     Raises:
-        InputError: If it is missing or broken.
+        InputError: If the file does not exist or fails.
     """
     if not Path(path).is_file():
         raise InputError(f'{path}: no such config')
-    try:
+    with as_input_error(str(path)):
         return Config.fromfile(path)
-    except Exception as error:  # a config is a program and can fail in any way
-        raise InputError(one_line(str(path), error)) from error
 
 
 def walk(config: Any, key: str = '') -> Iterator[tuple[str, Any]]:
-    """Yield (key, value) of everything in nested dicts and sequences; an item has the key of its sequence."""
+    """Yield all keys and values in nested dicts and sequences, including the outermost value.
+
+    Args:
+        config (Any): A value of a config.
+        key (str): Its key. Default: ``''``.
+
+    Yields:
+        tuple[str, Any]: Key and value. An item of a sequence has the key of the sequence.
+    """
     yield key, config
     if isinstance(config, dict):
         for name, value in config.items():
@@ -35,7 +41,10 @@ def walk(config: Any, key: str = '') -> Iterator[tuple[str, Any]]:
 
 
 def without_downloads(config: Any) -> Any:
-    """A copy of a config without ``pretrained`` and ``init_cfg`` of type Pretrained: the weights come from a checkpoint."""
+    """Copy a config without ``pretrained`` and without ``init_cfg`` of type Pretrained.
+
+    It is for networks whose weights come from a checkpoint.
+    """
     if isinstance(config, list | tuple):
         return type(config)(without_downloads(value) for value in config)
     if not isinstance(config, dict):

@@ -1,4 +1,4 @@
-"""The data of a config, for a network to run on or to be evaluated on."""
+"""Functions that run or evaluate a network on the data of a config."""
 
 import contextlib
 import io
@@ -13,44 +13,56 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from ..errors import InputError, one_line
-from .data_sources import EMPTY, name_images
+from ..errors import InputError, as_input_error
+from .data_sources import EMPTY, loading_data, name_images
 
+#: A function such as ``rich.progress.track``.
 Track = Callable[..., Iterable]
 
 
 def untracked(items: Iterable, description: str = '') -> Iterable:
-    """Takes the place of ``rich.progress.track`` where nobody watches."""
+    """Return the items: a replacement of ``rich.progress.track`` that shows nothing.
+
+    Args:
+        items (Iterable): Any items.
+        description (str): Not used. Default: ``''``.
+
+    Returns:
+        Iterable: ``items``.
+    """
     return items
 
 
 def quiet() -> contextlib.AbstractContextManager:
-    """Hold back what pycocotools prints each time that it loads or evaluates, and other packages when they are imported."""
+    """Suppress standard output: pycocotools prints whenever it loads or evaluates, others when imported."""
     return contextlib.redirect_stdout(io.StringIO())
 
 
 def build_loader(config: Config, dataset: dict | None = None, images: int | None = None) -> DataLoader:
-    """Build the test dataloader of a config: every image once, split over the processes if there are several.
+    """Build the test dataloader of a config, which contains every image once.
+
+    If there are several processes, each gets a part of the images.
 
     Args:
-        config (Config): With a ``test_dataloader``.
-        dataset (dict, optional): Config of another dataset to take instead of its own.
-        images (int, optional): Draw this many of the images, always the same ones and in the same random order. Default: all,
-            in the dataset's order.
+        config (Config): A config with a ``test_dataloader``.
+        dataset (dict, optional): Config of another dataset to use. Default: None, the one of the test
+            dataloader.
+        images (int, optional): Number of images to draw at random; the images and their order are always the
+            same. Default: None, all images in the order of the dataset.
 
     Returns:
-        DataLoader: Its ``metainfo`` is the dataset's.
+        DataLoader: The dataloader. Its attribute ``metainfo`` is that of the dataset.
 
     Raises:
-        InputError: If the config has no test data, it does not build, or it is empty.
+        InputError: If the config has no test data, or the data does not build or is empty.
     """
     settings = config.get('test_dataloader')
-    if not settings:
+    if not settings or not isinstance(settings, dict):
         raise InputError('the config has no test_dataloader to take images from')
     init_default_scope(config.get('default_scope', 'mmengine'))
-    try:
+    with loading_data("the config's data does not load"):
         with quiet():
-            data = DATASETS.build(dataset or settings['dataset'])
+            data = DATASETS.build(dataset or settings.get('dataset'))
             if hasattr(data, 'full_init'):
                 data.full_init()
         metainfo = getattr(data, 'metainfo', None)
@@ -62,63 +74,78 @@ def build_loader(config: Config, dataset: dict | None = None, images: int | None
             data = Subset(data, order[:images].tolist())
         sampler = {'type': 'mmengine.DefaultSampler', 'shuffle': False, 'round_up': False}
         loader = Runner.build_dataloader({**settings, 'dataset': data, 'sampler': sampler}, seed=0)
-    except InputError:
-        raise
-    except Exception as error:  # of whatever the config asks for
-        if 'need at least one array to concatenate' in str(error):  # how mmengine's datasets say it
-            raise InputError(EMPTY) from None
-        raise InputError(one_line("the config's data does not load", error)) from error
     loader.metainfo = metainfo
     return loader
 
 
 def calibration_dataset(config: Config) -> dict:
-    """The training data of a config as the network meets images when it is used: with the pipeline of the test data, and
-    without the wrappers that repeat or mix images.
+    """Return the config of the training data as the network sees images at inference.
+
+    It has the pipeline of the test data, and no wrappers that repeat or mix images.
 
     Raises:
-        InputError: If the config lacks training or test data.
+        InputError: If the config lacks training or test data, or a dataset in them is not a dict.
     """
-    if any(not isinstance((config.get(part) or {}).get('dataset'), dict) for part in ('train_dataloader', 'test_dataloader')):
-        raise InputError('the config has no train_dataloader and test_dataloader, which calibration and evaluation need')
+    if any(
+        not isinstance((config.get(part) or {}).get('dataset'), dict)
+        for part in ('train_dataloader', 'test_dataloader')
+    ):
+        raise InputError(
+            'the config has no train_dataloader and test_dataloader, which calibration and evaluation need'
+        )
+    pipeline = _innermost_pipeline(config.test_dataloader.dataset)
+    return _unwrapped(config.train_dataloader.dataset.to_dict(), pipeline)
 
-    def pipeline(dataset: dict) -> Any:
-        inner = dataset.get('dataset') or dataset.get('datasets')
-        if not inner:
-            return dataset.get('pipeline')
-        return pipeline(inner[0] if isinstance(inner, list | tuple) else inner)
 
-    def used(dataset: dict) -> dict:
-        if 'datasets' in dataset:
-            return {**dataset, 'datasets': [used(inner) for inner in dataset['datasets']]}
-        if 'dataset' in dataset:
-            return used(dataset['dataset'])
-        return {**dataset, 'pipeline': pipeline(config.test_dataloader.dataset)}
+def _innermost_pipeline(dataset: dict) -> Any:
+    """Return the pipeline of the first dataset inside all wrappers."""
+    _check_dict(dataset)
+    inner = dataset.get('dataset') or dataset.get('datasets')
+    if not inner:
+        return dataset.get('pipeline')
+    return _innermost_pipeline(inner[0] if isinstance(inner, list | tuple) else inner)
 
-    return used(config.train_dataloader.dataset.to_dict())
+
+def _unwrapped(dataset: dict, pipeline: Any) -> dict:
+    """Return a dataset's config with another pipeline and without wrappers; only concatenations stay."""
+    _check_dict(dataset)
+    if isinstance(dataset.get('datasets'), list | tuple):
+        return {**dataset, 'datasets': [_unwrapped(inner, pipeline) for inner in dataset['datasets']]}
+    if 'dataset' in dataset:
+        return _unwrapped(dataset['dataset'], pipeline)
+    return {**dataset, 'pipeline': pipeline}
+
+
+def _check_dict(dataset: object) -> None:
+    if not isinstance(dataset, dict):
+        raise InputError(f'each dataset of the config must be a dict, not {dataset!r}')
 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, loader: DataLoader, evaluator: dict | list, track: Track = untracked, description: str = 'evaluating'
+    model: nn.Module,
+    loader: DataLoader,
+    evaluator: dict | list,
+    track: Track = untracked,
+    description: str = 'evaluating',
 ) -> dict[str, float]:
-    """Run a network in eval mode on all images of a loader, on the device that it is on, and evaluate it.
+    """Evaluate a network in eval mode on all images of a loader, on the network's device.
 
     Args:
         model (nn.Module): A model of OpenMMLab.
-        loader (DataLoader): As of :func:`build_loader`.
-        evaluator (dict | list): Config of its metrics; an empty list to run it only.
-        track (callable): As ``rich.progress.track``. Default: nothing is shown.
-        description (str): What it shows.
+        loader (DataLoader): A loader of :func:`build_loader`.
+        evaluator (dict | list): Config of the metrics; with an empty list the network only runs.
+        track (callable): Progress display like ``rich.progress.track``. Default: none.
+        description (str): Text for the progress display and for errors. Default: ``'evaluating'``.
 
     Returns:
-        dict[str, float]: Metrics by name.
+        dict[str, float]: Name of a metric -> value.
 
     Raises:
-        InputError: If an image can't be read, the network does not run on one, or a metric is unknown or can't be computed.
+        InputError: If an image can't be read, the network fails on an image, or a metric is unknown or fails.
     """
     model.eval()
-    try:
+    with as_input_error(f'{description} failed'):
         with quiet():
             metrics = Evaluator(evaluator)
         metrics.dataset_meta = loader.metainfo
@@ -126,20 +153,24 @@ def evaluate(
             metrics.process(data_samples=model.test_step(batch), data_batch=batch)
         with quiet():
             return metrics.evaluate(len(loader.dataset))
-    except InputError:
-        raise
-    except Exception as error:  # of whatever the config asks for
-        raise InputError(one_line(f'{description} failed', error)) from error
 
 
 def main_metric(config: Config, metrics: dict[str, float]) -> str:
-    """The metric that a config saves its best checkpoint by, or the first that is measured.
+    """Return the metric that selects a config's best checkpoint, or else the first metric.
+
+    Args:
+        config (Config): The config, perhaps with ``default_hooks.checkpoint.save_best``.
+        metrics (dict[str, float]): Name of a metric -> value.
+
+    Returns:
+        str: A name in ``metrics``.
 
     Raises:
-        InputError: If there is none.
+        InputError: If there are no metrics.
     """
     if not metrics:
-        raise InputError(f'{config.filename or "the config"}: its evaluator gives no metric')
-    chosen = config.get('default_hooks', {}).get('checkpoint', {}).get('save_best')
-    chosen = chosen[0] if isinstance(chosen, list) else chosen
-    return chosen if chosen in metrics else next(iter(metrics))
+        raise InputError(f'{config.filename or "the config"}: its evaluator returns no metrics')
+    hook = (config.get('default_hooks') or {}).get('checkpoint') or {}
+    best = hook.get('save_best')
+    best = best[0] if isinstance(best, list) and best else best
+    return best if isinstance(best, str) and best in metrics else next(iter(metrics))

@@ -1,15 +1,17 @@
-"""Initial values that a config can ask for."""
+"""Weight initializers that a config can name."""
 
 from torch import nn
 
-from ..core.known import find_sites, no_sites
+from ..core.sites import find_sites, no_sites
+from ..errors import InputError
 from ..registry import WEIGHT_INITIALIZERS
 
 
 @WEIGHT_INITIALIZERS.register_module()
 class SitesConstant:
-    """The weights of the layers where an ASR would go by default start at a constant: the control of a comparison with ASR,
-    whose scale starts near one half.
+    """Initializer that sets the weights of ASR's default sites to a constant.
+
+    It is the control in a comparison with ASR, whose scale starts near 0.5.
 
     Args:
         val (float): The constant.
@@ -19,13 +21,15 @@ class SitesConstant:
         self.val = val
 
     def __call__(self, module: nn.Module) -> None:
-        """Initialise a backbone.
+        """Initialize a backbone.
 
         Raises:
-            ValueError: If its sites are not known.
+            InputError: If its sites are unknown.
         """
         sites = find_sites(module)
         if not sites:
-            raise ValueError(f'SitesConstant has nothing to initialise: {type(module).__name__} {no_sites(module)}')
+            raise InputError(
+                f'SitesConstant has nothing to initialize: {type(module).__name__} {no_sites(module)}'
+            )
         for site in sites:
             nn.init.constant_(module.get_submodule(site).weight, self.val)

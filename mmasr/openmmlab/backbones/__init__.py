@@ -1,1 +1,4 @@
-"""Registered backbones: stock classes with re-parameterization. A file is imported when one of its types is asked for."""
+"""Registered backbones: stock classes with re-parameterization.
+
+A file is imported only when a config asks for one of its types.
+"""

@@ -1,35 +1,56 @@
-"""Stages of MMDetection's ResNets whose blocks share a DIA."""
+"""Mixins for the stages of MMDetection's ResNets whose blocks share a DIA cell."""
 
+import torch
 from torch import nn
 
 from ...attention.dia import DIA, DIAState
-from ...core.surgery import Mixed, mixed_class, twin
+from ...core.class_surgery import Mixin, mixed_class, with_parameters
+from ...errors import InputError
 
 
-class DIABlock(Mixed):
-    """Mixed into a residual block that has a DIA among its plugins."""
+class DIABlock(Mixin):
+    """Mixin for a residual block that has a DIA among its plugins."""
 
-    def forward(self, x, state: DIAState | None = None):
-        run = twin(self, type(self), {})  # threads that share the network must not meet
+    def forward(self, x: torch.Tensor, state: DIAState | None = None) -> torch.Tensor:
+        """Run the block on a feature map with the state of its stage.
+
+        Args:
+            x (Tensor): Feature map (N, C, H, W).
+            state (DIAState, optional): State of the stage in this forward pass. DIA requires it.
+
+        Returns:
+            Tensor: Output of the block.
+        """
+        run = with_parameters(self, type(self), {})  # a copy, since threads may share the network
         vars(run)['state'] = state
         return super(DIABlock, run).forward(x)
 
-    def forward_plugin(self, x, plugin_names: list[str]):
+    def forward_plugin(self, x: torch.Tensor, plugin_names: list[str]) -> torch.Tensor:
+        """Run plugins in order; a DIA also receives the state.
+
+        Args:
+            x (Tensor): Feature map (N, C, H, W).
+            plugin_names (list[str]): Names of the plugins in the block.
+
+        Returns:
+            Tensor: Feature map of the same shape.
+        """
         for name in plugin_names:
             plugin = getattr(self, name)
             x = plugin(x, self.state) if isinstance(plugin, DIA) else plugin(x)
         return x
 
     def restore_class(self) -> None:
-        """Become the stock block again once its DIA is gone."""
+        """Restore the stock block if its DIA was removed."""
         if not has_dia(self):
             super().restore_class()
 
 
-class DIAStage(Mixed):
-    """Mixed into the sequence of such blocks; its child ``dia`` is the cell that they share."""
+class DIAStage(Mixin):
+    """Mixin for a stage, a sequence of such blocks. Its child ``dia`` is the cell that they share."""
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Run the blocks with one state, which each of them updates."""
         state = DIAState(self.dia)
         for block in self:
             if block is not self.dia:
@@ -37,19 +58,19 @@ class DIAStage(Mixed):
         return x
 
     def restore_class(self) -> None:
-        """Become the stock sequence again, without the cell, once no block has a DIA."""
+        """Restore the stock sequence and remove the cell if no block has a DIA."""
         if not has_dia(self):
             del self.dia
             super().restore_class()
 
 
 def has_dia(module: nn.Module) -> bool:
-    """Whether there is a DIA in a module."""
+    """Return whether a module contains a DIA."""
     return any(isinstance(part, DIA) for part in module.modules())
 
 
 def with_shared_cell(stage: nn.Module) -> nn.Module:
-    """Have the blocks of a stage share a cell if they have DIAs, in place.
+    """Make the blocks of a stage share one DIA cell, in place; do nothing if they have no DIA.
 
     Args:
         stage (nn.Module): A sequence of blocks with plugins.
@@ -58,14 +79,18 @@ def with_shared_cell(stage: nn.Module) -> nn.Module:
         nn.Module: ``stage``.
 
     Raises:
-        ValueError: If its blocks are computed again in the backward pass.
+        InputError: If the blocks use activation checkpointing, which runs them a second time in the backward
+            pass.
     """
     if not has_dia(stage):
         return stage
     cell = next(part for part in stage.modules() if isinstance(part, DIA)).cell()
     for block in stage:
         if block.with_cp:
-            raise ValueError('DIA passes a state from block to block, which with_cp would pass twice: leave with_cp out')
+            raise InputError(
+                'DIA passes a state from block to block, and activation checkpointing would pass it twice; '
+                'leave with_cp out'
+            )
         block.__class__ = mixed_class(DIABlock, type(block))
     stage.__class__ = mixed_class(DIAStage, type(stage))
     stage.dia = cell

@@ -1,4 +1,4 @@
-"""MobileNet with ASR at the paper's sites (its Fig. 10)."""
+"""MobileNet with ASR at the sites of the paper's Fig. 10."""
 
 from ...registry import MODELS
 from ..networks.mobilenet import MobileNet
@@ -7,11 +7,14 @@ from .base import WithASR
 
 @MODELS.register_module()
 class ASRMobileNet(WithASR, MobileNet):
-    """``mmasr.MobileNet`` with ASR at both normalizations of every block.
+    """MobileNet of this package with ASR at both normalizations of every block.
 
     Args:
-        asr, convs (dict, optional): As of :class:`mmasr.openmmlab.backbones.base.WithASR`. Default: None, the stock network.
-        *args, **kwargs: The arguments of ``mmasr.MobileNet``.
+        *args: Arguments of ``mmasr.MobileNet``.
+        asr (dict, optional): See :class:`mmasr.openmmlab.backbones.base.WithASR`. Default: None, no ASR.
+        convs (dict, optional): See :class:`mmasr.openmmlab.backbones.base.WithASR`. Default: None, the stock
+            convolutions.
+        **kwargs: Arguments of ``mmasr.MobileNet``.
     """
 
     stock = MobileNet

@@ -1,29 +1,33 @@
 """MMDetection's ResNets with ASR at the last normalization of every residual block (the paper's Fig. 7)."""
 
+from collections.abc import Sequence
+
+import torch
 from mmdet.models.backbones import ResNet, ResNetV1d, ResNeXt
 from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ...core.surgery import Mixed
+from ...core.class_surgery import Mixin
+from ...errors import InputError
 from ...registry import MODELS
 from ..networks.resnet_cifar import ResNetCIFAR
 from .base import WithASR, without_folded
 from .dia import with_shared_cell
 
 
-class PluginBasicBlock(Mixed, BasicBlock):
+class PluginBasicBlock(Mixin, BasicBlock):
     """MMDetection's BasicBlock with plugins after its first and second convolution.
 
     Args:
         inplanes (int): Number of input channels.
         planes (int): Number of output channels.
-        plugins (list[dict]): ``cfg`` and ``position`` of each plugin, ``after_conv1`` (after the ReLU) or
-            ``after_conv2`` (before the addition).
-        **kwargs: The other arguments of mmdet's BasicBlock.
+        plugins (list[dict]): ``cfg`` and ``position`` of each plugin. The position is ``after_conv1`` (after
+            the ReLU) or ``after_conv2`` (before the addition).
+        **kwargs: Other arguments of mmdet's BasicBlock.
 
     Raises:
-        ValueError: If a plugin is asked for at another position.
+        InputError: If a plugin has another position.
     """
 
     stock = BasicBlock
@@ -35,16 +39,19 @@ class PluginBasicBlock(Mixed, BasicBlock):
         positions = ('after_conv1', 'after_conv2')
         for plugin in plugins:
             if plugin['position'] not in positions:
-                raise ValueError(
+                raise InputError(
                     f'a BasicBlock (ResNet-18, ResNet-34) has no position {plugin["position"]}; '
-                    'it has after_conv1, and after_conv2 before the addition'
+                    'use after_conv1, or after_conv2, which is before the addition'
                 )
         self.after_conv1_plugin_names, self.after_conv2_plugin_names = (
-            self.make_block_plugins(planes, [p['cfg'] for p in plugins if p['position'] == position]) for position in positions
+            self.make_block_plugins(planes, [p['cfg'] for p in plugins if p['position'] == position])
+            for position in positions
         )
 
-    def forward(self, x):
-        def residual(x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map a feature map (N, inplanes, H, W) to one of ``planes`` channels."""
+
+        def residual(x: torch.Tensor) -> torch.Tensor:
             out = self.relu(self.norm1(self.conv1(x)))
             out = self.forward_plugin(out, self.after_conv1_plugin_names)
             out = self.norm2(self.conv2(out))
@@ -56,23 +63,55 @@ class PluginBasicBlock(Mixed, BasicBlock):
         return self.relu(residual(x))
 
     def restore_class(self) -> None:
-        """Become the stock block again if ASR was the only plugin."""
+        """Restore the stock block if no plugins are left."""
         if not self.after_conv1_plugin_names and not self.after_conv2_plugin_names:
             super().restore_class()
 
 
 class _WithPlugins(WithASR):
-    """Adds plugins to the BasicBlocks of a ResNet of MMDetection as well, and the state that goes from one DIA to the next."""
+    """Mixin for MMDetection's ResNets that also allows plugins in BasicBlocks, and DIA."""
+
+    def make_stage_plugins(self, plugins: Sequence[dict], stage_idx: int) -> list[dict]:
+        """Check the plugins and select those of a stage; see mmdet's ``ResNet``.
+
+        Args:
+            plugins (Sequence[dict]): ``cfg``, ``position`` and perhaps ``stages`` of each plugin.
+            stage_idx (int): Number of the stage, from 0.
+
+        Returns:
+            list[dict]: ``cfg`` and ``position`` of each plugin of the stage.
+
+        Raises:
+            InputError: If ``plugins`` is not a list, or a plugin lacks its ``cfg`` or ``position``.
+        """
+        is_list = isinstance(plugins, list | tuple)
+        if wrong := [plugin for plugin in plugins if not _is_plugin(plugin)] if is_list else [plugins]:
+            raise InputError(
+                'plugins must be a list of dicts such as '
+                f"dict(cfg=dict(type='mmasr.SE'), position='after_conv2'), which {wrong[0]!r} is not"
+            )
+        return super().make_stage_plugins(plugins, stage_idx)
 
     def make_res_layer(self, **kwargs) -> nn.Module:
+        """Build a stage; see mmdet's ``ResNet``."""
         if kwargs['block'] is BasicBlock and kwargs['plugins'] is not None:
             kwargs['block'] = PluginBasicBlock
         return with_shared_cell(super().make_res_layer(**kwargs))
 
     @classmethod
     def deployed_config(cls, config: dict, network: nn.Module | None) -> dict:
-        """As of :class:`WithASR`; with attention left in BasicBlocks, or a DIA, which only ours take, its own without what is
-        folded."""
+        """Return the config of the backbone once everything is folded.
+
+        It stays a backbone of mmasr if a DIA remains, or attention in BasicBlocks, which MMDetection's do not
+        support.
+
+        Args:
+            config (dict): See :meth:`WithASR.deployed_config`.
+            network (nn.Module, optional): See :meth:`WithASR.deployed_config`.
+
+        Returns:
+            dict: The config.
+        """
         plugins = config.get('plugins') or []
         dia = any(plugin['cfg']['type'].rpartition('.')[2] == 'DIA' for plugin in plugins)
         if dia or (plugins and cls.arch_settings[config['depth']][0] is BasicBlock):
@@ -80,16 +119,24 @@ class _WithPlugins(WithASR):
         return super().deployed_config(config, network)
 
 
+def _is_plugin(plugin: object) -> bool:
+    if not isinstance(plugin, dict) or not isinstance(plugin.get('cfg'), dict):
+        return False
+    return 'type' in plugin['cfg'] and 'position' in plugin
+
+
 @MODELS.register_module()
 class ASRResNet(_WithPlugins, ResNet):
-    """mmdet's ResNet with ASR, for detectors and for MMPretrain's classifiers alike.
+    """ResNet of mmdet with ASR, for detectors and for MMPretrain's classifiers.
 
     Args:
+        *args: Arguments of mmdet's ResNet.
         asr (dict, optional): ``attention`` and the other options of :func:`mmasr.attach`, such as
             ``dict(attention=dict(type='SE'), init_identity=True)``. Default: None, no ASR.
-        convs (dict, optional): ``type`` and the options of a convolution that trains with branches, such as
-            ``dict(type='ACNet')``; ``sites`` as in :func:`mmasr.attach`. Default: None, the stock convolutions.
-        *args, **kwargs: The arguments of mmdet's ResNet. ``plugins`` work at every depth.
+        convs (dict, optional): ``type`` and options of a re-parameterized convolution, such as
+            ``dict(type='ACNet')``; ``sites`` as in :func:`mmasr.attach`. Default: None, the stock
+            convolutions.
+        **kwargs: Arguments of mmdet's ResNet. ``plugins`` work at every depth.
     """
 
     stock = ResNet
@@ -97,21 +144,23 @@ class ASRResNet(_WithPlugins, ResNet):
 
 @MODELS.register_module()
 class ASRResNetV1d(_WithPlugins, ResNetV1d):
-    """mmdet's ResNetV1d with ASR. Arguments as of :class:`ASRResNet`."""
+    """ResNetV1d of mmdet with ASR. See :class:`ASRResNet` for the arguments."""
 
     stock = ResNetV1d
 
 
 @MODELS.register_module()
 class ASRResNeXt(_WithPlugins, ResNeXt):
-    """mmdet's ResNeXt with ASR. Arguments as of :class:`ASRResNet`."""
+    """ResNeXt of mmdet with ASR. See :class:`ASRResNet` for the arguments."""
 
     stock = ResNeXt
 
 
 @MODELS.register_module()
 class ASRResNetCIFAR(_WithPlugins, ResNetCIFAR):
-    """``mmasr.ResNetCIFAR`` with ASR, the paper's network for CIFAR and STL10. Arguments as of
-    :class:`ASRResNet`."""
+    """ResNetCIFAR of this package with ASR, the paper's network for CIFAR and STL10.
+
+    See :class:`ASRResNet` for the arguments.
+    """
 
     stock = ResNetCIFAR

@@ -1,1 +1,1 @@
-"""Plain networks and layers of the paper that MMPretrain does not have. What is folded becomes one of these."""
+"""Plain networks of the paper that MMPretrain does not have. Folded networks are of these classes."""

@@ -8,8 +8,11 @@ from ...registry import MODELS
 
 @MODELS.register_module()
 class ShuffleNetV2CIFAR(ShuffleNetV2):
-    """mmpretrain's ShuffleNetV2 that keeps the resolution up to its first stage: no stride in the stem, no max pooling.
-    Arguments and state dict are mmpretrain's."""
+    """ShuffleNetV2 of mmpretrain without stride in the stem and without max pooling.
+
+    It keeps the full resolution up to its first stage. Its arguments and its state dict are those of
+    mmpretrain's ShuffleNetV2.
+    """
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
