@@ -1,5 +1,5 @@
 # Needs Python 3.11 or newer (test-upstream: 3.10 or 3.11) and a C++ compiler. The first installation builds mmcv.
-#   make test SYSTEM_TORCH=1    use the torch and torchvision that $(PYTHON) already has
+#   make test SYSTEM_TORCH=1    use the torch and torchvision of $(PYTHON)
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -12,7 +12,7 @@ demo: install
 test: install
 	$(BIN)/python -m pytest
 
-# With OpenMMLab's last upstream release and the torch of its time, in an environment of its own.
+# With OpenMMLab's last upstream release and the torch of that time, in a separate environment.
 test-upstream: .venv-upstream/installed
 	.venv-upstream/bin/python -m pytest
 
@@ -34,18 +34,18 @@ install: .venv/installed
 .venv-upstream/installed: MMCV = mmcv
 .venv-upstream/installed: REST = mmdet mmpretrain mmsegmentation ftfy regex --editable '.[dev]'
 
-# torch comes before mmcv, which is built against it; without torch mmcv would install, without its operators, and say
-# nothing. pip may also have kept an mmcv built against another torch: then it is built again. Without debug information, which
-# Python's own flags ask for, a file of mmcv compiles in half the time (17 s instead of 33 for two of its 78 on two cores). Its
-# build has no way to leave out operators. pip shows that it is still building.
+# torch is installed before mmcv, which is built against it; without torch, mmcv silently installs without its operators. If pip
+# has cached an mmcv that was built against another torch, it is built again. -g0 turns off the debug information that Python's own
+# flags request, which halves the build time (17 s instead of 33 s for two of its 78 files on two cores). The build cannot leave out
+# operators. pip is not quiet here, to show that it is still building.
 %/installed: export CFLAGS += -g0
 %/installed: PIP = $*/bin/pip install --no-build-isolation --constraint $*/constraints.txt
 %/installed: pyproject.toml Makefile
 	$(PYTHON) -m venv $(if $(SYSTEM_TORCH),--system-site-packages) $*
 	$(if $(SYSTEM_TORCH),grep -vE '^(torch|torchvision|triton|numpy)==',cat) $(CONSTRAINTS) > $*/constraints.txt
-	@echo 'torch is some gigabytes to fetch'
+	@echo 'downloading torch: a few gigabytes'
 	$(PIP) --quiet setuptools wheel ninja psutil torch torchvision
-	@echo 'mmcv is built from source where pip does not have it: about ten minutes on two cores'
+	@echo 'building mmcv from source unless pip has cached it: about ten minutes on two cores'
 	$(PIP) $(MMCV)
 	$*/bin/python -c 'import mmcv.ops' || $(PIP) --no-cache-dir --force-reinstall --no-deps $(MMCV)
 	$*/bin/python -c 'import mmcv.ops'

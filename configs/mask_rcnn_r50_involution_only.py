@@ -1,4 +1,8 @@
 _base_ = 'mask_rcnn_r50.py'
 
 custom_imports = dict(imports=['mmasr'])
-model = dict(backbone=dict(type='mmasr.ASRResNet', convs=dict(type='XVolution', branch='involution', convolution=False)))
+model = dict(
+    backbone=dict(
+        type='mmasr.ASRResNet', convs=dict(type='XVolution', branch='involution', convolution=False)
+    )
+)

@@ -1,4 +1,5 @@
-# MMDetection's YOLOX starts from scratch; init_identity is for its trained weights, which load_from names.
+# MMDetection trains YOLOX from scratch. init_identity is for starting from its trained weights with
+# `load_from`.
 _base_ = 'mmdet::yolox/yolox_s_8xb8-300e_coco.py'
 
 custom_imports = dict(imports=['mmasr'])

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# All that needs a GPU, measured and tested: tools/benchmark_gpu.sh FOLDER
-#   Costs as tables and JSON in FOLDER; the tests of tests/gpu; Mask R-CNN trained on data/shapes, plain, with SE and with ASR(SE):
-#   AP, and in the last lines seconds a step and memory. PYTHON=... names another Python.
+# Run everything that needs a GPU: tools/benchmark_gpu.sh FOLDER
+#
+# It writes benchmarks as tables and JSON to FOLDER. It trains Mask R-CNN on data/shapes, plain, with SE and with ASR(SE), and
+# shows AP, and for each of them seconds per step and memory from the last line of the log. It runs the tests in tests/gpu.
+# PYTHON=... selects another Python.
 set -euo pipefail
 folder=$1
 root=$(dirname "$0")/..
@@ -35,5 +37,5 @@ for log in "$folder"/shapes/*/0/*/*.log; do
     grep 'Epoch(train)' "$log" | tail -n 1
 done
 
-# Last, so that a test that fails takes no figure with it.
+# The tests are last, so that a failing test does not lose the measurements.
 run -m pytest --numprocesses 0 "$root/tests/gpu" | tee "$folder/tests.txt"

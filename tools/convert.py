@@ -1,4 +1,7 @@
-"""Weights of the authors of ASR or OREPA, torchvision, timm or MMPretrain for our backbones: tools/convert.py best.pth.tar"""
+"""Convert weights of torchvision, timm, MMPretrain or the authors of ASR or OREPA for the backbones of mmasr.
+
+Example: python tools/convert.py best.pth.tar
+"""
 
 import argparse
 
@@ -15,9 +18,13 @@ def parse_args() -> argparse.Namespace:
         '--attention',
         choices=asr_attentions(),
         default='SE',
-        help='the attention of the ASR that a ResNet of a library gets (default: SE)',
+        help='attention of the ASR that is added to a ResNet of a library (default: SE)',
     )
-    add_output(parser, 'PATH.pth', 'the converted checkpoint; its config goes beside it (default: <name>_asr.pth)')
+    add_output(
+        parser,
+        'PATH.pth',
+        'converted checkpoint; its config is written next to it (default: <name>_asr.pth)',
+    )
     return parser.parse_args()
 
 

@@ -1,6 +1,6 @@
-"""The main job, end to end, on generated data: train with ASR, evaluate, re-parameterize, evaluate the deployed network.
+"""Demo on generated data: train with ASR, evaluate, re-parameterize, and evaluate the deployed network.
 
-Run by ``make demo``; 6 to 9 minutes on two cores.
+``make demo`` runs it; it takes 6 to 9 minutes on two cores.
 """
 
 import json
@@ -28,7 +28,7 @@ TOOLS = Path(__file__).parent
 CONFIG = TOOLS.parent / 'configs/shapes/mask_rcnn_r18_asr_se.py'
 WORK_DIR = Path('work_dirs/demo')
 DEPLOYED = WORK_DIR / 'deployed.pth'
-# MMDetection's own test script, in an interpreter where importing mmasr fails.
+# MMDetection's own test script, in an interpreter that cannot import mmasr.
 STOCK_TEST = f"""
 import runpy, sys
 sys.modules['mmasr'] = None
@@ -37,7 +37,7 @@ runpy.run_path({str(Path(mmdet.__file__).parent / '.mim/tools/test.py')!r}, run_
 
 
 def run(*command: str | Path) -> None:
-    """Run a step and show it; stop where it fails."""
+    """Print a command and run it; exit if it fails."""
     shown = ('tools/test.py (of MMDetection)', *command[2:]) if command[0] == '-c' else command
     print('\n$ python', *shown, flush=True)
     if status := subprocess.run([sys.executable, *map(str, command)], check=False).returncode:
@@ -45,14 +45,23 @@ def run(*command: str | Path) -> None:
 
 
 def metrics(work_dir: Path) -> dict[str, float]:
-    """What the newest evaluation in a work dir found."""
+    """Return the metrics of the newest evaluation in a work dir."""
     newest = max(work_dir.glob('*/*.json'), key=lambda path: path.stat().st_mtime)
     return json.loads(newest.read_text())
 
 
 @torch.no_grad()
 def milliseconds(models: list[nn.Module], images: list[str], rounds: int = 3) -> list[float]:
-    """Median time of one image for each model, the models taking turns."""
+    """Measure the inference time of models that take turns.
+
+    Args:
+        models (list[nn.Module]): Detectors.
+        images (list[str]): Paths of images.
+        rounds (int): Number of rounds over all images. Default: 3.
+
+    Returns:
+        list[float]: Median time per image of each model, in milliseconds.
+    """
     times = [[] for _ in models]
     for _ in range(rounds):
         for image in images:
@@ -64,7 +73,14 @@ def milliseconds(models: list[nn.Module], images: list[str], rounds: int = 3) ->
 
 
 def draw(models: dict[str, nn.Module], dataset, count: int, path: Path) -> None:
-    """Draw validation images: the ground truth, and what every model sees in it."""
+    """Draw images with the ground truth and the predictions of every model.
+
+    Args:
+        models (dict[str, nn.Module]): Title -> detector.
+        dataset (Dataset): Dataset of MMDetection with annotations.
+        count (int): Number of images, the first ones of the dataset.
+        path (Path): File to write.
+    """
     figure, axes = panels(2.2 * (1 + len(models)), 2.2 * count, count, 1 + len(models))
     for index, row in enumerate(axes):
         sample = dataset[index]['data_samples']
@@ -73,15 +89,15 @@ def draw(models: dict[str, nn.Module], dataset, count: int, path: Path) -> None:
         for name, model in models.items():
             found = inference_detector(model, sample.img_path).pred_instances
             found = found[(found.scores > 0.5) & found.masks.flatten(1).any(dim=1)]
-            found = found[nms(found.bboxes, found.scores, 0.5)]  # of two names for one shape, the better
+            found = found[nms(found.bboxes, found.scores, 0.5)]  # class-agnostic, so one box per shape
             columns[name] = (found.masks.numpy(), found.labels.tolist(), found.scores.tolist())
         image = imread(sample.img_path)
         for ax, (title, (masks, labels, scores)) in zip(row, columns.items(), strict=True):
             ax.imshow(image)
             for i, (mask, label) in enumerate(zip(masks, labels, strict=True)):
-                colour = f'C{label}'
-                ax.imshow(mask[..., None] * to_rgba(colour, 0.45))
-                ax.contour(mask, levels=[0.5], colors=colour, linewidths=1)
+                color = f'C{label}'
+                ax.imshow(mask[..., None] * to_rgba(color, 0.45))
+                ax.contour(mask, levels=[0.5], colors=color, linewidths=1)
                 y, x = (side.mean() for side in mask.nonzero())
                 name = dataset.metainfo['classes'][label] + (f' {scores[i]:.2f}' if scores else '')
                 box = {'color': 'black', 'alpha': 0.5, 'pad': 1}
@@ -112,18 +128,20 @@ def main() -> None:
     picture = WORK_DIR / 'predictions.png'
     draw(models, dataset, 4, picture)
     found = [metrics(WORK_DIR / name) for name in ('test_trained', 'test_deployed')]
-    table = Table('', *models, title='ASR(SE) and its plain ResNet-18')
+    table = Table('', *models, title='Mask R-CNN with ASR(SE), trained and deployed')
     for label, key in (('box AP', 'coco/bbox_mAP'), ('mask AP', 'coco/segm_mAP')):
         table.add_row(label, *(f'{metric[key]:.3f}' for metric in found))
-    table.add_row('parameters', *(f'{sum(p.numel() for p in model.parameters()):,}' for model in models.values()))
-    table.add_row('ms an image', *(f'{spent:.1f}' for spent in milliseconds(list(models.values()), images)))
+    table.add_row(
+        'parameters', *(f'{sum(p.numel() for p in model.parameters()):,}' for model in models.values())
+    )
+    table.add_row('ms per image', *(f'{spent:.1f}' for spent in milliseconds(list(models.values()), images)))
     console = Console()
     console.print(table)
-    console.print(f'Training took {training / 60:.1f} minutes. Ground truth and predictions: {picture}')
+    console.print(f'Training took {training / 60:.1f} minutes. Picture of the predictions: {picture}')
     if any(found[0][key] != found[1][key] for key in ('coco/bbox_mAP', 'coco/segm_mAP')):
-        sys.exit('error: the deployed network has another accuracy than the trained one')
+        sys.exit('error: the deployed network and the trained one differ in accuracy')
     if found[0]['coco/segm_mAP'] < 0.70:
-        sys.exit('error: the network learned too little: its mask AP should be about 0.8')
+        sys.exit('error: the network did not learn enough: its mask AP should be about 0.8')
 
 
 if __name__ == '__main__':

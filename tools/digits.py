@@ -1,4 +1,7 @@
-"""Write a small classification set, the handwritten digits of scikit-learn: tools/digits.py data/digits"""
+"""Write a small classification dataset, scikit-learn's handwritten digits.
+
+Example: python tools/digits.py data/digits
+"""
 
 import argparse
 
@@ -12,12 +15,12 @@ def main() -> None:
     try:
         from mmasr.experiments.digits import write_digits
     except ImportError as error:
-        raise InputError(f'the digits come with scikit-learn: pip install scikit-learn ({error})') from None
+        raise InputError(f'the digits need scikit-learn: pip install scikit-learn ({error})') from error
     try:
         training, validation = write_digits(out)
     except OSError as error:
-        raise InputError(f"can't write to {out}: {error.strerror}") from None
-    print(f'{out}: {training} training and {validation} validation images of 8 x 8')
+        raise InputError(f"can't write to {out}: {error.strerror}") from error
+    print(f'{out}: {training} training and {validation} validation images of 8 x 8 pixels')
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Train on several GPUs of one or more machines: tools/dist_train.sh CONFIG GPUS [arguments of tools/train.py]
-# NNODES, NODE_RANK, MASTER_ADDR and PORT are torchrun's, from the environment.
+# The environment variables NNODES, NODE_RANK, MASTER_ADDR and PORT are passed to torchrun.
 set -euo pipefail
 if [ $# -lt 2 ]; then
     echo "usage: $0 CONFIG GPUS [arguments of tools/train.py]" >&2

@@ -1,4 +1,7 @@
-"""Write a deployed network as ONNX and check it with ONNX Runtime: tools/export.py epoch_12_deploy.pth"""
+"""Export a deployed network to ONNX, and check it with ONNX Runtime.
+
+Example: python tools/export.py epoch_12_deploy.pth
+"""
 
 import argparse
 
@@ -12,21 +15,25 @@ from mmasr.openmmlab.arguments import add_checkpoint, add_output
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    add_checkpoint(parser, 'what tools/reparam.py wrote, or another checkpoint without a training form in it', 'its config')
-    add_output(parser, 'PATH.onnx', 'the file to write (default: <name>.onnx beside the checkpoint)')
+    add_checkpoint(
+        parser,
+        'checkpoint from tools/reparam.py, or another one without re-parameterization',
+        'config of the checkpoint',
+    )
+    add_output(parser, 'PATH.onnx', 'file to write (default: <name>.onnx next to the checkpoint)')
     parser.add_argument(
         '--size',
         type=int,
         nargs=2,
         default=(224, 224),
         metavar=('HEIGHT', 'WIDTH'),
-        help='of images, in pixels, for a network that is made for one size (default: 224 224)',
+        help='image size in pixels, for a network with a fixed size (default: 224 224)',
     )
     return parser.parse_args()
 
 
 def show(report: Export) -> None:
-    """Print what was exported and how far the outputs are apart."""
+    """Print what was exported, and the differences of the outputs."""
     console = Console(markup=False)
     console.print(differences_table(report.differences, report.bound))
     checked = ', '.join('x'.join(map(str, shape)) for shape in report.inputs)
@@ -35,12 +42,12 @@ def show(report: Export) -> None:
     axes += ['height', 'width'] if 'height' in report.dynamic else size
     lines = [
         f'{report.network}, opset {OPSET}; ONNX Runtime and torch compared on {checked}',
-        f'input: {" x ".join(map(str, axes))}, {report.preprocessing}: this is not in the graph',
+        f'input: {" x ".join(map(str, axes))}, {report.preprocessing}; the graph does not include this',
     ]
     if report.fixed:
-        lines.append(f'what is a number there is fixed: {report.fixed}')
+        lines.append(f'the other axes are fixed: {report.fixed}')
     if report.left_out:
-        lines.append(f'left out: {report.left_out}; for whole detectors there is MMDeploy, see docs/deploy.md')
+        lines.append(f'not exported: {report.left_out}; MMDeploy exports whole detectors, see docs/deploy.md')
     lines.append(f'{report.seconds:.1f} s; wrote {report.path}, {report.bytes / 2**20:.1f} MiB')
     for line in lines:
         console.print(printable(line), soft_wrap=True)

@@ -1,4 +1,7 @@
-"""Fold what a checkpoint trained with into plain layers: tools/reparam.py work_dirs/mask_rcnn_r50_asr_se/epoch_12.pth"""
+"""Fold the re-parameterization of a checkpoint into plain layers, for deployment.
+
+Example: python tools/reparam.py work_dirs/mask_rcnn_r50_asr_se/epoch_12.pth
+"""
 
 import argparse
 from collections import Counter
@@ -7,7 +10,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mmasr.deploy.calibrate import Calibration, points
+from mmasr.deploy.calibrate import Calibration, to_percentage_points
 from mmasr.deploy.compare import differences_table
 from mmasr.deploy.reparameterize import Report, reparameterize
 from mmasr.errors import InputError, exit_on_input_error, printable
@@ -17,36 +20,51 @@ from mmasr.stripes.report import stripes_table
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    add_checkpoint(parser, 'checkpoint of a training, or weights (then with --config)', 'config it was trained with')
-    add_output(parser, 'PATH.pth', 'the deployed checkpoint; its config goes beside it (default: <name>_deploy.pth)')
+    add_checkpoint(
+        parser,
+        'checkpoint of a training; or weights without a config, together with --config',
+        'config of the training',
+    )
+    add_output(
+        parser,
+        'PATH.pth',
+        'deployed checkpoint; its config is written next to it (default: <name>_deploy.pth)',
+    )
     parser.add_argument(
         '--fold-attention',
         action='store_true',
-        help='also fold attention that depends on its input, replaced by its mean: not exact, so it is measured',
+        help='also replace attention that depends on its input by its mean, and fold that. This is not '
+        'exact, so the metrics before and after are measured',
     )
-    parser.add_argument('--calibrate', type=int, metavar='N', help='training images to take the mean over (default: 200)')
+    parser.add_argument(
+        '--calibrate', type=int, metavar='N', help='number of training images for the mean (default: 200)'
+    )
     parser.add_argument(
         '--max-drop',
         type=float,
         metavar='POINTS',
-        help='fold as many modules as lose at most this much of the main metric, the steadiest first (default: all)',
+        help='fold as many modules as possible without losing more than this many percentage points of the '
+        'main metric, the steadiest modules first (default: fold all)',
     )
     return parser.parse_args()
 
 
 def calibration(args: argparse.Namespace) -> Calibration | None:
-    """What the arguments ask for of attention that depends on its input."""
+    """Return how to fold attention that depends on its input; None without --fold-attention.
+
+    Raises:
+        InputError: If an option for this is given without --fold-attention, or has an unusable value.
+    """
     if not args.fold_attention:
         if args.calibrate is not None or args.max_drop is not None:
-            raise InputError('--calibrate and --max-drop go with --fold-attention')
+            raise InputError('--calibrate and --max-drop need --fold-attention')
         return None
-    return Calibration(
-        **{key: value for key, value in (('images', args.calibrate), ('max_drop', args.max_drop)) if value is not None}
-    )
+    options = {'images': args.calibrate, 'max_drop': args.max_drop}
+    return Calibration(**{name: value for name, value in options.items() if value is not None})
 
 
 def show(report: Report) -> None:
-    """Print what was folded and how far the outputs are apart."""
+    """Print what was folded, and the differences of the outputs."""
     mebibytes = [size / 2**20 for size in report.bytes]
     table = Table('', 'trained', 'deployed', title='Re-parameterized')
     for kind, count in Counter(report.folded.values()).items():
@@ -64,7 +82,9 @@ def show(report: Report) -> None:
     for module, kind in report.merged.items():
         folded.add_row(printable(module), printable(f'branches of {kind}'))
     for module, host in report.means.items():
-        folded.add_row(printable(module), printable(f'mean of {report.attention.stripes[module].kind}, into {host}'))
+        folded.add_row(
+            printable(module), printable(f'mean of {report.attention.stripes[module].kind}, into {host}')
+        )
     console = Console(markup=False)
     console.print(folded, differences_table(report.differences, report.bound), table)
     if report.attention:
@@ -74,22 +94,37 @@ def show(report: Report) -> None:
         console.print(printable(f'left out of the config: {parts}: {reason}'), soft_wrap=True)
     if report.ours:
         kinds = ', '.join(f'{count} {kind}' for kind, count in Counter(report.ours.values()).items())
-        console.print(f'layers of mmasr in the deployed network, whose config imports mmasr: {kinds}', soft_wrap=True)
+        console.print(
+            f'layers of mmasr that remain, for which the config imports it: {kinds}', soft_wrap=True
+        )
     wrote = f'{report.seconds:.1f} s; wrote {report.checkpoint} and {report.config}'
     console.print(printable(wrote), soft_wrap=True)
 
 
 def show_attention(console: Console, report: Report) -> None:
-    """Print what folding attention that depends on its input did to the metrics."""
+    """Print how folding attention that depends on its input changed the metrics.
+
+    Args:
+        console (Console): The console to print to.
+        report (Report): A report with ``attention``.
+    """
     attention = report.attention
     console.print(stripes_table(attention.stripes.values(), 'Attention over the calibration images'))
     for name, reason in attention.staying.items():
         console.print(printable(f'{name} stays: {reason}'), soft_wrap=True)
-    metrics = Table('metric', 'before', 'after', 'points', title='Test data, before and after attention was folded')
+    metrics = Table(
+        'metric', 'before', 'after', 'points', title='Test data, before and after attention was folded'
+    )
     for name, before in attention.before.items():
-        after = report.after.get(name, 0)  # no detections at all have no metric
+        after = report.after.get(name, 0)  # without detections there is no metric
         style = 'bold' if name == attention.metric else None
-        metrics.add_row(printable(name), f'{before:.4f}', f'{after:.4f}', f'{points(name, after - before):+.2f}', style=style)
+        metrics.add_row(
+            printable(name),
+            f'{before:.4f}',
+            f'{after:.4f}',
+            f'{to_percentage_points(name, after - before):+.2f}',
+            style=style,
+        )
     console.print(metrics)
 
 

@@ -1,4 +1,7 @@
-"""Write the embedded default, a small segmentation set of generated shapes: tools/shapes.py data/shapes"""
+"""Write the embedded default dataset, generated shapes for segmentation.
+
+Example: python tools/shapes.py data/shapes
+"""
 
 import argparse
 
@@ -9,10 +12,18 @@ from mmasr.experiments.shapes import write_shapes
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('out', help='folder to write to')
-    parser.add_argument('--train', type=int, default=1600, help='number of training images (default: %(default)s)')
-    parser.add_argument('--val', type=int, default=100, help='number of validation images (default: %(default)s)')
-    parser.add_argument('--size', type=int, default=128, help='height and width in pixels (default: %(default)s)')
-    parser.add_argument('--seed', type=int, default=0, help='seed of the random numbers (default: %(default)s)')
+    parser.add_argument(
+        '--train', type=int, default=1600, help='number of training images (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--val', type=int, default=100, help='number of validation images (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--size', type=int, default=128, help='height and width in pixels (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--seed', type=int, default=0, help='seed of the random numbers (default: %(default)s)'
+    )
     return parser.parse_args()
 
 
@@ -23,8 +34,9 @@ def main() -> None:
     try:
         write_shapes(**vars(args))
     except OSError as error:
-        raise InputError(f"can't write to {args.out}: {error.strerror}") from None
-    print(f'{args.out}: {args.train} training and {args.val} validation images of {args.size} x {args.size}')
+        raise InputError(f"can't write to {args.out}: {error.strerror}") from error
+    images = f'{args.train} training and {args.val} validation images'
+    print(f'{args.out}: {images} of {args.size} x {args.size} pixels')
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-# The control of a comparison with ASR: γ starts at ASR's initial scale of one half where ASR would be.
+# The control for ASR: at its sites, γ starts at 0.5, which is ASR's initial scale.
 half = [
     dict(type='Kaiming', layer='Conv2d'),
     dict(type='Constant', val=1, layer='_BatchNorm'),

@@ -1,4 +1,8 @@
-# One LSTM cell for all blocks of a stage, whose state our backbone passes on.
+# All blocks of a stage share one LSTM cell, whose state the backbone passes from block to block.
 _base_ = 'resnet164.py'
 
-model = dict(backbone=dict(type='mmasr.ASRResNetCIFAR', plugins=[dict(cfg=dict(type='mmasr.DIA'), position='after_conv3')]))
+model = dict(
+    backbone=dict(
+        type='mmasr.ASRResNetCIFAR', plugins=[dict(cfg=dict(type='mmasr.DIA'), position='after_conv3')]
+    )
+)

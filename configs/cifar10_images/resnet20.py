@@ -5,6 +5,6 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
-# The last checkpoint, since the best one is chosen on the test set.
+# Only the last checkpoint is kept, because the best one would be chosen on the test set.
 default_hooks = dict(checkpoint=dict(save_best=None))
 custom_hooks = [dict(type='mmasr.ChannelsLastHook')]

@@ -1,4 +1,4 @@
-# The embedded classification experiment, plain.
+# The embedded classification experiment, with the plain network.
 _base_ = [
     '../_base_/datasets/digits.py',
     '../_base_/networks/resnet20.py',
@@ -6,7 +6,8 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
-# Of the pixels, but part of the model, so no data set of `_base_` may have it.
+# These statistics describe the dataset, but they are part of the model, so the config of the dataset cannot
+# set them.
 model = dict(data_preprocessor=dict(num_classes=10, mean=[128] * 3, std=[64] * 3, to_rgb=True))
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=_base_.epochs, save_best=None))
 randomness = dict(seed=0)

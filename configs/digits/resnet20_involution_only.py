@@ -1,3 +1,7 @@
 _base_ = 'resnet20.py'
 
-model = dict(backbone=dict(type='mmasr.ASRResNetCIFAR', convs=dict(type='XVolution', branch='involution', convolution=False)))
+model = dict(
+    backbone=dict(
+        type='mmasr.ASRResNetCIFAR', convs=dict(type='XVolution', branch='involution', convolution=False)
+    )
+)

@@ -1,3 +1,5 @@
 _base_ = 'resnet20.py'
 
-model = dict(backbone=dict(type='mmasr.ASRResNetCIFAR', convs=dict(type='XVolution', branch='sa', convolution=False)))
+model = dict(
+    backbone=dict(type='mmasr.ASRResNetCIFAR', convs=dict(type='XVolution', branch='sa', convolution=False))
+)

@@ -1,4 +1,8 @@
-# ASRResNetCIFAR without ASR, since the plain ResNetCIFAR takes no plugins in basic blocks.
+# The backbone is ASRResNetCIFAR without ASR, because the plain ResNetCIFAR rejects plugins in basic blocks.
 _base_ = 'resnet20.py'
 
-model = dict(backbone=dict(type='mmasr.ASRResNetCIFAR', plugins=[dict(cfg=dict(type='mmasr.SE'), position='after_conv2')]))
+model = dict(
+    backbone=dict(
+        type='mmasr.ASRResNetCIFAR', plugins=[dict(cfg=dict(type='mmasr.SE'), position='after_conv2')]
+    )
+)

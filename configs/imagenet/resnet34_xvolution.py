@@ -1,4 +1,5 @@
-# Stage 3, the paper's best. It gives no recipe; this is MMPretrain's for the plain network.
+# X-volution in stage 3, the best place in the paper. The paper gives no recipe, so this is MMPretrain's for
+# the plain network.
 _base_ = 'mmpretrain::resnet/resnet34_8xb32_in1k.py'
 
 custom_imports = dict(imports=['mmasr'])

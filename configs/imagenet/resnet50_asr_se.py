@@ -2,5 +2,7 @@ _base_ = 'resnet50.py'
 
 custom_imports = dict(imports=['mmasr'])
 model = dict(
-    backbone=dict(type='mmasr.ASRResNet', norm_eval=False, zero_init_residual=False, asr=dict(attention=dict(type='SE')))
+    backbone=dict(
+        type='mmasr.ASRResNet', norm_eval=False, zero_init_residual=False, asr=dict(attention=dict(type='SE'))
+    )
 )

@@ -1,4 +1,5 @@
-# Of MMDetection's ResNeXt, as all backbones of ours are, whose `base_width` is MMPretrain's `width_per_group`.
+# mmasr's backbones are based on MMDetection's, whose ResNeXt calls `width_per_group` of MMPretrain
+# `base_width`.
 _base_ = 'resnext50_120e.py'
 
 custom_imports = dict(imports=['mmasr'])

@@ -1,4 +1,5 @@
-# What the paper's Table 11 leaves open (augmentation, drop path, EMA, warm-up) is DeiT's, as MMPretrain has it.
+# The settings that the paper's Table 11 does not give (augmentation, drop path, EMA, warm-up) are those of
+# DeiT in MMPretrain.
 _base_ = 'mmpretrain::deit/deit-base_16xb64_in1k.py'
 
 train_dataloader = dict(batch_size=256)

@@ -1,4 +1,4 @@
-# Fine-tunes what vit_base.py has trained at 224 pixels.
+# Fine-tunes the network that vit_base.py trains at 224 pixels.
 _base_ = 'mmpretrain::deit/deit-base_16xb32_in1k-384px.py'
 
 train_dataloader = dict(batch_size=64)

@@ -1,4 +1,5 @@
-# What the paper's Table 11 leaves open (augmentation, warm-up) is DeiT's, as MMPretrain has it.
+# The settings that the paper's Table 11 does not give (augmentation, warm-up) are those of DeiT in
+# MMPretrain.
 _base_ = 'mmpretrain::deit/deit-small_4xb256_in1k.py'
 
 optim_wrapper = dict(optimizer=dict(lr=5e-4))

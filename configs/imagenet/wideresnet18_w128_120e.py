@@ -1,4 +1,4 @@
-# WideResNet-18 (2x): ResNet-18 with 128 channels in the place of 64.
+# WideResNet-18 (2x): ResNet-18 with 128 instead of 64 base channels.
 _base_ = [
     'mmpretrain::_base_/models/resnet18.py',
     '../_base_/datasets/imagenet_256.py',

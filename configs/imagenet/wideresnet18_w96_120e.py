@@ -1,4 +1,4 @@
-# WideResNet-18 (1.5x): ResNet-18 with 96 channels in the place of 64.
+# WideResNet-18 (1.5x): ResNet-18 with 96 instead of 64 base channels.
 _base_ = [
     'mmpretrain::_base_/models/resnet18.py',
     '../_base_/datasets/imagenet_256.py',

@@ -1,4 +1,5 @@
-# The shapes pixel by pixel, plain: a small Semantic FPN of MMSegmentation from scratch on the set that tools/shapes.py writes.
+# Semantic segmentation of the shapes, plain: a small Semantic FPN of MMSegmentation, trained from scratch on
+# the dataset that tools/shapes.py writes.
 _base_ = ['mmseg::_base_/models/fpn_r50.py', 'mmseg::_base_/default_runtime.py']
 
 channels = 48
@@ -12,7 +13,8 @@ model = dict(
 )
 
 metainfo = dict(
-    classes=('ground', 'circle', 'square', 'triangle'), palette=[[0, 0, 0], [220, 60, 60], [60, 180, 75], [70, 110, 220]]
+    classes=('ground', 'circle', 'square', 'triangle'),
+    palette=[[0, 0, 0], [220, 60, 60], [60, 180, 75], [70, 110, 220]],
 )
 dataset = dict(type='BaseSegDataset', data_root='data/shapes', metainfo=metainfo, img_suffix='.png')
 load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
@@ -51,7 +53,9 @@ epochs = 4
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=epochs)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
-optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05), clip_grad=dict(max_norm=10))
+optim_wrapper = dict(
+    type='OptimWrapper', optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05), clip_grad=dict(max_norm=10)
+)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type='CosineAnnealingLR', by_epoch=True, T_max=epochs, convert_to_iter_based=True),

@@ -1,5 +1,6 @@
-# The embedded default, plain: a small Mask R-CNN from scratch on the set that tools/shapes.py writes.
-# Narrower than usual, with fewer anchors, RoIs and samples in each of their bins, to learn the shapes in minutes on two cores.
+# The embedded default, plain: a small Mask R-CNN, trained from scratch on the dataset that tools/shapes.py
+# writes. It has fewer channels, anchors, RoIs and sampling points per RoI bin than usual, to learn the shapes
+# in minutes on two cores.
 _base_ = ['mmdet::_base_/models/mask-rcnn_r50_fpn.py', 'mmdet::_base_/default_runtime.py']
 
 channels = 48
@@ -16,7 +17,9 @@ model = dict(
         mask_head=dict(num_convs=2, in_channels=channels, conv_out_channels=32, num_classes=num_classes),
     ),
     train_cfg=dict(
-        rpn=dict(sampler=dict(num=128)), rpn_proposal=dict(nms_pre=100, max_per_img=60), rcnn=dict(sampler=dict(num=32))
+        rpn=dict(sampler=dict(num=128)),
+        rpn_proposal=dict(nms_pre=100, max_per_img=60),
+        rcnn=dict(sampler=dict(num=32)),
     ),
     test_cfg=dict(rpn=dict(nms_pre=100, max_per_img=60), rcnn=dict(max_per_img=20)),
 )
@@ -54,7 +57,10 @@ val_dataloader = dict(
         pipeline=[
             *load,
             dict(type='Resize', scale=(128, 128)),
-            dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+            dict(
+                type='PackDetInputs',
+                meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+            ),
         ],
     ),
 )
@@ -66,12 +72,16 @@ epochs = 4
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=epochs)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
-optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05), clip_grad=dict(max_norm=10))
+optim_wrapper = dict(
+    type='OptimWrapper', optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05), clip_grad=dict(max_norm=10)
+)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type='CosineAnnealingLR', by_epoch=True, T_max=epochs, convert_to_iter_based=True),
 ]
 default_hooks = dict(
-    logger=dict(interval=50), checkpoint=dict(interval=epochs), visualization=dict(type='DetVisualizationHook')
+    logger=dict(interval=50),
+    checkpoint=dict(interval=epochs),
+    visualization=dict(type='DetVisualizationHook'),
 )
 randomness = dict(seed=0)

@@ -1,4 +1,5 @@
-# The embedded default: ASR(SE), trained from scratch and so without init_identity, which is for a pretrained backbone.
+# The embedded default, with ASR(SE). It is trained from scratch, so it does not use init_identity, which is
+# for pretrained backbones.
 _base_ = 'mask_rcnn_r18.py'
 
 custom_imports = dict(imports=['mmasr'])

@@ -1,6 +1,9 @@
-# Ordinary, input-dependent SE on the embedded default, to compare ASR with and to fold after training (docs/stripes.md).
-# ASRResNet without ASR, since the stock ResNet takes no plugins in basic blocks.
+# The embedded default with ordinary, input-dependent SE: a baseline for ASR, and for folding after training
+# (docs/stripes.md). The backbone is ASRResNet without ASR, because the stock ResNet rejects plugins in basic
+# blocks.
 _base_ = 'mask_rcnn_r18.py'
 
 custom_imports = dict(imports=['mmasr'])
-model = dict(backbone=dict(type='mmasr.ASRResNet', plugins=[dict(cfg=dict(type='mmasr.SE'), position='after_conv2')]))
+model = dict(
+    backbone=dict(type='mmasr.ASRResNet', plugins=[dict(cfg=dict(type='mmasr.SE'), position='after_conv2')])
+)

@@ -1,1 +1,1 @@
-"""Measuring and comparing networks, and small data sets to do it on."""
+"""Measurements and comparisons of networks, and small datasets for them."""

@@ -1,4 +1,4 @@
-"""A small classification set that needs no download: the handwritten digits that come with scikit-learn, 8 × 8 pixels."""
+"""A small classification dataset without a download: scikit-learn's handwritten digits, 8 × 8 pixels."""
 
 from pathlib import Path
 
@@ -6,19 +6,21 @@ import cv2
 import numpy as np
 from sklearn.datasets import load_digits
 
-TRAINING = 300  # images, few enough to leave networks something to tell them apart by; the other 1497 are for validation
+#: Number of training images, few enough that networks still differ in accuracy. The other 1497 are for
+#: validation.
+TRAINING = 300
 
 
 def write_digits(out: str | Path) -> tuple[int, int]:
     """Write the digits as images, a folder for each class: ``train/0/*.png``, ..., ``val/9/*.png``.
 
-    The order is shuffled with a fixed seed before it is split, so the same files come out each time.
+    The images are shuffled with a fixed seed before they are split, so every call writes the same files.
 
     Args:
-        out (str | Path): Folder to write to; made if it is missing.
+        out (str | Path): Folder to write to; created if it does not exist.
 
     Returns:
-        tuple[int, int]: Number of images for training and for validation.
+        tuple[int, int]: Number of training images and of validation images.
     """
     digits = load_digits()
     order = np.random.default_rng(0).permutation(len(digits.target))

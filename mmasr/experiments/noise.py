@@ -3,22 +3,25 @@
 import torch
 from torch import nn
 
-from ..core.surgery import twin
+from ..core.class_surgery import with_parameters
+from ..errors import InputError
 
 
 class NoisyBN(nn.BatchNorm2d):
-    """A BatchNorm with noise in what it normalizes: [x̂ ⊙ N_a + N_b] ⊙ γ + β, in training and evaluation.
+    """BatchNorm with noise in its normalized features, [x̂ ⊙ N_a + N_b] ⊙ γ + β, in training and eval mode.
 
-    Constant noise is the paper's Table 9. Of random noise the paper says that it is normal; that it is drawn for every channel
-    in every forward pass, N_a around 1 and N_b around 0, is our reading. ``SyncBatchNorm.convert_sync_batchnorm`` makes
-    BatchNorms without noise of it.
+    Constant noise is the paper's Table 9. The paper says that random noise is normally distributed. Our
+    reading is that it is drawn for every channel in every forward pass, N_a with mean 1 and N_b with mean 0.
+
+    ``SyncBatchNorm.convert_sync_batchnorm`` turns it into a SyncBatchNorm without noise.
 
     Args:
         num_features (int): Number of channels.
-        eps (float): As of nn.BatchNorm2d. Default: 1e-5.
-        momentum (float): As of nn.BatchNorm2d. Default: 0.1.
-        n_a (float | dict): N_a, or ``dict(std=s)`` to draw it. Default: 1, no noise.
-        n_b (float | dict): N_b, likewise. Default: 0, no noise.
+        eps (float): See nn.BatchNorm2d. Default: 1e-5.
+        momentum (float): See nn.BatchNorm2d. Default: 0.1.
+        n_a (float | dict): N_a, or ``dict(std=s)`` to draw it with this standard deviation.
+            Default: 1, no noise.
+        n_b (float | dict): N_b, or ``dict(std=s)`` likewise. Default: 0, no noise.
 
     Example:
         >>> norm = NoisyBN(4, n_a=0.8, n_b=0.5)
@@ -39,40 +42,47 @@ class NoisyBN(nn.BatchNorm2d):
         self.n_a, self.n_b = n_a, n_b
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalize features (N, C, H, W)."""
+        """Normalize features (N, C, H, W), with noise."""
         a, b = (self._noise(noise, mean) for noise, mean in ((self.n_a, 1), (self.n_b, 0)))
         affine = {'weight': self.weight * a, 'bias': self.bias + self.weight * b}
-        return nn.BatchNorm2d.forward(twin(self, nn.BatchNorm2d, affine), x)
+        return nn.BatchNorm2d.forward(with_parameters(self, nn.BatchNorm2d, affine), x)
 
     def _noise(self, noise: float | dict[str, float], mean: float) -> float | torch.Tensor:
         return mean + noise['std'] * torch.randn_like(self.weight) if isinstance(noise, dict) else noise
 
     def extra_repr(self) -> str:
-        """With the noise."""
+        """Return the representation of nn.BatchNorm2d with the noise appended."""
         return f'{super().extra_repr()}, n_a={self.n_a}, n_b={self.n_b}'
 
 
-def add_noise(model: nn.Module, n_a: float | dict[str, float] = 1.0, n_b: float | dict[str, float] = 0.0) -> nn.Module:
-    """Make every BatchNorm2d of a network a :class:`NoisyBN`, in place; names, weights and statistics stay.
+def add_noise(
+    model: nn.Module, n_a: float | dict[str, float] = 1.0, n_b: float | dict[str, float] = 0.0
+) -> nn.Module:
+    """Turn every BatchNorm2d of a network into a :class:`NoisyBN`, in place.
+
+    Names, weights and statistics do not change.
 
     Args:
         model (nn.Module): A network, before :func:`mmasr.attach`.
-        n_a (float | dict): As of NoisyBN.
-        n_b (float | dict): As of NoisyBN.
+        n_a (float | dict): See :class:`NoisyBN`. Default: 1, no noise.
+        n_b (float | dict): See :class:`NoisyBN`. Default: 0, no noise.
 
     Returns:
         nn.Module: ``model``.
 
     Raises:
-        ValueError: If there is a BatchNorm2d that is something more already, such as one with an ASR, or without γ and β; or
-            none at all. The model is then as it was.
+        InputError: If the network has no BatchNorm2d, or one that is an instance of a subclass (such as one
+            with an ASR) or has no γ and β. The model is then unchanged.
     """
     norms = {name: module for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
     if not norms:
-        raise ValueError(f'{type(model).__name__} has no BatchNorm2d to add noise to')
+        raise InputError(f'{type(model).__name__} has no BatchNorm2d to add noise to')
     for name, norm in norms.items():
         if type(norm) is not nn.BatchNorm2d or not norm.affine:
-            raise ValueError(f"{name} ({type(norm).__name__}) can't become a NoisyBN: it is no plain BatchNorm2d with γ and β")
+            raise InputError(
+                f"{name} ({type(norm).__name__}) can't become a NoisyBN: it is not a plain BatchNorm2d "
+                'with γ and β'
+            )
     for norm in norms.values():
         norm.__class__, norm.n_a, norm.n_b = NoisyBN, n_a, n_b
     return model

@@ -1,5 +1,7 @@
-"""The embedded default: a small set of circles, squares and triangles for instance and semantic segmentation, as COCO's
-annotations and as maps of the classes."""
+"""The embedded default dataset: circles, squares and triangles for instance and semantic segmentation.
+
+The annotations are in COCO's format for instances, and class maps for semantic segmentation.
+"""
 
 import json
 from pathlib import Path
@@ -12,14 +14,17 @@ _CORNERS = {'circle': 32, 'square': 4, 'triangle': 3}
 
 
 def write_shapes(out: str | Path, train: int = 1600, val: int = 100, size: int = 128, seed: int = 0) -> None:
-    """Write images and annotations: ``train.json``, ``val.json``, ``train/*.png``, ``val/*.png``; and ``maps/train/*.png``,
-    ``maps/val/*.png``, whose pixels are 0 for the ground, and of a shape one more than its class in :data:`CLASSES`.
+    """Write generated images and their annotations.
 
-    The same arguments give the same files. Each image has one to four shapes that hardly overlap, of any rotation and colour,
-    on textured ground.
+    The files are ``train.json``, ``val.json``, ``train/*.png`` and ``val/*.png``; and the class maps
+    ``maps/train/*.png`` and ``maps/val/*.png``, in which the background is 0 and a shape is its class index
+    in :data:`CLASSES` plus 1.
+
+    The same arguments give the same files. Each image has one to four shapes with little overlap, in random
+    rotations and colors, on a textured background.
 
     Args:
-        out (str | Path): Folder to write to; made if it is missing.
+        out (str | Path): Folder to write to; created if it does not exist.
         train (int): Number of training images. Default: 1600.
         val (int): Number of validation images. Default: 100.
         size (int): Height and width in pixels. Default: 128.
@@ -48,24 +53,27 @@ def write_shapes(out: str | Path, train: int = 1600, val: int = 100, size: int =
 
 
 def _draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, list[tuple[int, np.ndarray]]]:
+    """Return an image, its class map, and the category and polygon of each shape."""
     coarse = rng.uniform(40, 215, (6, 6, 3)).astype(np.float32)
-    ground = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC) + rng.normal(0, 12, (size, size, 3))
-    image = ground.clip(0, 255).astype(np.uint8)
+    background = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
+    background = background + rng.normal(0, 12, (size, size, 3))
+    image = background.clip(0, 255).astype(np.uint8)
     class_map = np.zeros((size, size), np.uint8)
     shapes = []
     for _ in range(rng.integers(1, 5)):
         category = int(rng.integers(len(CLASSES)))
         radius = rng.uniform(0.1, 0.25) * size
-        centre = rng.uniform(radius, size - radius, 2)
+        center = rng.uniform(radius, size - radius, 2)
         corners = _CORNERS[CLASSES[category]]
         angles = rng.uniform(0, 2 * np.pi) + np.arange(corners) * 2 * np.pi / corners
-        polygon = (centre + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)).round().astype(np.int32)
-        colour = rng.uniform(0, 255, 3)
+        directions = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        polygon = (center + radius * directions).round().astype(np.int32)
+        color = rng.uniform(0, 255, 3)
         mask = cv2.fillPoly(np.zeros_like(class_map), [polygon], 1) > 0
         if (mask & (class_map > 0)).sum() > 0.05 * mask.sum():
             continue
         class_map[mask] = category + 1
-        shading = colour + rng.normal(0, 8, (size, size, 3))
+        shading = color + rng.normal(0, 8, (size, size, 3))
         image[mask] = shading.clip(0, 255).astype(np.uint8)[mask]
         shapes.append((category + 1, polygon))
     return image, class_map, shapes

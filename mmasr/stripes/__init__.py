@@ -1,4 +1,4 @@
-"""The Stripe Observation (the paper's section 3): see it on any network, measure it, and fold attention by it."""
+"""The Stripe Observation (section 3 of the paper): see it, measure it, and fold attention by it."""
 
 from .modules import VALUES, attention_modules
 from .observer import Observer, Stripes

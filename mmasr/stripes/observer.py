@@ -1,4 +1,4 @@
-"""Watches the attention of a network while it runs. Needs torch only."""
+"""Observe the attention of a network while it runs. Needs torch only."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -11,23 +11,24 @@ from ..errors import InputError
 from .modules import ValueReader, attention_modules
 from .statistics import ChannelStatistics
 
-#: A channel whose values deviate by less than this over images is steady.
+#: A channel is steady if the standard deviation of its values over images is below this.
 STEADY = 0.05
-#: Images whose values are kept for the pictures.
+#: Maximum number of images whose values are stored for the pictures.
 ROWS = 64
 
 
 @dataclasses.dataclass
 class Stripes:
-    """What one attention module did.
+    """Statistics of one attention module.
 
     Attributes:
-        name (str): Its name in the network.
-        kind (str): Its class.
-        v (ChannelStatistics): Of its attention values.
-        pooled (ChannelStatistics): Of its input, averaged over positions.
-        rows (Tensor): For the first images, at most :data:`ROWS`, the pooled input and the values: (2, images, C).
-        spatial (bool): Whether it also has a spatial map, which is not in ``v``.
+        name (str): Name of the module in its network.
+        kind (str): Name of its class.
+        v (ChannelStatistics): Statistics of its attention values.
+        pooled (ChannelStatistics): Statistics of its input, averaged over positions.
+        rows (Tensor): Pooled input and attention values of the first images, at most :data:`ROWS`; shape
+            (2, images, C).
+        spatial (bool): Whether the module also has a spatial map, which is not included in ``v``.
     """
 
     name: str
@@ -37,19 +38,23 @@ class Stripes:
     rows: torch.Tensor
     spatial: bool
 
-    def merged(self, other: 'Stripes') -> 'Stripes':
-        """Both sets of images together."""
+    def combined(self, other: 'Stripes') -> 'Stripes':
+        """Return the statistics of both sets of images together."""
         return dataclasses.replace(
             self,
-            v=self.v.merged(other.v),
-            pooled=self.pooled.merged(other.pooled),
+            v=self.v.combined(other.v),
+            pooled=self.pooled.combined(other.pooled),
             rows=torch.cat([self.rows, other.rows], dim=1)[:, :ROWS],
         )
 
     def summary(self) -> dict[str, float]:
-        """The module's figures: ``median_std``, the median over channels of the standard deviation of v over images;
-        ``steady_share``, the share of channels where it is under :data:`STEADY`; ``between_channels``, see
-        :class:`ChannelStatistics`."""
+        """Return three numbers that summarize the module.
+
+        Returns:
+            dict[str, float]: ``median_std``, the median over channels of the standard deviation of v over
+            images; ``steady_share``, the share of channels where this deviation is below :data:`STEADY`; and
+            ``between_channels``, see :attr:`ChannelStatistics.between_channels`.
+        """
         std = self.v.std
         return {
             'median_std': std.quantile(0.5).item(),
@@ -58,7 +63,7 @@ class Stripes:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """All figures, as numbers and lists."""
+        """Return all statistics as numbers and lists."""
         parts = {
             part: {
                 'mean': statistics.mean.tolist(),
@@ -73,18 +78,20 @@ class Stripes:
 
 
 class Observer:
-    """Collects the stripes of every attention module of a network between entering and leaving it.
+    """Context manager that collects the stripes of all attention modules while a network runs.
 
-    A module that a network calls several times an image, or once for every region, counts each of them as an image.
+    If a network calls a module several times per image, or once per region, each call counts as an image.
 
     Args:
         model (nn.Module): The network.
 
     Raises:
-        InputError: If it has no attention that depends on its input.
+        InputError: If the network has no attention that depends on its input. During a forward pass, if the
+            input or the values of a module contain NaN or Inf.
 
     Attributes:
-        stripes (dict[str, Stripes]): By name of the module; those that have not run are missing.
+        stripes (dict[str, Stripes]): Name of a module -> its statistics. Modules that have not run are
+            missing.
 
     Example:
         >>> import torch, mmasr
@@ -100,14 +107,16 @@ class Observer:
         self.modules = attention_modules(model)
         if not self.modules:
             raise InputError(
-                f'{type(model).__name__} has no attention that depends on its input; known are the attention modules of mmasr, '
-                'the SELayer of OpenMMLab, SE and ECA of timm, and what mmasr.stripes.VALUES lists'
+                f'{type(model).__name__} has no attention that depends on its input; known are the attention '
+                "modules of mmasr, OpenMMLab's SELayer, timm's SE and ECA, and the entries of "
+                'mmasr.stripes.VALUES'
             )
         self.stripes: dict[str, Stripes] = {}
 
     def __enter__(self) -> 'Observer':
         self._readers = [
-            ValueReader(module, lambda *seen, name=name: self._see(name, *seen), name) for name, module in self.modules.items()
+            ValueReader(module, lambda *values, name=name: self._observe(name, *values), name)
+            for name, module in self.modules.items()
         ]
         return self
 
@@ -115,14 +124,16 @@ class Observer:
         for reader in self._readers:
             reader.remove()
 
-    def _see(self, name: str, x: torch.Tensor, v: torch.Tensor, output: torch.Tensor) -> None:
+    def _observe(self, name: str, x: torch.Tensor, v: torch.Tensor, output: torch.Tensor) -> None:
         if not len(v):  # a head without regions
             return
         module = self.modules[name]
         pooled = x.flatten(2).double().mean(dim=2) if x.dim() > 2 else x.double()
         if not v.isfinite().all() or not pooled.isfinite().all():
             where = 'the values v' if pooled.isfinite().all() else 'the input'
-            raise InputError(f'{name} ({type(module).__name__}): NaN or Inf in {where}; take an earlier checkpoint')
+            raise InputError(
+                f'{name} ({type(module).__name__}): NaN or Inf in {where}; use an earlier checkpoint'
+            )
         self._add(
             Stripes(
                 name,
@@ -134,29 +145,29 @@ class Observer:
             )
         )
 
-    def _add(self, seen: Stripes) -> None:
-        before = self.stripes.get(seen.name)
-        self.stripes[seen.name] = before.merged(seen) if before else seen
+    def _add(self, stripes: Stripes) -> None:
+        earlier = self.stripes.get(stripes.name)
+        self.stripes[stripes.name] = earlier.combined(stripes) if earlier else stripes
 
-    def merge(self, others: Iterable[dict[str, Stripes]]) -> None:
-        """Add what other processes have seen of the same network."""
-        for stripes in others:
-            for seen in stripes.values():
-                self._add(seen)
+    def combine(self, others: Iterable[dict[str, Stripes]]) -> None:
+        """Add the stripes that other processes have collected from the same network."""
+        for other in others:
+            for stripes in other.values():
+                self._add(stripes)
 
     def check(self) -> list[str]:
-        """Check that there are deviations to speak of.
+        """Check that the modules have run on enough images, and sort :attr:`stripes` in the network's order.
 
         Returns:
             list[str]: Names of the modules that have not run.
 
         Raises:
-            InputError: If no module ran, or on one image only.
+            InputError: If no module has run, or all have run on one image only.
         """
         if not self.stripes:
             raise InputError(f'none of the attention modules ran: {", ".join(self.modules)}')
         if all(stripes.v.count < 2 for stripes in self.stripes.values()):
-            raise InputError('one image has no deviation; give two at least, better some hundred')
-        # In the network's order, whatever order the processes saw them in.
+            raise InputError('a standard deviation needs at least two images; use a few hundred')
+        # Several processes may have seen the modules in different orders.
         self.stripes = {name: self.stripes[name] for name in self.modules if name in self.stripes}
         return [name for name in self.modules if name not in self.stripes]

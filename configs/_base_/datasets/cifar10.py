@@ -1,4 +1,4 @@
-# CIFAR-10 under data/cifar10, which MMPretrain normalizes, crops and flips as the authors' code does.
+# CIFAR-10 in data/cifar10. MMPretrain normalizes, crops and flips it like the authors' code.
 _base_ = 'mmpretrain::_base_/datasets/cifar10_bs16.py'
 
 train_dataloader = dict(batch_size=128, persistent_workers=True, dataset=dict(download=False))

@@ -1,4 +1,5 @@
-# CIFAR-100 under data/cifar100, in the authors' code as in ours with all that CIFAR-10 has, its normalization too.
+# CIFAR-100 in data/cifar100, with all settings of CIFAR-10. Like the authors' code, this includes the
+# normalization.
 _base_ = 'cifar10.py'
 
 dataset_type = 'CIFAR100'

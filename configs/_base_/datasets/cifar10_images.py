@@ -1,4 +1,4 @@
-# CIFAR-10 as image files, a folder for every class, under data/cifar10-images.
+# CIFAR-10 as image files in data/cifar10-images, with a folder for every class.
 _base_ = 'cifar10.py'
 
 images = dict(_delete_=True, type='CustomDataset', data_root='data/cifar10-images')

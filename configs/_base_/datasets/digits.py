@@ -1,6 +1,8 @@
-# The handwritten digits of scikit-learn under data/digits, where tools/digits.py writes them: 8 x 8 pixels.
+# scikit-learn's handwritten digits, 8 x 8 pixels, in data/digits, where tools/digits.py writes them.
 dataset = dict(
-    type='CustomDataset', data_root='data/digits', pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+    type='CustomDataset',
+    data_root='data/digits',
+    pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')],
 )
 train_dataloader = dict(
     batch_size=50,

@@ -1,4 +1,4 @@
-# ImageNet under data/imagenet as in imagenet.py, in the batches of OREPA's authors: 4 GPUs with 64 images each.
+# ImageNet like in imagenet.py, with OREPA's batch size: 64 images on each of 4 GPUs.
 _base_ = 'imagenet.py'
 
 train_dataloader = dict(batch_size=64)

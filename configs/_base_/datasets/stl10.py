@@ -1,4 +1,4 @@
-# STL10 under data/stl10, in the binary form that it is published in; the rest is as for CIFAR-10.
+# STL10 in data/stl10, in its published binary format; everything else is like CIFAR-10.
 _base_ = 'cifar10.py'
 
 dataset_type = 'mmasr.STL10'

@@ -1,4 +1,5 @@
-# What the networks for small images share. Their backbones are mmasr's for the most part, and so is STL10.
+# Settings that the networks for small images share. Most of their backbones are in mmasr, and so is the
+# dataset STL10.
 custom_imports = dict(imports=['mmasr'])
 model = dict(
     type='ImageClassifier',

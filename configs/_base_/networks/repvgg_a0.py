@@ -1,4 +1,7 @@
-# RepVGG-A0 without the stride of its first stage, so that 32 pixels are not shrunk to one.
+# RepVGG-A0 with stride 1 in its first stage, so that 32 pixels are not reduced to one.
 _base_ = 'classifier.py'
 
-model = dict(backbone=dict(type='RepVGG', arch='A0', strides=(1, 2, 2, 2), out_indices=(3,)), head=dict(in_channels=1280))
+model = dict(
+    backbone=dict(type='RepVGG', arch='A0', strides=(1, 2, 2, 2), out_indices=(3,)),
+    head=dict(in_channels=1280),
+)

@@ -1,4 +1,7 @@
-# RepVGG-B3 without the stride of its first stage, so that 32 pixels are not shrunk to one.
+# RepVGG-B3 with stride 1 in its first stage, so that 32 pixels are not reduced to one.
 _base_ = 'classifier.py'
 
-model = dict(backbone=dict(type='RepVGG', arch='B3', strides=(1, 2, 2, 2), out_indices=(3,)), head=dict(in_channels=2560))
+model = dict(
+    backbone=dict(type='RepVGG', arch='B3', strides=(1, 2, 2, 2), out_indices=(3,)),
+    head=dict(in_channels=2560),
+)

@@ -1,4 +1,4 @@
-# The CIFAR ResNet of 110 layers, as ACNet's authors compare with it.
+# The CIFAR ResNet with 110 layers, the baseline in the ACNet paper.
 _base_ = 'classifier.py'
 
 model = dict(backbone=dict(type='mmasr.ResNetCIFAR', depth=110), head=dict(in_channels=64))

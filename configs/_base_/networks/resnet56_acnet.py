@@ -1,4 +1,4 @@
-# ACNet in the CIFAR ResNet of 56 layers, where ACNet's authors have it.
+# The CIFAR ResNet with 56 layers and ACNet, at the same layers as in the ACNet paper.
 _base_ = 'classifier.py'
 
 model = dict(

@@ -1,4 +1,4 @@
-# The CIFAR ResNet of 83 layers.
+# The CIFAR ResNet with 83 layers.
 _base_ = 'classifier.py'
 
 model = dict(backbone=dict(type='mmasr.ResNetCIFAR', depth=83), head=dict(in_channels=256))

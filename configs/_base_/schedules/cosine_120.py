@@ -1,4 +1,4 @@
-# The recipe of OREPA's authors on ImageNet, for batches of 256.
+# OREPA's recipe for ImageNet, with a total batch size of 256.
 _base_ = 'sgd.py'
 
 epochs, warmup = 120, 5

@@ -1,4 +1,5 @@
-# Table 10's SGD for the embedded digits: few epochs, validated after the last one only.
+# SGD of the paper's Table 10 for the embedded digits, with few epochs, and validation only after the last
+# one.
 _base_ = 'sgd.py'
 
 epochs = 30

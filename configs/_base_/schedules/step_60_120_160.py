@@ -1,4 +1,4 @@
-# The paper's Table 10 for VGG19, ShuffleNetV2 and MobileNet.
+# The recipe for VGG19, ShuffleNetV2 and MobileNet in the paper's Table 10.
 _base_ = 'sgd.py'
 
 optim_wrapper = dict(optimizer=dict(weight_decay=5e-4))

@@ -1,1 +1,1 @@
-"""What attention costs, in every form, side by side."""
+"""The cost of attention and of convolutions with branches, in every form, measured in one run."""

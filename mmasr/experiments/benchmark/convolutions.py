@@ -1,4 +1,4 @@
-"""One network with convolutions that train with branches, in every form there is, to be compared. Needs torch only."""
+"""Variants of one network whose convolutions train with branches, to be compared. Needs torch only."""
 
 import ast
 import copy
@@ -11,87 +11,99 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from ...convolutions.dynamic import SelfAttention
-from ...convolutions.orepa import EXPANSION, Pointwise, Square
+from ...convolutions.orepa import EXPANSION, OREPA1x1, OREPAKxK
 from ...convolutions.xvolution import XVolution
-from ...core.attach import CONVOLUTIONS, attach
+from ...core.asr import ASR
+from ...core.attach import attach
+from ...core.compat import unfused_attention
 from ...core.fold import fold
-from ...core.versions import unfused_attention
+from ...core.reparameterization import REPARAMETERIZATIONS
+from ...errors import InputError
 
 
-def kind_and_options(text: str) -> dict:
-    """The config of a convolution with branches that is written on one line.
+def convolution_types() -> list[str]:
+    """Return the names of the re-parameterizations of convolutions, sorted: all but ASR."""
+    return sorted(name for name, kind in REPARAMETERIZATIONS.items() if kind is not ASR)
+
+
+def parse_spec(text: str) -> dict:
+    """Parse a re-parameterization of convolutions that is written on one line.
 
     Args:
-        text (str): Its name in :data:`mmasr.core.attach.CONVOLUTIONS`, and options, after commas.
+        text (str): A name from :func:`convolution_types`, and its options after commas.
 
     Returns:
-        dict: ``type`` and the options.
+        dict: ``type`` and the options, for :func:`mmasr.attach`.
 
     Raises:
-        ValueError: If the name is unknown, or something has no value.
+        InputError: If the name or an option is unknown, or an option has no value.
 
     Example:
-        >>> kind_and_options('XVolution,branch=sa,convolution=False')
+        >>> parse_spec('XVolution,branch=sa,convolution=False')
         {'type': 'XVolution', 'branch': 'sa', 'convolution': False}
     """
-    kind, *given = text.split(',')
-    if kind not in CONVOLUTIONS:
-        raise ValueError(f'{kind}: unknown; known are {", ".join(sorted(CONVOLUTIONS))}')
+    name, *given = text.split(',')
+    if name not in convolution_types():
+        raise InputError(f'{name}: unknown type; known are {", ".join(convolution_types())}')
     options = {}
-    for option in given:
-        name, _, value = option.partition('=')
-        if name not in inspect.signature(CONVOLUTIONS[kind]).parameters or not value:
-            raise ValueError(f'{text}: {option} is not an option of {kind} with its value, such as branch=sa')
-        options[name] = value
+    for item in given:
+        option, _, value = item.partition('=')
+        if option not in inspect.signature(REPARAMETERIZATIONS[name]).parameters or not value:
+            raise InputError(f'{text}: {item} is not an option of {name} with a value, such as branch=sa')
+        options[option] = value
         with suppress(ValueError, SyntaxError):  # a plain word
-            options[name] = ast.literal_eval(value)
-    return {'type': kind, **options}
+            options[option] = ast.literal_eval(value)
+    return {'type': name, **options}
 
 
-def convolutions(plain: nn.Module, kinds: Sequence[str]) -> dict[str, nn.Module]:
-    """Copies of a network, plain and with convolutions that train with branches: in training form and deployed; OREPA also in
-    the form of its authors, and in the place of X-volution's second branch global self-attention.
+def convolution_variants(plain: nn.Module, specs: Sequence[str]) -> dict[str, nn.Module]:
+    """Make copies of a network: plain, and with re-parameterized convolutions, in training form and deployed.
 
-    Where a kind can start as the identity it does, so that every variant has the same work after the backbone.
+    OREPA is also made in the form of its authors (:func:`compute_by_autograd`). X-volution is also made with
+    global self-attention as its second branch. Types that can start as the identity do, so that every variant
+    has the same work after the backbone.
 
     Args:
         plain (nn.Module): A network.
-        kinds (Sequence[str]): Kinds and their options, see :func:`kind_and_options`.
+        specs (Sequence[str]): Types and their options; see :func:`parse_spec`.
 
     Returns:
-        dict[str, nn.Module]: The networks by name, ``plain`` first.
+        dict[str, nn.Module]: Name -> network, with ``plain`` first.
 
     Raises:
-        ValueError: If a kind is unknown or finds no site in the network.
+        InputError: If a type is unknown or finds no site in the network.
     """
     result = {'plain': copy.deepcopy(plain)}
-    for text in kinds:
-        config = kind_and_options(text)
-        kind = CONVOLUTIONS[config['type']]
-        if 'init_identity' in inspect.signature(kind).parameters and config.get('convolution', True):
-            config['init_identity'] = True
-        result[text] = attach(copy.deepcopy(plain), config)
-        if config['type'] == 'OREPA':
-            result["OREPA, the authors' form"] = by_autograd(copy.deepcopy(result[text]))
+    for text in specs:
+        spec = parse_spec(text)
+        kind = REPARAMETERIZATIONS[spec['type']]
+        if 'init_identity' in inspect.signature(kind).parameters and spec.get('convolution', True):
+            spec['init_identity'] = True
+        result[text] = attach(copy.deepcopy(plain), spec)
+        if spec['type'] == 'OREPA':
+            result["OREPA, the authors' form"] = compute_by_autograd(copy.deepcopy(result[text]))
         for layer in result[text].modules():
-            if isinstance(layer, XVolution) and layer.init_identity:  # with 0 there would be nothing to deploy
+            # A weight of 0, as at the identity, would leave no second branch to deploy.
+            if isinstance(layer, XVolution) and layer.init_identity:
                 nn.init.constant_(layer.dynamic.norm.weight, 1e-6)
         result[f'{text}, deployed'] = fold(copy.deepcopy(result[text]))
     if any(isinstance(layer, XVolution) for model in result.values() for layer in model.modules()):
+        spec = {'type': 'XVolution', 'branch': 'sa', 'init_identity': True}
         for fused in (False, True):
             name = 'global self-attention' + (', fused' if fused else '')
-            result[name] = globally(
-                attach(copy.deepcopy(plain), {'type': 'XVolution', 'branch': 'sa', 'init_identity': True}), fused
-            )
+            result[name] = use_global_attention(attach(copy.deepcopy(plain), spec), fused)
     return result
 
 
-def globally(network: nn.Module, fused: bool = False) -> nn.Module:
-    """Let the self-attention of a network's X-volutions see the whole map, in place.
+def use_global_attention(network: nn.Module, fused: bool = False) -> nn.Module:
+    """Extend the self-attention of a network's X-volutions from a window to the whole feature map, in place.
 
     Args:
         network (nn.Module): A network with X-volutions whose branch is ``'sa'``.
-        fused (bool): As of :class:`GlobalSelfAttention`. Default: False.
+        fused (bool): See :class:`GlobalSelfAttention`. Default: False.
+
+    Returns:
+        nn.Module: ``network``.
     """
     for layer in network.modules():
         if isinstance(layer, XVolution):
@@ -100,11 +112,12 @@ def globally(network: nn.Module, fused: bool = False) -> nn.Module:
 
 
 class GlobalSelfAttention(nn.Module):
-    """Self-attention over the whole map: O(n²) in the number of positions.
+    """Self-attention over the whole feature map, in O(n²) for n positions.
 
     Args:
-        local (SelfAttention): The queries, keys and values, over a window.
-        fused (bool): By torch's kernel, which does not keep the weights of all pairs. Default: False.
+        local (SelfAttention): Self-attention over a window, whose queries, keys and values are used.
+        fused (bool): Whether to use torch's fused kernel, which does not store the weights of all pairs of
+            positions. Default: False.
     """
 
     def __init__(self, local: SelfAttention, fused: bool = False) -> None:
@@ -116,41 +129,53 @@ class GlobalSelfAttention(nn.Module):
         """Map features (N, I, H, W) to (N, O, H', W')."""
         query = self.query(x)
         maps = query, self.key(x), self.value(x)
-        heads = [y.flatten(2).unflatten(1, (self.heads, -1)).mT.contiguous() for y in maps]  # as the fused kernel wants them
+        # Contiguous, because the fused kernel needs that.
+        heads = [y.flatten(2).unflatten(1, (self.heads, -1)).mT.contiguous() for y in maps]
         with nullcontext() if self.fused else unfused_attention():
             return scaled_dot_product_attention(*heads).mT.flatten(1, 2).view_as(query)
 
 
-def by_autograd(network: nn.Module) -> nn.Module:
-    """Let a network with OREPA compute its kernels as the code of OREPA's authors does: each branch by itself and then scaled,
-    by operations that automatic differentiation follows. In place."""
+def compute_by_autograd(network: nn.Module) -> nn.Module:
+    """Make the OREPA layers of a network compute their kernels like the code of OREPA's authors, in place.
+
+    That code computes each branch separately and then scales it, with operations that automatic
+    differentiation records.
+
+    Args:
+        network (nn.Module): A network with OREPA.
+
+    Returns:
+        nn.Module: ``network``.
+    """
     for module in network.modules():
-        if type(module) is Square:
-            module.__class__ = _SquareByAutograd
-        elif type(module) is Pointwise:
-            module.__class__ = _PointwiseByAutograd
+        if type(module) is OREPAKxK:
+            module.__class__ = _AutogradOREPAKxK
+        elif type(module) is OREPA1x1:
+            module.__class__ = _AutogradOREPA1x1
     return network
 
 
-class _PointwiseByAutograd(Pointwise):
+class _AutogradOREPA1x1(OREPA1x1):
     def kernel(self, weight: torch.Tensor) -> torch.Tensor:
         row = torch.einsum('ti,ot->oi', self.inner, self.outer[:, 0])
-        return _sum([weight.flatten(1), row], self.scale).view_as(weight)
+        return _scaled_sum([weight.flatten(1), row], self.scale).view_as(weight)
 
 
-class _SquareByAutograd(Square):
+class _AutogradOREPAKxK(OREPAKxK):
     def kernel(self, weight: torch.Tensor) -> torch.Tensor:
         outputs, own, *_ = weight.shape
         inner = (self.inner.view(-1, own, own) + torch.eye(own).to(weight)).view(self.groups, -1, own)
         outer = self.outer.view(self.groups, outputs // self.groups, *self.outer.shape[1:])
         row = torch.einsum('gti,gokt->goik', inner, outer)
-        points = [torch.einsum('oi,ok->oik', *pair) for pair in zip(self.points, self.basis.unbind(1), strict=True)]
+        points = [
+            torch.einsum('oi,ok->oik', *pair) for pair in zip(self.points, self.basis.unbind(1), strict=True)
+        ]
         depthwise = self.depthwise.view(self.groups, own, EXPANSION, -1)
         pointwise = self.pointwise.view(self.groups, own, EXPANSION, -1)
         separable = torch.einsum('gitk,gito->goik', depthwise, pointwise)
         kernels = [weight.flatten(2), row.flatten(0, 1), *points, separable.flatten(0, 1)]
-        return _sum(kernels, self.scale).view_as(weight)
+        return _scaled_sum(kernels, self.scale).view_as(weight)
 
 
-def _sum(kernels: list[torch.Tensor], scales: torch.Tensor) -> torch.Tensor:
+def _scaled_sum(kernels: list[torch.Tensor], scales: torch.Tensor) -> torch.Tensor:
     return sum(torch.einsum('o...,o->o...', *pair) for pair in zip(kernels, scales, strict=True))

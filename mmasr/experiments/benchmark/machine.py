@@ -1,4 +1,4 @@
-"""What a measurement was made on."""
+"""The machine that a measurement ran on."""
 
 import contextlib
 import os
@@ -9,19 +9,21 @@ from pathlib import Path
 import torch
 
 
-def machine(device: torch.device) -> dict[str, str]:
-    """Processor or GPU, system, and the versions of what takes part.
+def describe_machine(device: torch.device) -> dict[str, str]:
+    """Describe the machine and the software of a measurement.
 
     Args:
-        device (torch.device): What was measured.
+        device (torch.device): The device that was measured.
 
     Returns:
-        dict[str, str]: One entry for each.
+        dict[str, str]: Processor, number of cores, GPU and CUDA version (if ``device`` is one), system, and
+        versions of Python and of the imported packages.
     """
     found = {'processor': platform.machine(), 'cores': str(len(os.sched_getaffinity(0)))}
     with contextlib.suppress(OSError):
         lines = Path('/proc/cpuinfo').read_text().splitlines()
-        found['processor'] = next((line.split(': ')[1] for line in lines if line.startswith('model name')), found['processor'])
+        models = (line.split(': ')[1] for line in lines if line.startswith('model name'))
+        found['processor'] = next(models, found['processor'])
     if device.type == 'cuda':
         found['gpu'] = torch.cuda.get_device_name(device)
         found['cuda'] = torch.version.cuda

@@ -1,4 +1,4 @@
-"""What a network costs, measured beside others in the same run. Needs torch only."""
+"""Measure the cost of several networks in one run. Needs torch only."""
 
 import copy
 import dataclasses
@@ -9,26 +9,28 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .memory import cuda_peak, gradient_bytes, saved_for_backward
-from .steps import inference, training_step
-from .timing import ratio, time_in_turns
+from .steps import inference_step, training_step
+from .timing import ratio_quantiles, time_in_turns
 from .workload import Workload
 
 
 @dataclasses.dataclass
 class Cost:
-    """What one of several networks costs; the ratios are to the first of them.
+    """Cost of one network; ratios are relative to the first network of the run.
 
     Attributes:
-        name (str): The network's name.
+        name (str): Name of the network.
         parameters (int): Number of parameters.
-        multiply_adds (int): Of an inference on one image, see :func:`flops`.
-        inference (list[float]): Seconds of an inference, in every round.
+        multiply_adds (int): Multiply-adds of an inference on one image; see :func:`multiply_adds`.
+        inference (list[float]): Seconds of an inference in every round.
         inference_ratio (list[float]): 10 %, 50 % and 90 % quantiles of the ratio within a round.
-        inference_bytes (int | None): Peak memory of an inference on a GPU, see :func:`cuda_peak`.
-        training (list[float]): Seconds of a training step, in every round.
-        training_ratio (list[float]): As for inference.
-        training_bytes (int): Memory of a training step: on a GPU :func:`cuda_peak`, elsewhere :func:`saved_for_backward`; the
-            gradients of the parameters that the first network does not have are left out.
+        inference_bytes (int | None): Peak memory of an inference on a GPU, see :func:`cuda_peak`; None on a
+            CPU.
+        training (list[float]): Seconds of a training step in every round.
+        training_ratio (list[float]): 10 %, 50 % and 90 % quantiles of the ratio within a round.
+        training_bytes (int): Memory of a training step: :func:`cuda_peak` on a GPU,
+            :func:`saved_for_backward` elsewhere. Gradients of parameters that the first network does not have
+            are excluded.
     """
 
     name: str
@@ -50,23 +52,27 @@ def measure(
     compiled: bool = False,
     track: Callable[..., Iterable] = lambda rounds, description: rounds,
 ) -> list[Cost]:
-    """Measure networks side by side.
+    """Measure networks that take turns.
 
     Args:
-        models (dict[str, nn.Module]): The networks by name, the reference first.
-        workload (Workload): What they do.
-        rounds (int): Number of rounds, in each of which every network runs once. Default: 20.
-        amp (bool): See :func:`autocast`. Default: False.
-        compiled (bool): Whether the networks (of a detector, the backbones) are compiled before they are timed. Default: False.
+        models (dict[str, nn.Module]): Name -> network, with the reference first.
+        workload (Workload): Inference and training step to measure.
+        rounds (int): Number of rounds. Every network runs once per round. Default: 20.
+        amp (bool): Whether to use mixed precision; see :func:`mmasr.experiments.benchmark.steps.autocast`.
+            Default: False.
+        compiled (bool): Whether to compile the networks (the backbone of a detector) before timing. Default:
+            False.
         track (callable): ``(rounds, description) -> rounds``, a progress bar. Default: none.
 
     Returns:
-        list[Cost]: One for each network.
+        list[Cost]: The cost of each network.
     """
     reference = next(iter(models))
     on_gpu = workload.inputs.is_cuda
-    multiply_adds = {name: flops(model, workload) // len(workload.inputs) for name, model in models.items()}
-    training_bytes = {} if on_gpu else {name: saved_for_backward(model, workload, amp) for name, model in models.items()}
+    operations = {name: multiply_adds(model, workload) for name, model in models.items()}
+    training_bytes = (
+        {} if on_gpu else {name: saved_for_backward(model, workload, amp) for name, model in models.items()}
+    )
     if compiled:
         for model in models.values():
             getattr(model, 'backbone', model).compile()
@@ -74,44 +80,45 @@ def measure(
     steps = {name: training_step(model, workload, amp) for name, model in models.items()}
     if on_gpu:
         for name, model in models.items():
-            more = gradient_bytes(model) - gradient_bytes(models[reference])
-            training_bytes[name] = cuda_peak(model, steps[name]) - more
+            additional = gradient_bytes(model) - gradient_bytes(models[reference])
+            training_bytes[name] = cuda_peak(model, steps[name]) - additional
             model.zero_grad()
     training = time_in_turns(steps, track(range(rounds), description='training'))
-    del steps  # and what the optimizers remember
+    del steps  # and with them the optimizers' state
     for model in models.values():
         model.zero_grad()
 
-    runs = {name: inference(model, workload, amp) for name, model in models.items()}
+    runs = {name: inference_step(model, workload, amp) for name, model in models.items()}
     inference_bytes = {name: cuda_peak(models[name], run) if on_gpu else None for name, run in runs.items()}
-    prediction = time_in_turns(runs, track(range(rounds), description='inference'))
+    inference = time_in_turns(runs, track(range(rounds), description='inference'))
     return [
         Cost(
             name=name,
             parameters=sum(p.numel() for p in model.parameters()),
-            multiply_adds=multiply_adds[name],
-            inference=prediction[name].tolist(),
-            inference_ratio=ratio(prediction[name], prediction[reference]).tolist(),
+            multiply_adds=operations[name] // len(workload.inputs),
+            inference=inference[name].tolist(),
+            inference_ratio=ratio_quantiles(inference[name], inference[reference]).tolist(),
             inference_bytes=inference_bytes[name],
             training=training[name].tolist(),
-            training_ratio=ratio(training[name], training[reference]).tolist(),
+            training_ratio=ratio_quantiles(training[name], training[reference]).tolist(),
             training_bytes=training_bytes[name],
         )
         for name, model in models.items()
     ]
 
 
-def flops(model: nn.Module, workload: Workload) -> int:
-    """Multiply-adds of an inference: of convolutions, matrix products and the like, as counted by torch.
+def multiply_adds(model: nn.Module, workload: Workload) -> int:
+    """Count the multiply-adds of an inference in convolutions, matrix products and similar operations.
 
     Args:
         model (nn.Module): A network.
-        workload (Workload): What it does.
+        workload (Workload): The inference.
 
     Returns:
-        int: Their number.
+        int: Number of multiply-adds for the whole batch, counted by torch.
     """
-    # The counter follows gradients, and stumbles over views of parameters made without them.
+    # Without gradients: torch's counter tracks them, and fails on views of parameters that are made without
+    # them.
     model = copy.deepcopy(model).requires_grad_(False)
     model.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -1,4 +1,4 @@
-"""Training steps and inferences, as functions to call again and again."""
+"""Training steps and inferences as functions without arguments, for repeated calls."""
 
 from collections.abc import Callable
 
@@ -6,20 +6,21 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ...core.versions import GradScaler
+from ...core.compat import GradScaler
 from .workload import Workload
 
 
 def training_step(model: nn.Module, workload: Workload, amp: bool = False) -> Callable[[], None]:
-    """A function that does forward, loss, backward and an optimizer step, SGD with momentum.
+    """Make a function that runs a training step: forward pass, loss, backward pass, and SGD with momentum.
 
-    The learning rate is zero: the step costs what it always costs, and the network stays what it is, so that a variant's
-    work does not drift away from another's.
+    The learning rate is zero. So a step costs the same as any other, but the network does not change, and the
+    work of the variants does not drift apart.
 
     Args:
-        model (nn.Module): A network; in a process group its gradients are averaged by DistributedDataParallel.
-        workload (Workload): What it does.
-        amp (bool): See :func:`autocast`; with a gradient scaler on CUDA. Default: False.
+        model (nn.Module): A network. In a process group, DistributedDataParallel averages its gradients.
+        workload (Workload): The forward pass and the loss.
+        amp (bool): Whether to use mixed precision, see :func:`autocast`; on CUDA with a gradient scaler.
+            Default: False.
 
     Returns:
         callable: The function.
@@ -42,27 +43,35 @@ def training_step(model: nn.Module, workload: Workload, amp: bool = False) -> Ca
     return step
 
 
-def inference(model: nn.Module, workload: Workload, amp: bool = False) -> Callable[[], None]:
-    """A function that predicts in eval mode, without gradients.
+def inference_step(model: nn.Module, workload: Workload, amp: bool = False) -> Callable[[], None]:
+    """Make a function that runs an inference in eval mode, without gradients.
 
     Args:
         model (nn.Module): A network.
-        workload (Workload): What it does.
-        amp (bool): See :func:`autocast`. Default: False.
+        workload (Workload): The inference.
+        amp (bool): Whether to use mixed precision; see :func:`autocast`. Default: False.
 
     Returns:
         callable: The function.
     """
     model.eval()
 
-    def run() -> None:
+    def step() -> None:
         with torch.inference_mode(), autocast(workload, amp):
             workload.predict(model)
 
-    return run
+    return step
 
 
 def autocast(workload: Workload, amp: bool) -> torch.autocast:
-    """Mixed precision if ``amp``: float16 on CUDA, bfloat16 elsewhere."""
+    """Return a context with mixed precision: float16 on CUDA, bfloat16 elsewhere.
+
+    Args:
+        workload (Workload): Its inputs are on the device.
+        amp (bool): Whether to enable mixed precision.
+
+    Returns:
+        torch.autocast: The context.
+    """
     device = workload.inputs.device.type
     return torch.autocast(device, torch.float16 if device == 'cuda' else torch.bfloat16, enabled=amp)

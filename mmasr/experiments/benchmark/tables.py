@@ -1,4 +1,4 @@
-"""What was measured, as tables in Markdown."""
+"""Measurements as Markdown tables."""
 
 from collections.abc import Sequence
 from statistics import median
@@ -6,29 +6,32 @@ from statistics import median
 from .measure import Cost
 
 
-def tables(costs: Sequence[Cost], batch: int) -> str:
-    """Two tables, of inference and of training.
+def markdown_tables(costs: Sequence[Cost], batch: int) -> str:
+    """Write a table of inference and a table of training.
 
     Args:
-        costs (Sequence[Cost]): Of the networks of a run, the plain one first.
-        batch (int): Number of images that they were measured with.
+        costs (Sequence[Cost]): Costs of the networks of a run, the plain one first.
+        batch (int): Number of images that were measured at a time.
 
     Returns:
-        str: The tables, without a newline at the end.
+        str: Both tables, without a newline at the end.
     """
     plain = costs[0]
     on_gpu = plain.inference_bytes is not None
+    saved = 'peak, MiB' if on_gpu else 'kept for backward, MiB'
     inference = [['inference', 'parameters, M', 'multiply-adds, G', 'ms', 'images/s', '÷ plain']]
-    training = [['training step', 'ms', '÷ plain', 'peak, MiB' if on_gpu else 'kept for backward, MiB', '÷ plain']]
+    training = [['training step', 'ms', '÷ plain', saved, '÷ plain']]
     if on_gpu:
         inference[0].append('peak, MiB')
     for cost in costs:
         seconds = median(cost.inference)
         size = f'{cost.parameters / 1e6:.2f}', f'{cost.multiply_adds / 1e9:.3f}'
-        speed = f'{seconds * 1e3:.1f}', f'{batch / seconds:.1f}', _spread(cost.inference_ratio)
-        inference.append([cost.name, *size, *speed, *([f'{cost.inference_bytes / 2**20:.1f}'] if on_gpu else [])])
+        speed = f'{seconds * 1e3:.1f}', f'{batch / seconds:.1f}', _ratio(cost.inference_ratio)
+        peak = [f'{cost.inference_bytes / 2**20:.1f}'] if on_gpu else []
+        inference.append([cost.name, *size, *speed, *peak])
+        speed = f'{median(cost.training) * 1e3:.1f}', _ratio(cost.training_ratio)
         memory = f'{cost.training_bytes / 2**20:.1f}', f'{cost.training_bytes / plain.training_bytes:.4f}'
-        training.append([cost.name, f'{median(cost.training) * 1e3:.1f}', _spread(cost.training_ratio), *memory])
+        training.append([cost.name, *speed, *memory])
     return f'{_markdown(inference)}\n\n{_markdown(training)}'
 
 
@@ -38,6 +41,6 @@ def _markdown(rows: list[list[str]]) -> str:
     return '\n'.join('| ' + ' | '.join(map(str.ljust, line, widths)) + ' |' for line in lines)
 
 
-def _spread(quantiles: list[float]) -> str:
+def _ratio(quantiles: list[float]) -> str:
     low, middle, high = quantiles
     return f'{middle:.3f} ({low:.2f}-{high:.2f})'

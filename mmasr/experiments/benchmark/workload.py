@@ -1,4 +1,4 @@
-"""What a network is given to do in a benchmark."""
+"""The work of a network in a benchmark: an inference, and a forward pass with a loss."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,16 +8,16 @@ import torch
 from torch import nn
 
 from ...deploy.compare import tensors
-from ...errors import one_line
+from ...errors import as_input_error
 
 
 @dataclasses.dataclass
 class Workload:
-    """A batch of images and what to do with it.
+    """A batch of images and the work on it.
 
     Attributes:
         inputs (Tensor): Images of shape (N, 3, H, W).
-        predict (callable): ``model -> anything``: inference, with all that comes after the network.
+        predict (callable): ``model -> anything``: an inference, including post-processing.
         loss (callable): ``model -> Tensor``: forward pass and loss.
     """
 
@@ -26,11 +26,16 @@ class Workload:
     loss: Callable[[nn.Module], torch.Tensor]
 
 
-def images(inputs: torch.Tensor) -> Workload:
-    """The workload of a network that maps images to tensors; its loss is the mean square of every output.
+def image_workload(inputs: torch.Tensor) -> Workload:
+    """Return the workload of a network that maps images to tensors.
+
+    Its loss is the sum of the mean squares of all outputs.
 
     Args:
         inputs (Tensor): Images of shape (N, 3, H, W).
+
+    Returns:
+        Workload: The workload.
     """
 
     def loss(model: nn.Module) -> torch.Tensor:
@@ -39,14 +44,18 @@ def images(inputs: torch.Tensor) -> Workload:
     return Workload(inputs, lambda model: model(inputs), loss)
 
 
-def annotated_images(model: nn.Module, inputs: torch.Tensor) -> Workload:
-    """The workload of a whole detector or classifier of OpenMMLab: its own losses, predictions with post-processing.
+def openmmlab_workload(model: nn.Module, inputs: torch.Tensor) -> Workload:
+    """Return the workload of a whole detector or classifier.
 
-    A detector gets eight random boxes with masks an image.
+    It uses the model's own losses, and predictions with post-processing. A detector gets eight random boxes
+    with masks per image.
 
     Args:
-        model (nn.Module): A detector of MMDetection or classifier of MMPretrain.
-        inputs (Tensor): Images of shape (N, 3, H, W), as after preprocessing.
+        model (nn.Module): A detector of MMDetection, or a classifier of MMPretrain.
+        inputs (Tensor): Preprocessed images of shape (N, 3, H, W).
+
+    Returns:
+        Workload: The workload.
     """
     from mmdet.models.detectors import BaseDetector
     from mmdet.testing import demo_mm_inputs
@@ -54,10 +63,14 @@ def annotated_images(model: nn.Module, inputs: torch.Tensor) -> Workload:
 
     shape = tuple(inputs.shape[1:])
     if isinstance(model, BaseDetector):
-        packed = demo_mm_inputs(len(inputs), shape, num_items=[8] * len(inputs), with_mask=True, device=inputs.device)
+        packed = demo_mm_inputs(
+            len(inputs), shape, num_items=[8] * len(inputs), with_mask=True, device=inputs.device
+        )
         for sample in packed['data_samples']:
-            sample.gt_instances.labels.zero_()  # a class that every detector has
-            sample.set_metainfo({'scale_factor': (1.0, 1.0), 'pad_shape': shape[1:], 'batch_input_shape': shape[1:]})
+            sample.gt_instances.labels.zero_()  # every detector has class 0
+            sample.set_metainfo(
+                {'scale_factor': (1.0, 1.0), 'pad_shape': shape[1:], 'batch_input_shape': shape[1:]}
+            )
         samples = packed['data_samples']
     else:
         samples = [DataSample().set_gt_label(0).to(inputs.device) for _ in inputs]
@@ -69,23 +82,21 @@ def annotated_images(model: nn.Module, inputs: torch.Tensor) -> Workload:
     return Workload(inputs, lambda model: model(inputs, samples, mode='predict'), loss)
 
 
-def try_out(model: nn.Module, workload: Workload) -> None:
-    """Run a network once in training and once in eval mode.
+def check_runs(model: nn.Module, workload: Workload) -> None:
+    """Check that a network runs, once in training mode and once in eval mode.
 
     Args:
         model (nn.Module): A network.
-        workload (Workload): What it does.
+        workload (Workload): Its workload.
 
     Raises:
-        ValueError: If it does not run.
+        InputError: If it does not run.
     """
-    try:
+    shape = tuple(workload.inputs.shape)
+    with as_input_error(f'{type(model).__name__} does not run on images of shape {shape}'):
         model.train()
         workload.loss(model).backward()
         model.eval()
         with torch.no_grad():
             workload.predict(model)
-    except Exception as error:  # of whatever the network does
-        problem = f'{type(model).__name__} does not run on images of {tuple(workload.inputs.shape)}'
-        raise ValueError(one_line(problem, error)) from error
     model.zero_grad()
