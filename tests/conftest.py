@@ -1,6 +1,7 @@
 import os
 
-# Two processes run the tests, so each takes one thread, as do the tools it starts; torch reads this when it is imported.
+# Two processes run the tests, so each of them, and each tool that it starts, uses one thread. torch reads
+# this variable when it is imported.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import importlib
@@ -9,22 +10,37 @@ from pathlib import Path
 
 import pytest
 import torch
-import yapf  # noqa: F401  mmengine writes configs with it; it caches its grammar when it is first imported, so before there are two
+
+# mmengine formats configs with yapf, which writes a grammar cache on its first import: do that before there
+# are two processes.
+import yapf  # noqa: F401
 from helpers import ROOT, SE_CONFIG, SHAPES_CONFIG, run_tool
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        '--photographs',
+        metavar='FOLDER',
+        help='dataset data/fruits of docs/own-data.md, for tests/tools/test_fruits.py',
+    )
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items):
-    """Leave all that works on the shapes and on what was trained on them to one of the two processes, and begin with it, then
-    with what else one process must do, so that neither waits for the other in the end."""
-    items.sort(key=lambda item: ('shapes' not in item.fixturenames, item.get_closest_marker('xdist_group') is None))
+    """Group the tests that share the shapes, so that one process runs them all, and start with the groups.
+
+    Groups come first, because a process that starts one late would keep the other waiting at the end.
+    """
+    items.sort(
+        key=lambda item: ('shapes' not in item.fixturenames, item.get_closest_marker('xdist_group') is None)
+    )
     for item in items:
         if 'shapes' in item.fixturenames:
             item.add_marker(pytest.mark.xdist_group('shapes'))
 
 
 def pytest_collection_finish():
-    """In each of the two, with what is imported to collect the tests, and not in the one that hands them out."""
+    """Prepare each worker once its tests are collected; the controlling process does not need it."""
     importlib.import_module('preloaded')
 
 
@@ -35,7 +51,7 @@ def _seed():
 
 @pytest.fixture
 def process_group():
-    """A process group of this process alone, which mmcv's SyncBatchNorm asks for."""
+    """Provide a process group of this process alone, which mmcv's SyncBatchNorm needs."""
     torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
@@ -43,7 +59,7 @@ def process_group():
 
 @pytest.fixture
 def refusal(monkeypatch):
-    """Run a tool in this process, which is quicker, and return the line that it exits with."""
+    """Return a function that runs a tool in this process, which is faster, and returns its error line."""
 
     def run(name: str, *args, cwd: Path) -> str:
         monkeypatch.chdir(cwd)
@@ -60,7 +76,7 @@ def refusal(monkeypatch):
 
 @pytest.fixture(scope='session')
 def shapes(tmp_path_factory):
-    """A folder to work in, with a small set of shapes where the configs look for it."""
+    """Provide a working folder with a small shapes dataset where the configs expect it."""
     folder = tmp_path_factory.mktemp('shapes')
     result = run_tool('shapes.py', 'data/shapes', '--train', 16, '--val', 4, cwd=folder)
     assert result.returncode == 0, result.stderr
@@ -69,7 +85,7 @@ def shapes(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def checkpoint(shapes):
-    """What two epochs of training leave behind, the second resumed, with EMA and gradient accumulation."""
+    """Provide a checkpoint after two epochs, the second resumed, with EMA and gradient accumulation."""
     options = [
         'train_dataloader.batch_size=4',
         'optim_wrapper.accumulative_counts=2',
@@ -89,11 +105,15 @@ def checkpoint(shapes):
 
 @pytest.fixture(scope='session')
 def se_checkpoint(shapes):
-    """A network with ordinary attention after two epochs, with its config, which has a StripeHook."""
+    """Provide config and checkpoint of a network with ordinary attention, trained with a StripeHook."""
     config = shapes / 'se.py'
-    config.write_text(f"_base_ = {str(SE_CONFIG)!r}\ncustom_hooks = [dict(type='mmasr.StripeHook', images=3)]\n")
+    config.write_text(
+        f"_base_ = {str(SE_CONFIG)!r}\ncustom_hooks = [dict(type='mmasr.StripeHook', images=3)]\n"
+    )
     options = ['train_dataloader.batch_size=8', 'default_hooks.checkpoint.interval=1']
     schedule = ['train_cfg.max_epochs=2', 'train_cfg.val_interval=2']
-    result = run_tool('train.py', config, '--work-dir', 'se', '--cfg-options', *options, *schedule, cwd=shapes)
+    result = run_tool(
+        'train.py', config, '--work-dir', 'se', '--cfg-options', *options, *schedule, cwd=shapes
+    )
     assert result.returncode == 0, result.stderr
     return config, shapes / 'se/epoch_2.pth'

@@ -1,4 +1,4 @@
-"""What Python users and configs know keeps its place, whatever the rooms are called."""
+"""The public API stays stable: registered names, Python names, options of the tools, examples."""
 
 import doctest
 import inspect
@@ -11,12 +11,12 @@ from helpers import ROOT, classifier
 from mmengine.registry import DATASETS, HOOKS, MODELS, DefaultScope
 
 import mmasr
-import mmasr.reparam
 import mmasr.stripes
 from mmasr.attention import ATTENTIONS
+from mmasr.deploy.reparameterize import reparameterize
 from mmasr.registry import MODELS as OURS
 
-# Names from before the rooms; what is new since is not listed.
+# Names that must not change; newer ones are not listed.
 REGISTERED = [
     *('ASR', 'SE', 'ECA', 'SRM', 'IE', 'SPA', 'CBAM', 'ASRBackbone', 'WithoutAttention'),
     *('ASRResNet', 'ASRResNetV1d', 'ASRResNeXt', 'ASRResNetCIFAR', 'ASRVGG', 'ASRRepVGG', 'ASRShuffleNetV2'),
@@ -32,7 +32,7 @@ def test_every_model_is_registered(name):
     assert inspect.isfunction(found) or issubclass(found, torch.nn.Module)
 
 
-def test_the_registry_knows_where_all_of_them_are():
+def test_the_registry_lists_the_files_of_all_models():
     assert set(OURS.file_of) >= set(REGISTERED)
 
 
@@ -40,22 +40,16 @@ def test_the_hook_is_registered():
     assert HOOKS.get('mmasr.StripeHook').__name__ == 'StripeHook'
 
 
-def test_the_data_set_is_registered():
+def test_the_dataset_is_registered():
     assert DATASETS.get('mmasr.STL10').__name__ == 'STL10'
 
 
 @pytest.mark.parametrize('name', ['ASR', 'attach', 'fold', *ATTENTIONS])
-def test_the_package_has_what_it_had(name):
+def test_the_package_has_its_public_names(name):
     assert callable(getattr(mmasr, name))
 
 
-def test_reparameterize_is_where_it_was():
-    from mmasr.deploy.reparameterize import reparameterize
-
-    assert mmasr.reparam.reparameterize is reparameterize
-
-
-def test_values_of_ones_own_attention_are_read(monkeypatch):
+def test_a_custom_attention_can_be_observed(monkeypatch):
     class Gate(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -70,7 +64,7 @@ def test_values_of_ones_own_attention_are_read(monkeypatch):
     assert observer.stripes['0'].v.count == 2
 
 
-# Options from before the rooms; what is new since is not listed.
+# Options that must not change; newer ones are not listed.
 OPTIONS = {
     'train': '--work-dir --cfg-options --launcher --amp --resume --auto-scale-lr',
     'test': '--work-dir --cfg-options --launcher --out --show-dir',
@@ -80,13 +74,13 @@ OPTIONS = {
     'sweep': '--seeds --out',
     'shapes': '--train --val --size --seed',
     'digits': 'out',
-    'benchmark': '--model --part --attention --delta --batch --size --rounds --device --threads --amp --channels-last '
-    '--compile --out --picture',
+    'benchmark': '--model --part --attention --delta --batch --size --rounds --device --threads --amp '
+    '--channels-last --compile --out --picture',
 }
 
 
 @pytest.mark.parametrize('tool', OPTIONS)
-def test_a_tool_has_the_options_it_had(tool, monkeypatch, capsys):
+def test_a_tool_has_its_options(tool, monkeypatch, capsys):
     monkeypatch.setattr('sys.argv', [f'{tool}.py', '--help'])
     with pytest.raises(SystemExit) as caught:
         runpy.run_path(str(ROOT / 'tools' / f'{tool}.py'), run_name='__main__')
@@ -99,8 +93,10 @@ PAGES = [*ROOT.glob('*.md'), *ROOT.glob('docs/*.md'), ROOT / 'configs/README.md'
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_what_a_page_names_is_there(page):
-    named = set(re.findall(r'\b(?:configs|tools|docs|tests|mmasr)/[\w/]+\.(?:py|sh|md|png)\b', page.read_text()))
+def test_files_named_in_the_docs_exist(page):
+    named = set(
+        re.findall(r'\b(?:configs|tools|docs|tests|mmasr)/[\w/]+\.(?:py|sh|md|png)\b', page.read_text())
+    )
     written_by_the_reader = {'configs/fruits.py'}
     of_mmdeploy = {'tools/deploy.py', 'configs/mmdet/detection/detection_onnxruntime_dynamic.py'}
     assert [name for name in named - written_by_the_reader - of_mmdeploy if not (ROOT / name).exists()] == []
@@ -108,10 +104,11 @@ def test_what_a_page_names_is_there(page):
 
 @pytest.fixture
 def checkpoint(tmp_path, monkeypatch):
-    """A folder to work in with ``epoch_12.pth``, which the examples name."""
+    """Change to a folder with ``epoch_12.pth``, which the examples use."""
     monkeypatch.chdir(tmp_path)
     config = classifier(
-        {'type': 'mmasr.ASRResNet', 'depth': 18, 'out_indices': (3,), 'asr': {'attention': {'type': 'SE'}}}, 512
+        {'type': 'mmasr.ASRResNet', 'depth': 18, 'out_indices': (3,), 'asr': {'attention': {'type': 'SE'}}},
+        512,
     )
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         model = MODELS.build(config.model)
@@ -120,11 +117,12 @@ def checkpoint(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     'documented',
-    [mmasr.ASR, mmasr.attach, mmasr.fold, mmasr.stripes.Observer, mmasr.reparam.reparameterize],
+    [mmasr.ASR, mmasr.attach, mmasr.fold, mmasr.stripes.Observer, reparameterize],
     ids=lambda documented: documented.__name__,
 )
-def test_its_example_works(documented, checkpoint):
-    examples = doctest.DocTestFinder(recurse=False).find(documented, globs={'reparameterize': mmasr.reparam.reparameterize})
+def test_the_example_works(documented, checkpoint):
+    finder = doctest.DocTestFinder(recurse=False)
+    examples = finder.find(documented, globs={'reparameterize': reparameterize})
     assert sum(len(test.examples) for test in examples) >= 3
     for test in examples:
         assert doctest.DocTestRunner().run(test).failed == 0

@@ -1,4 +1,4 @@
-"""A pair of files is replaced as a whole, whatever happens on the way."""
+"""A pair of files is replaced completely or not at all, whatever happens during the write."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from mmasr.errors import InputError
 from mmasr.files import output_files, temporary_files
 
 NAMES = 'a.pth', 'a.py'
-SOURCE = Path(__file__)  # stands for the checkpoint that is read
+SOURCE = Path(__file__)  # stands in for the checkpoint that is read
 OLD, NEW, NONE = ('old', 'old'), ('new', 'new'), (None, None)
 
 
@@ -37,17 +37,21 @@ def fail():
     raise OSError(28, 'No space left on device')
 
 
-HAPPENS = {
+EVENTS = {
     'nothing': lambda: None,
     'error': fail,
-    'death': lambda: os.kill(os.getpid(), signal.SIGKILL),
+    'kill': lambda: os.kill(os.getpid(), signal.SIGKILL),
     'interrupt': lambda: os.kill(os.getpid(), signal.SIGINT),
     'termination': lambda: os.kill(os.getpid(), signal.SIGTERM),
 }
 
 
-def write_until(step, folder, happens):
-    """Write in a process of its own, in which something happens right before its n-th change of the disk; its exit status."""
+def write_until(step, folder, event):
+    """Write in a forked process, in which an event occurs right before change number ``step`` of the disk.
+
+    Return its exit status: 0 if the write succeeded, 3 if it failed or was interrupted, 2 if it ended before
+    that change, or the negative number of the signal that killed it.
+    """
     pid = os.fork()
     if pid:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -55,17 +59,16 @@ def write_until(step, folder, happens):
     try:
         steps = iter(range(step + 1))
 
-        def hook(event, args):
-            named = [str(arg) for arg in args]
-            changes = event in ('os.mkdir', 'os.rename', 'os.link', 'os.remove', 'os.rmdir') or (
-                event == 'open' and 'r' not in str(args[1])
+        def hook(call, args):
+            changes = call in ('os.mkdir', 'os.rename', 'os.link', 'os.remove', 'os.rmdir') or (
+                call == 'open' and 'r' not in str(args[1])
             )
-            if changes and any('a.p' in name for name in named) and next(steps, None) == step:
-                HAPPENS[happens]()
+            if changes and any('a.p' in str(arg) for arg in args) and next(steps, None) == step:
+                EVENTS[event]()
 
         sys.addaudithook(hook)
         write(folder)
-        status = 2 if step in steps else 0  # 2: it came to its end before that step
+        status = 2 if step in steps else 0
     except (InputError, KeyboardInterrupt, SystemExit):
         status = 3
     finally:
@@ -73,16 +76,21 @@ def write_until(step, folder, happens):
 
 
 def serve():
-    """Do as the lines on standard input say. This is a small process, unlike that of the tests, which takes long to fork."""
+    """Call :func:`write_until` for each line of the standard input. Forking this small process is fast."""
     for line in sys.stdin:
-        step, folder, happens = json.loads(line)
-        print(write_until(step, Path(folder), happens), flush=True)
+        step, folder, event = json.loads(line)
+        print(write_until(step, Path(folder), event), flush=True)
 
 
 @pytest.fixture(scope='module')
 def server():
     code, path = 'import test_files; test_files.serve()', os.pathsep.join([str(SOURCE.parent), *sys.path])
-    pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'text': True, 'env': {**os.environ, 'PYTHONPATH': path}}
+    pipes = {
+        'stdin': subprocess.PIPE,
+        'stdout': subprocess.PIPE,
+        'text': True,
+        'env': {**os.environ, 'PYTHONPATH': path},
+    }
     with subprocess.Popen([sys.executable, '-c', code], **pipes) as process:
         yield process
         process.stdin.close()
@@ -90,10 +98,10 @@ def server():
 
 @pytest.fixture
 def at_step(server, tmp_path):
-    """As :func:`write_until`, in the folder of the test."""
+    """Return :func:`write_until` for the folder of the test."""
 
-    def run(step, happens):
-        print(json.dumps([step, str(tmp_path), happens]), file=server.stdin, flush=True)
+    def run(step, event):
+        print(json.dumps([step, str(tmp_path), event]), file=server.stdin, flush=True)
         return int(server.stdout.readline())
 
     return run
@@ -101,14 +109,14 @@ def at_step(server, tmp_path):
 
 @pytest.fixture(params=[OLD, NONE], ids=['replaced', 'new'])
 def before(request, tmp_path):
-    """What is there before; twice, of which the second tells which run it was."""
+    """Create the old files, if there are any, and return their contents."""
     for path, content in zip(paths(tmp_path), request.param, strict=True):
         if content:
             path.write_text(content)
     return request.param
 
 
-def put_back(folder, content):
+def restore(folder, content):
     for path, text in zip(paths(folder), content, strict=True):
         path.unlink(missing_ok=True)
         if text:
@@ -117,47 +125,47 @@ def put_back(folder, content):
 
 @pytest.fixture
 def steps(at_step, tmp_path, before):
-    """Have something happen at every step, one after the other, with the pair as it was; give the exit status of each."""
+    """Let an event occur at each step in turn, each time from the same start; yield the exit statuses."""
 
-    def run(happens):
+    def run(event):
         for step in range(100):
-            put_back(tmp_path, before)
-            status = at_step(step, happens)
+            restore(tmp_path, before)
+            status = at_step(step, event)
             if status == 2:
-                assert step > 8  # there were some
+                assert step > 8  # the hook saw the changes
                 return
             yield status
-        raise AssertionError('it never came to its end')
+        raise AssertionError('the write never ended')
 
     return run
 
 
-def test_a_death_at_any_step_loses_and_mixes_nothing(tmp_path, before, steps):
-    for status in steps('death'):
+def test_a_kill_at_any_step_neither_loses_nor_mixes_files(tmp_path, before, steps):
+    for status in steps('kill'):
         assert status == -signal.SIGKILL
         weights, config = pair(tmp_path)
         assert weights != 'new' or config == 'new'
         assert before == NONE or None not in (weights, config)
-        # The next run puts in order what is left, even one that is then refused.
+        # The next run cleans up.
         output_files(SOURCE, tmp_path / 'a.pth', force=True)
         assert pair(tmp_path) in (before, NEW)
         assert {path.name for path in tmp_path.iterdir()} <= set(NAMES)
 
 
-def test_a_death_while_a_death_is_undone_loses_nothing_either(tmp_path, before, steps, at_step):
+def test_a_second_kill_during_the_cleanup_loses_nothing(tmp_path, before, steps, at_step):
     between = 1 + sum(1 for _ in steps('nothing'))
-    deaths = 0
+    kills = 0
     for first in range(between):
         for second in range(0, 12, 2):
-            put_back(tmp_path, before)
-            at_step(first, 'death')
-            deaths += at_step(second, 'death') == -signal.SIGKILL
+            restore(tmp_path, before)
+            at_step(first, 'kill')
+            kills += at_step(second, 'kill') == -signal.SIGKILL
             output_files(SOURCE, tmp_path / 'a.pth', force=True)
             assert pair(tmp_path) in (before, NEW)
-    assert deaths > 25
+    assert kills > 25
 
 
-def test_an_error_at_any_step_leaves_what_was_there(tmp_path, before, steps):
+def test_an_error_at_any_step_keeps_the_old_files(tmp_path, before, steps):
     for status in steps('error'):
         assert pair(tmp_path) == (before if status == 3 else NEW)
         output_files(SOURCE, tmp_path / 'a.pth', force=True)
@@ -165,14 +173,14 @@ def test_an_error_at_any_step_leaves_what_was_there(tmp_path, before, steps):
 
 
 @pytest.mark.parametrize('signal_name', ['interrupt', 'termination'])
-def test_an_interrupt_at_any_step_leaves_a_pair(tmp_path, before, steps, signal_name):
+def test_an_interrupt_at_any_step_leaves_a_matching_pair(tmp_path, before, steps, signal_name):
     for status in steps(signal_name):
         assert status in (3, 0, -signal.SIGINT, -signal.SIGTERM)
         assert pair(tmp_path) in (before, NEW)
 
 
-def test_a_signal_that_comes_while_files_are_written_cleans_up(tmp_path):
-    """As a user's shell or a scheduler sends it to a tool."""
+def test_sigterm_during_the_write_cleans_up(tmp_path):
+    """A shell or a scheduler sends this signal to a tool."""
     code = f"""
 import time
 from pathlib import Path
@@ -190,7 +198,7 @@ with temporary_files(Path({str(tmp_path / 'a.pth')!r})) as files:
     assert not list(tmp_path.iterdir())
 
 
-def test_who_comes_second_is_refused_while_another_writes(tmp_path):
+def test_a_second_writer_is_refused(tmp_path):
     with temporary_files(*paths(tmp_path), force=False) as files:
         for file in files:
             file.write_text('new')
@@ -202,20 +210,20 @@ def test_who_comes_second_is_refused_while_another_writes(tmp_path):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_what_has_come_meanwhile_is_not_replaced_unasked(tmp_path, name):
+def test_a_file_created_after_the_check_is_not_replaced_without_force(tmp_path, name):
     output_files(SOURCE, tmp_path / 'a.pth', force=False)
     (tmp_path / name).write_text('other')
-    with pytest.raises(InputError, match=rf'{name} is there already'):
+    with pytest.raises(InputError, match=rf'{name} already exists'):
         write(tmp_path, force=False)
     assert [path.read_text() for path in tmp_path.iterdir()] == ['other']
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_a_link_that_leads_nowhere_is_there(tmp_path, name):
+def test_a_broken_link_counts_as_existing(tmp_path, name):
     (tmp_path / name).symlink_to(tmp_path / 'gone')
-    with pytest.raises(InputError, match=rf'{name} is there already'):
+    with pytest.raises(InputError, match=rf'{name} already exists'):
         output_files(SOURCE, tmp_path / 'a.pth', force=False)
-    with pytest.raises(InputError, match=rf'{name} is there already'):
+    with pytest.raises(InputError, match=rf'{name} already exists'):
         write(tmp_path, force=False)
     assert (tmp_path / name).is_symlink()
     output_files(SOURCE, tmp_path / 'a.pth', force=True)
@@ -224,13 +232,13 @@ def test_a_link_that_leads_nowhere_is_there(tmp_path, name):
     assert not (tmp_path / 'gone').exists()
 
 
-def test_the_checkpoint_that_is_read_is_never_replaced(tmp_path):
+def test_the_source_checkpoint_is_never_replaced(tmp_path):
     (tmp_path / 'a.pth').write_text('old')
-    with pytest.raises(InputError, match=r'a\.pth is there already'):
+    with pytest.raises(InputError, match=r'a\.pth already exists'):
         output_files(tmp_path / 'a.pth', tmp_path / 'a.pth', force=True)
 
 
-def test_an_error_in_between_leaves_what_was_there(tmp_path, before):
+def test_an_error_in_the_body_keeps_the_old_files(tmp_path, before):
     with pytest.raises(RuntimeError):
         write(tmp_path, error=RuntimeError())
     assert pair(tmp_path) == before
@@ -238,11 +246,11 @@ def test_an_error_in_between_leaves_what_was_there(tmp_path, before):
 
 
 @pytest.mark.parametrize('name', ['x' * 300, 'x' * 245])
-def test_a_name_that_is_too_long_is_one_line(tmp_path, name):
+def test_a_name_that_is_too_long_is_an_input_error(tmp_path, name):
     with pytest.raises(InputError, match="can't write here: File name too long; nothing was changed"):
         output_files(SOURCE, tmp_path / f'{name}.pth', force=False)
 
 
-def test_a_folder_that_is_not_there_is_one_line(tmp_path):
+def test_a_missing_folder_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="can't write here: No such file or directory; nothing was changed"):
         output_files(SOURCE, tmp_path / 'none/a.pth', force=False)

@@ -1,4 +1,4 @@
-"""The style of the pictures."""
+"""The common style of all figures."""
 
 import subprocess
 import sys
@@ -19,18 +19,20 @@ def stripes(name='a'):
     return Stripes(name, 'SE', ChannelStatistics.of(v), ChannelStatistics.of(v), torch.stack([v, v]), False)
 
 
-PICTURES = {
+FIGURES = {
     'stripes': lambda: draw_stripes([stripes()]),
     'deviations': lambda: draw_deviations([stripes()]),
     'changes': lambda: draw_changes({'a': torch.rand(4, 3, 20)}, [2, 3, 4, 5]),
     'sweep': lambda: draw_sweep([Run('a', 0, {'accuracy': 90.0}, 'accuracy', 10)]),
-    'speed': lambda: draw_speed({8: [Cost('plain', 10, 10, [1.0], [1.0] * 3, None, [1.0], [1.0] * 3, 1)]}, [], 'a'),
+    'speed': lambda: draw_speed(
+        {8: [Cost('plain', 10, 10, [1.0], [1.0] * 3, None, [1.0], [1.0] * 3, 1)]}, [], 'a'
+    ),
 }
 
 
-@pytest.mark.parametrize('name', PICTURES)
-def test_all_pictures_have_one_style(name):
-    figure = PICTURES[name]()
+@pytest.mark.parametrize('name', FIGURES)
+def test_all_figures_have_the_same_style(name):
+    figure = FIGURES[name]()
     figure.canvas.draw()
     assert figure.dpi == 300
     for ax in (ax for ax in figure.axes if ax.get_label() != '<colorbar>'):
@@ -40,7 +42,7 @@ def test_all_pictures_have_one_style(name):
         assert not ax.spines.right.get_visible()
 
 
-def test_a_long_name_takes_no_width_from_the_panels():
+def test_a_long_module_name_does_not_narrow_the_panels():
     widths = []
     for name in ('a', 'backbone.' * 6 + 'se'):
         figure = draw_stripes([stripes(name)])
@@ -49,7 +51,7 @@ def test_a_long_name_takes_no_width_from_the_panels():
     assert widths[0] == pytest.approx(widths[1])
 
 
-def test_matplotlib_is_imported_when_something_is_drawn():
+def test_matplotlib_is_imported_only_for_drawing():
     code = """
 import sys
 import mmasr.experiments.benchmark.picture, mmasr.stripes.figures

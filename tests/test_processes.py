@@ -1,4 +1,4 @@
-"""Processes of torchrun; tests/experiments/test_benchmark.py has two of them."""
+"""Joining the processes of torchrun; tests/tools/test_benchmark.py runs two real ones."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from mmasr.processes import join_processes
 
 @pytest.fixture
 def torchrun(monkeypatch):
-    """What torchrun tells the second process of a machine, and what is done with it instead of joining a group."""
+    """Imitate the second process on a machine; return the list that records the calls of torch."""
     calls = []
     for key, value in {'RANK': 3, 'LOCAL_RANK': 1, 'WORLD_SIZE': 4}.items():
         monkeypatch.setenv(key, str(value))
@@ -19,19 +19,19 @@ def torchrun(monkeypatch):
 
 
 @pytest.mark.parametrize('device', ['cpu', 'cuda:1'])
-def test_a_single_process_stays_alone(device, monkeypatch):
+def test_without_torchrun_no_group_is_joined(device, monkeypatch):
     monkeypatch.delenv('RANK', raising=False)
     assert join_processes(device) == (0, torch.device(device))
     assert not torch.distributed.is_initialized()
 
 
 @pytest.mark.parametrize('device', ['cuda', 'cuda:0'])
-def test_a_process_of_torchrun_takes_its_own_gpu_before_it_joins(device, torchrun):
+def test_a_process_selects_its_own_gpu_before_it_joins(device, torchrun):
     own = torch.device('cuda:1')
     assert join_processes(device) == (3, own)
     assert torchrun == [own, 'nccl']
 
 
-def test_a_process_of_torchrun_on_the_processor_touches_no_gpu(torchrun):
+def test_a_process_on_the_cpu_selects_no_gpu(torchrun):
     assert join_processes('cpu') == (3, torch.device('cpu'))
     assert torchrun == ['gloo']

@@ -1,13 +1,14 @@
-"""What not every supported version of torch has."""
+"""Features that only some of the supported versions of torch have."""
 
 import pytest
 import torch
 
-#: Before, torch.compile breaks the graph at a host, whose forward pass makes a module.
+#: Whether torch.compile captures a host in one graph. Earlier versions break the graph, because its forward
+#: creates a module.
 FULL_GRAPH = torch.__version__ >= (2, 12)
 
 
 def need_fused_steps() -> None:
-    """Skip the test where no optimizer has fused steps."""
+    """Skip the test if optimizers have no fused steps on a CPU."""
     if torch.__version__ < (2, 4):
-        pytest.skip('optimizers have fused steps on a CPU since torch 2.4')
+        pytest.skip('fused optimizer steps on a CPU need torch 2.4')

@@ -1,4 +1,4 @@
-"""DIA: one LSTM cell for the blocks of a stage, whose state goes from one to the next."""
+"""DIA: one LSTM cell per stage, whose state is passed from block to block."""
 
 import copy
 import pickle
@@ -23,7 +23,12 @@ from mmasr.stripes.mean_fold import find_hosts, fold_means
 BACKBONES = {
     'bottlenecks': {'type': 'mmasr.ASRResNetCIFAR', 'depth': 83, 'plugins': [plugin('DIA')]},
     'basic blocks': {'type': 'mmasr.ASRResNetCIFAR', 'depth': 20, 'plugins': [plugin('DIA', 'after_conv2')]},
-    'ResNet-18': {'type': 'mmasr.ASRResNet', 'depth': 18, 'base_channels': 8, 'plugins': [plugin('DIA', 'after_conv2')]},
+    'ResNet-18': {
+        'type': 'mmasr.ASRResNet',
+        'depth': 18,
+        'base_channels': 8,
+        'plugins': [plugin('DIA', 'after_conv2')],
+    },
 }
 each_backbone = pytest.mark.parametrize('name', BACKBONES)
 
@@ -34,7 +39,7 @@ def build(backbone, **options):
 
 
 def small(name, **options):
-    """A backbone with values that mean something; of few blocks."""
+    """Return a backbone with few blocks and random BatchNorm weights and variances, in eval mode."""
     torch.manual_seed(0)
     network = build(BACKBONES[name], **options)
     for module in network.modules():
@@ -45,8 +50,8 @@ def small(name, **options):
     return network
 
 
-def test_the_cell_is_that_of_the_formula():
-    """An LSTM whose gates are small networks, and whose output has a sigmoid in the place of the hyperbolic tangent."""
+def test_cell_matches_its_formula():
+    """Its gates are small networks, and its output uses a sigmoid instead of the usual tanh."""
     cell = randomize(DIACell(8)).double()
     x, h, c = torch.randn(3, 5, 8, dtype=torch.double)
 
@@ -62,7 +67,7 @@ def test_the_cell_is_that_of_the_formula():
     torch.testing.assert_close(attention, o.sigmoid() * expected.sigmoid(), rtol=1e-10, atol=1e-10)
 
 
-def test_attention_goes_from_one_block_to_the_next():
+def test_state_is_passed_from_block_to_block():
     attention = DIA(8)
     cell = randomize(attention.cell())
     state, h, c = DIAState(cell), torch.zeros(2, 8), torch.zeros(2, 8)
@@ -73,7 +78,7 @@ def test_attention_goes_from_one_block_to_the_next():
 
 
 @each_backbone
-def test_a_network_computes_what_its_blocks_do_by_hand(name):
+def test_network_equals_its_blocks_run_by_hand(name):
     network = small(name)
     found = []
     for module in attention_modules(network).values():
@@ -82,7 +87,7 @@ def test_a_network_computes_what_its_blocks_do_by_hand(name):
     network(x)
     assert len(found) == len(attention_modules(network)) == sum(isinstance(m, DIA) for m in network.modules())
     stages = [network.get_submodule(layer) for layer in network.res_layers]
-    # What the first stage gets.
+    # The input of the first stage.
     y = network.maxpool(network.relu(network.norm1(network.conv1(x))))
     values = iter(found)
     for stage in stages:
@@ -96,7 +101,7 @@ def test_a_network_computes_what_its_blocks_do_by_hand(name):
             seen = []
             handle = norm.register_forward_hook(lambda *args, seen=seen: seen.append(args[2]))
             residual = y if block.downsample is None else block.downsample(y)
-            block(y, DIAState(stage.dia))  # to see what comes before the attention
+            block(y, DIAState(stage.dia))  # to record the input of the attention
             handle.remove()
             pooled = seen[0].mean((2, 3))
             h = torch.zeros_like(pooled) if h is None else h
@@ -108,7 +113,7 @@ def test_a_network_computes_what_its_blocks_do_by_hand(name):
 
 
 @each_backbone
-def test_all_of_it_trains_and_copies(name):
+def test_every_parameter_trains_and_copies_compute_the_same(name):
     network = small(name)
     network.train()
     network(torch.randn(2, 3, 32, 32))[-1].square().mean().backward()
@@ -120,7 +125,7 @@ def test_all_of_it_trains_and_copies(name):
         assert torch.equal(copied(x)[-1], expected)
 
 
-def test_threads_do_not_meet():
+def test_threads_do_not_share_state():
     network = small('basic blocks')
     images = torch.randn(8, 1, 3, 32, 32)
     with torch.no_grad():
@@ -132,7 +137,7 @@ def test_threads_do_not_meet():
 
 
 @pytest.mark.parametrize(('data', 'parameters'), [('cifar100', 1.95), ('stl10', 1.92)])
-def test_parameters_of_table_1(data, parameters):
+def test_parameter_counts_match_table_1(data, parameters):
     from helpers import ROOT
 
     config = Config.fromfile(ROOT / f'configs/{data}/resnet164_dia.py')
@@ -141,7 +146,7 @@ def test_parameters_of_table_1(data, parameters):
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == parameters
 
 
-def test_with_init_identity_a_network_starts_as_it_is():
+def test_init_identity_starts_as_the_plain_network():
     attention = {'cfg': {'type': 'mmasr.DIA', 'init_identity': True}, 'position': 'after_conv3'}
     torch.manual_seed(0)
     plain = build({'type': 'mmdet.ResNet', 'depth': 50, 'base_channels': 8})
@@ -159,17 +164,20 @@ def test_with_init_identity_a_network_starts_as_it_is():
 @pytest.mark.parametrize(
     ('backbone', 'message'),
     [
-        ({'type': 'mmdet.ResNet', 'depth': 50, 'base_channels': 8, 'plugins': [plugin('DIA')]}, 'DIA gets no state'),
+        (
+            {'type': 'mmdet.ResNet', 'depth': 50, 'base_channels': 8, 'plugins': [plugin('DIA')]},
+            'DIA received no state',
+        ),
         ({**BACKBONES['basic blocks'], 'with_cp': True}, 'leave with_cp out'),
     ],
 )
-def test_what_would_not_pass_its_state_on_is_refused(backbone, message):
+def test_backbones_that_do_not_pass_the_state_on_are_rejected(backbone, message):
     with pytest.raises(ValueError, match=message):
         build(backbone)(torch.randn(1, 3, 32, 32))
 
 
 @pytest.mark.parametrize('name', ['bottlenecks', 'basic blocks'])
-def test_it_stays_when_an_asr_is_folded(tmp_path, name):
+def test_dia_remains_when_asr_is_folded(tmp_path, name):
     backbone = {**BACKBONES[name], 'asr': {'attention': {'type': 'SE'}}}
     channels = 256 if name == 'bottlenecks' else 64
     network = save_network(tmp_path / 'a.pth', classifier(backbone, channels), randomize)
@@ -179,12 +187,14 @@ def test_it_stays_when_an_asr_is_folded(tmp_path, name):
     assert config.model.backbone.type == 'mmasr.ASRResNetCIFAR'
     deployed = built(config, report.checkpoint)
     assert not any(isinstance(module, Host) for module in deployed.modules())
-    assert sum(isinstance(module, DIA) for module in deployed.modules()) == (27 if name == 'bottlenecks' else 9)
+    assert sum(isinstance(module, DIA) for module in deployed.modules()) == (
+        27 if name == 'bottlenecks' else 9
+    )
     assert agrees(deployed, network, torch.randn(2, 3, 32, 32))
 
 
-@pytest.mark.parametrize('some', [False, True])
-def test_its_mean_folds_into_the_normalization_before_it(some):
+@pytest.mark.parametrize('some', [False, True], ids=['all', 'some'])
+def test_mean_attention_folds_into_the_preceding_normalization(some):
     network = mmasr.fold(small('basic blocks'))
     names = list(attention_modules(network))
     names = names[:4] if some else names
@@ -201,7 +211,7 @@ def test_its_mean_folds_into_the_normalization_before_it(some):
     expected = expected(x)[-1]
     fold_means(network, means, hosts)
     torch.testing.assert_close(network(x)[-1], expected, rtol=1e-4, atol=1e-4)
-    # The stage that has none left is a stock one, without the cell.
+    # A stage without DIA is a stock stage again and has no cell.
     assert type(network.layer1) is ResLayer
     assert not hasattr(network.layer1, 'dia')
     assert (type(network.layer3) is ResLayer) == (not some)

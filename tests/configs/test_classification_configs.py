@@ -1,4 +1,4 @@
-"""The papers' classification experiments: networks and recipes, and two iterations of every config on data of its shape."""
+"""The papers' classification experiments: networks, recipes, and two training iterations of every config."""
 
 import argparse
 import pickle
@@ -32,7 +32,8 @@ CONFIGS = [path for folder in FOLDERS for path in sorted((ROOT / 'configs' / fol
 NETWORKS = sorted((ROOT / 'configs/_base_/networks').glob('*.py'))
 each_config = pytest.mark.parametrize('path', CONFIGS, ids=lambda path: f'{path.parent.name}/{path.stem}')
 
-# The paper's Tables 10 and 11: learning rate, weight decay, epochs, batch, milestones and factor or 'cosine'.
+# The paper's Tables 10 and 11: learning rate, weight decay, epochs, batch size, milestones and factor or
+# 'cosine'.
 STEPS_81 = (0.1, 1e-4, 164, 128, ([81, 122], 0.1))
 STEPS_60 = (0.1, 5e-4, 164, 128, ([60, 120, 160], 0.2))
 STEP_130 = (0.1, 1e-4, 164, 128, ([130], 0.1))
@@ -40,7 +41,7 @@ COSINE = (0.1, 1e-4, 164, 128, 'cosine')
 IMAGENET = (0.1, 1e-4, 100, 128, ([30, 60, 90], 0.1))
 VIT = (5e-4, 5e-2, 300, 256, 'cosine')
 FOUR, TWO = ('', '_se', '_asr_se', '_asr_se_se'), ('', '_asr_se')
-# recipe, number of ASR's sites, variants
+# Network -> recipe, number of ASR's sites, variants.
 SMALL = {
     'resnet83': (STEPS_81, 27, FOUR),
     'resnet164': (STEPS_81, 54, FOUR),
@@ -61,13 +62,14 @@ LARGE = {
     'vit_base': (VIT, 24, TWO),
     'vit_base_384': ((5e-6, 1e-8, 30, 64, 'cosine'), 24, TWO),
 }
-# Noise in every BatchNorm, the paper's Table 9.
+# Noise in every BatchNorm (the paper's Table 9): network -> variants.
 NOISE = {'resnet164': ('_noise', '_noise_half', '_noise_asr_se', '_noise_asr_ie', '_noise_asr_srm')}
-# CIFAR-10 as image files, the recipe of ResNet83 and ResNet164 in 60 epochs: number of ASR's sites, of convolutions.
+# CIFAR-10 as image files, with the recipe of ResNet83 and ResNet164 in 60 epochs: network -> number of ASR's
+# sites, number of convolutions.
 IMAGES_RECIPE = (0.1, 1e-4, 60, 128, ([30, 45], 0.1))
 IMAGES = {'resnet20': (9, 19), 'resnet56': (27, 55)}
 IMAGES_VARIANTS = ('', '_half', '_se', '_asr_se', '_asr_se_se', '_asr_ie', '_orepa')
-# OREPA's networks, all with one recipe on 4 GPUs: how many convolutions train with branches in each variant.
+# OREPA's networks, all with the same recipe on 4 GPUs: variant -> number of convolutions with branches.
 ONLINE_RECIPE = (0.1, 1e-4, 120, 64, 'cosine')
 ONLINE = {
     'resnet18': {'_120e': 0, '_orepa': 17, '_dbb': 16},
@@ -79,11 +81,14 @@ ONLINE = {
     'wideresnet18_w128': {'_120e': 0, '_orepa': 17, '_dbb': 16},
     **{f'repvgg_a{i}': {'_120e': 0, '_orepa': 22} for i in range(3)},
 }
-# X-volution by MMPretrain's recipe on 8 GPUs: how many in each stage.
+# X-volution with MMPretrain's recipe on 8 GPUs: network -> number of X-volutions in each stage.
 MMPRETRAIN = (0.1, 1e-4, 100, 32, ([30, 60, 90], 0.1))
 STAGES = {'resnet34': (6, 8, 12, 6), 'resnet50': (3, 4, 6, 3)}
 XVOLUTION = {
-    name: {'_xvolution' + ('' if stage == 3 else f'_stage{stage}'): count for stage, count in enumerate(counts, 1)}
+    name: {
+        '_xvolution' + ('' if stage == 3 else f'_stage{stage}'): count
+        for stage, count in enumerate(counts, 1)
+    }
     for name, counts in STAGES.items()
 }
 
@@ -100,7 +105,7 @@ def network_and_variant(stem):
 
 
 def expectations(path):
-    """The recipe of a config, and of how many ASRs and convolutions with branches its network is."""
+    """Return the recipe of a config, and the numbers of its ASRs and of its convolutions with branches."""
     name, variant = network_and_variant(path.stem)
     if path.parent.name == 'cifar10_images' and variant == '_orepa':
         return IMAGES_RECIPE, 0, IMAGES[name][1]
@@ -112,7 +117,7 @@ def expectations(path):
     return recipe, sites * ('_asr' in variant), 0
 
 
-def test_every_network_has_its_variants():
+def test_the_configs_are_complete():
     expected = {
         (folder, f'{name}{variant}')
         for folder in FOLDERS
@@ -131,18 +136,18 @@ def test_every_network_has_its_variants():
 
 
 @pytest.mark.parametrize('path', NETWORKS, ids=lambda path: path.stem)
-def test_a_network_brings_no_recipe(path):
+def test_the_config_of_a_network_has_no_recipe(path):
     assert set(Config.fromfile(path)) == {'model', 'custom_imports'}
 
 
 @each_config
-def test_no_network_inherits_another(path):
+def test_a_config_inherits_only_from_the_same_network(path):
     for base in re.findall(r"'(\w+)\.py'", path.read_text()):  # in the same folder
         assert network_and_variant(base)[0] == network_and_variant(path.stem)[0]
 
 
 @each_config
-def test_the_recipe_is_the_papers(path):
+def test_the_recipe_is_that_of_the_paper(path):
     config = load_config(path)
     folder = path.parent.name
     recipe, *_ = expectations(path)
@@ -155,19 +160,27 @@ def test_the_recipe_is_the_papers(path):
     assert batch == (16 if folder == 'stl10' else images)
     gpus = 4 if recipe is ONLINE_RECIPE else 8 if recipe is MMPRETRAIN else 1
     assert config.auto_scale_lr.base_batch_size == batch * gpus
-    schedulers = config.param_scheduler if isinstance(config.param_scheduler, list) else [config.param_scheduler]
+    schedulers = (
+        config.param_scheduler if isinstance(config.param_scheduler, list) else [config.param_scheduler]
+    )
     if schedule == 'cosine':
         assert schedulers[-1].type == 'CosineAnnealingLR'
         start = schedulers[-1].get('begin', 0)
-        assert start + schedulers[-1].get('T_max', epochs - start) == epochs  # mmengine's own is to the end
+        assert start + schedulers[-1].get('T_max', epochs - start) == epochs  # by default to the end
     else:
         assert (schedulers[-1].milestones, schedulers[-1].gamma) == schedule
 
 
-@pytest.mark.parametrize('path', [path for path in CONFIGS if path.stem.endswith('_half')], ids=lambda path: path.stem)
-def test_a_control_is_the_plain_network_whose_scales_start_at_a_half(path):
+@pytest.mark.parametrize(
+    'path', [path for path in CONFIGS if path.stem.endswith('_half')], ids=lambda path: path.stem
+)
+def test_a_control_is_the_plain_network_with_scales_of_a_half_at_the_sites(path):
     networks = []
-    for name in (path, path.with_name(path.name.replace('_half', '')), path.with_name(path.name.replace('_half', '_asr_se'))):
+    for name in (
+        path,
+        path.with_name(path.name.replace('_half', '')),
+        path.with_name(path.name.replace('_half', '_asr_se')),
+    ):
         config = load_config(name)
         init_default_scope(config.default_scope)
         networks.append(MODELS.build(config.pop('model')).backbone)
@@ -182,7 +195,7 @@ def test_a_control_is_the_plain_network_whose_scales_start_at_a_half(path):
     assert len(sites) > 1
 
 
-def test_orepas_recipe_warms_up_and_decays_kernels_only():
+def test_orepas_recipe_warms_up_and_applies_weight_decay_to_kernels_only():
     config = load_config(ROOT / 'configs/imagenet/resnet18_dbb.py')
     assert (config.param_scheduler[0].type, config.param_scheduler[0].end) == ('LinearLR', 5)
     init_default_scope('mmpretrain')
@@ -195,7 +208,7 @@ def test_orepas_recipe_warms_up_and_decays_kernels_only():
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-    """A few random images in the form that each data set is published in."""
+    """Return a folder with a few random images in the published format of each dataset."""
     folder = tmp_path_factory.mktemp('classification')
     rng = np.random.default_rng(0)
 
@@ -203,7 +216,13 @@ def data(tmp_path_factory):
         return rng.integers(0, 256, shape, np.uint8)
 
     cifar = {'cifar10/cifar-10-batches-py': 'labels', 'cifar100/cifar-100-python': 'fine_labels'}
-    parts = {'data_batch_1': 4, **{f'data_batch_{i}': 0 for i in (2, 3, 4, 5)}, 'test_batch': 2, 'train': 4, 'test': 2}
+    parts = {
+        'data_batch_1': 4,
+        **{f'data_batch_{i}': 0 for i in (2, 3, 4, 5)},
+        'test_batch': 2,
+        'train': 4,
+        'test': 2,
+    }
     for name, key in cifar.items():
         (folder / 'data' / name).mkdir(parents=True)
         for part, count in parts.items():
@@ -223,12 +242,14 @@ def data(tmp_path_factory):
         names = [f'{i}.JPEG' for i in range(count)]
         for name in names:
             cv2.imwrite(str(folder / 'data/imagenet' / part / name), noise(400, 500, 3))
-        (folder / f'data/imagenet/meta/{part}.txt').write_text(''.join(f'{name} {i}\n' for i, name in enumerate(names)))
+        (folder / f'data/imagenet/meta/{part}.txt').write_text(
+            ''.join(f'{name} {i}\n' for i, name in enumerate(names))
+        )
     return folder
 
 
 class OneEpoch(Hook):
-    """Ends the training after its first epoch and keeps the losses."""
+    """Hook that ends the training after one epoch and records the losses."""
 
     def __init__(self):
         self.losses = []
@@ -241,32 +262,72 @@ class OneEpoch(Hook):
 
 
 def check_parts(model, path):
-    """That a network has the ASRs and the convolutions with branches that its config is named for, and no others."""
+    """Check that a network has the ASRs and convolutions with branches that its config's name implies."""
     _, asrs, convolutions = expectations(path)
     variant = network_and_variant(path.stem)[1]
-    computed = [module.computed() for module in model.modules() if isinstance(module, Host)]
+    computed = [module.reparameterization() for module in model.modules() if isinstance(module, Host)]
     assert sum(isinstance(child, mmasr.ASR) for child in computed) == asrs
     assert sum(isinstance(child, OREPA) for child in computed) == convolutions * (variant == '_orepa')
     assert sum(isinstance(module, DBB) for module in model.modules()) == convolutions * (variant == '_dbb')
-    assert sum(isinstance(module, XVolution) for module in model.modules()) == convolutions * variant.startswith('_xvolution')
+    assert sum(
+        isinstance(module, XVolution) for module in model.modules()
+    ) == convolutions * variant.startswith('_xvolution')
 
 
-@each_config
-def test_two_iterations(path, data, monkeypatch, tmp_path):
+def is_trained(path):
+    """Return whether a config is trained here; the models of the others differ only in size or classes."""
+    if path.parent.name == 'imagenet':
+        return not re.fullmatch(r'(wideresnet18_w128|repvgg_a[12]|resnet101)\w*', path.stem)
+    return path.parent.name not in ('cifar10', 'stl10') or path.stem.startswith('resnet83')
+
+
+def check_attention(model, path):
+    """Check that a network has the ordinary attention and the classes that its config's name implies."""
+    name, variant = network_and_variant(path.stem)
+    ordinary = variant in ('_se', '_asr_se_se', '_dia')
+    assert len(attention_modules(model)) == (networks(path.parent.name)[name][1] if ordinary else 0)
+    assert model.head.num_classes == {'cifar100': 100, 'imagenet': 1000}.get(path.parent.name, 10)
+
+
+@pytest.mark.parametrize(
+    'path',
+    [path for path in CONFIGS if not is_trained(path)],
+    ids=lambda path: f'{path.parent.name}/{path.stem}',
+)
+def test_a_config_builds_the_network_of_its_name(path):
+    config = Config.fromfile(path, format_python_code=False)
+    init_default_scope('mmpretrain')
+    model = MODELS.build(config.model)
+    check_parts(model, path)
+    check_attention(model, path)
+
+
+@pytest.mark.parametrize(
+    'path',
+    [path for path in CONFIGS if is_trained(path)],
+    ids=lambda path: f'{path.parent.name}/{path.stem}',
+)
+def test_a_config_trains_two_iterations(path, data, monkeypatch, tmp_path):
     monkeypatch.chdir(data)
     monkeypatch.setattr(CIFAR10, '_check_integrity', lambda self: True)  # the checksums of the real files
     folder = path.parent.name
-    config = Config.fromfile(path, format_python_code=False)  # which takes as long as a small network's two iterations
+    # Formatting would take as long as two iterations of a small network.
+    config = Config.fromfile(path, format_python_code=False)
     check_data(config, 'train_dataloader', 'val_dataloader', 'test_dataloader')
-    # What leaves batch normalization at the end of the network more values than the batch's two.
+    # A side that leaves the last BatchNorm more than the two values of the batch.
     side = 16 if 'repvgg_b3' in path.stem else 64 if folder == 'imagenet' else 32
     for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         config[key].update(batch_size=2, num_workers=0, persistent_workers=False)
         *transforms, pack = config[key].dataset.pipeline
-        if 'vit' in path.stem:  # which takes images of one size
-            sizes = [size for transform in transforms for name, size in transform.items() if name in ('scale', 'crop_size')]
+        if 'vit' in path.stem:  # it accepts a single image size
+            sizes = [
+                size
+                for transform in transforms
+                for name, size in transform.items()
+                if name in ('scale', 'crop_size')
+            ]
             assert sizes[-1] == config.model.backbone.img_size
-        # The recipe's images are made small at the end, which is most of the time that a network takes.
+        # Resize the recipe's images at the end, because large images take most of the time.
         pipeline = [*transforms, {'type': 'Resize', 'scale': side}, pack]
         indices = 4 if key == 'train_dataloader' else 2
         config[key].dataset.update(pipeline=pipeline, indices=indices, serialize_data=False)
@@ -281,13 +342,14 @@ def test_two_iterations(path, data, monkeypatch, tmp_path):
     runner.train()
     assert runner.iter == 2
     assert np.isfinite(end.losses).all()
-    assert runner.message_hub.get_scalar('val/accuracy/top1').current() in (0, 50, 100)  # of two images
+    assert runner.message_hub.get_scalar('val/accuracy/top1').current() in (
+        0,
+        50,
+        100,
+    )  # percent of two images
 
     check_parts(runner.model, path)
-    name, variant = network_and_variant(path.stem)
-    ordinary = variant in ('_se', '_asr_se_se', '_dia')
-    assert len(attention_modules(runner.model)) == (networks(folder)[name][1] if ordinary else 0)
-    assert runner.model.head.num_classes == {'cifar100': 100, 'imagenet': 1000}.get(folder, 10)
+    check_attention(runner.model, path)
 
 
 def first_config(folder):
@@ -295,23 +357,31 @@ def first_config(folder):
 
 
 @pytest.mark.parametrize(
-    ('folder', 'missing', 'goes'),
+    ('folder', 'missing', 'source'),
     [
-        ('cifar10', 'data/cifar10/cifar-10-batches-py', 'https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz'),
-        ('cifar100', 'data/cifar100/cifar-100-python', 'https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz'),
+        (
+            'cifar10',
+            'data/cifar10/cifar-10-batches-py',
+            'https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz',
+        ),
+        (
+            'cifar100',
+            'data/cifar100/cifar-100-python',
+            'https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz',
+        ),
         ('stl10', 'data/stl10/train_y.bin', 'https://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz'),
         ('imagenet', 'data/imagenet', 'https://image-net.org/download-images'),
     ],
 )
-def test_missing_data_is_named_with_where_it_goes(tmp_path, refusal, folder, missing, goes):
+def test_missing_data_is_reported_with_its_source(tmp_path, refusal, folder, missing, source):
     config = first_config(folder)
     message = refusal('train.py', config, cwd=tmp_path)
-    assert message.startswith(f'error: {missing} is not there, and {config} takes its train_dataloader from it.')
-    assert goes in message
+    assert message.startswith(f'error: {missing} does not exist; {config} needs it for its train_dataloader.')
+    assert source in message
 
 
 @pytest.mark.parametrize('folder', ['cifar10', 'cifar100'])
-def test_missing_cifar_passes_with_the_options_of_the_message(tmp_path, refusal, folder):
+def test_missing_cifar_data_is_accepted_with_the_suggested_options(tmp_path, refusal, folder):
     message = refusal('train.py', first_config(folder), cwd=tmp_path)
     config = load_config(first_config(folder))
     parser = argparse.ArgumentParser()
@@ -322,18 +392,20 @@ def test_missing_cifar_passes_with_the_options_of_the_message(tmp_path, refusal,
 
 
 PAGE = (ROOT / 'docs/experiments.md').read_text()
-COMMANDS = re.findall(r'^python tools/train\.py (configs/\S+) --work-dir work_dirs/(\S+) --cfg-options (.+)$', PAGE, re.M)
+COMMANDS = re.findall(
+    r'^python tools/train\.py (configs/\S+) --work-dir work_dirs/(\S+) --cfg-options (.+)$', PAGE, re.M
+)
 
 
-def test_the_page_names_files_that_are_there():
+def test_the_configs_on_the_page_exist():
     names = re.findall(r'configs/[\w/]+\.py', PAGE)
     assert len(names) > 10
     assert all((ROOT / name).is_file() for name in names)
 
 
 @pytest.mark.parametrize(('config', 'name', 'options'), COMMANDS, ids=[name for _, name, _ in COMMANDS])
-def test_the_pages_options_do_what_it_says(config, name, options):
-    """The paper's Tables 7, 8, 9, 13 and 14, and other attention."""
+def test_the_options_on_the_page_have_the_described_effect(config, name, options):
+    """They give the paper's Tables 7, 8, 9, 13 and 14, and other attention."""
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     config = load_config(ROOT / config)
@@ -343,36 +415,55 @@ def test_the_pages_options_do_what_it_says(config, name, options):
     assert all(len(asr.attention) == (2 if name == 'delta_2' else 1) for asr in asrs)
     assert all(isinstance(asr.psi, nn.Parameter) == ('fixed' not in name) for asr in asrs)
     if name == 'fixed_normal':
-        assert torch.cat([asr.psi.flatten() for asr in asrs]).std().item() == pytest.approx(0.1, rel=0.05)  # of 12096 values
+        values = torch.cat([asr.psi.flatten() for asr in asrs])
+        assert values.std().item() == pytest.approx(0.1, rel=0.05)  # of 12096 values
     else:
         psi = {'fixed_0.3': 0.3, 'psi_0.6': 0.6, 'vit_small_asr_eca': 1e-3}.get(name, 0.1)
         assert all(asr.psi.eq(psi).all() for asr in asrs)
-    kappa = next((getattr(mmasr, kappa.upper()) for kappa in ('spa', 'ie', 'srm', 'eca') if kappa in name.split('_')), mmasr.SE)
+    kappa = next(
+        (getattr(mmasr, kappa.upper()) for kappa in ('spa', 'ie', 'srm', 'eca') if kappa in name.split('_')),
+        mmasr.SE,
+    )
     assert all(isinstance(asr.attention[0], kappa) for asr in asrs)
     assert len(asrs) == (0 if name == 'spa' else 16 if 'resnet50' in name else 24 if 'vit' in name else 54)
     noise = {(module.n_a, module.n_b) for module in backbone.modules() if isinstance(module, NoisyBN)}
     assert noise == ({(0.5, 0.2)} if name == 'noise_0.5_0.2' else set())
-    ordinary = [module for key, module in backbone.named_modules() if isinstance(module, kappa) and '.asr.' not in key]
+    ordinary = [
+        module for key, module in backbone.named_modules() if isinstance(module, kappa) and '.asr.' not in key
+    ]
     assert len(ordinary) == (54 if name in ('spa', 'asr_spa_spa') else 0)
 
 
 @pytest.mark.parametrize(
     ('config', 'name', 'options'),
-    re.findall(r'^tools/dist_train\.sh (configs/\S+) 8 --work-dir work_dirs/(\S+) --cfg-options (.+)$', PAGE, re.M),
+    re.findall(
+        r'^tools/dist_train\.sh (configs/\S+) 8 --work-dir work_dirs/(\S+) --cfg-options (.+)$', PAGE, re.M
+    ),
 )
-def test_the_pages_options_of_xvolution_do_what_it_says(config, name, options):
+def test_the_options_of_xvolution_on_the_page_have_the_described_effect(config, name, options):
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     config = load_config(ROOT / config)
     config.merge_from_dict(parser.parse_args(['--cfg-options', *options.split()]).cfg_options)
-    layers = [module for module in MODELS.build(config.model.backbone).modules() if isinstance(module, XVolution)]
+    layers = [
+        module for module in MODELS.build(config.model.backbone).modules() if isinstance(module, XVolution)
+    ]
     assert len(layers) == 6
     assert all(isinstance(layer.dynamic.branch, SelfAttention) for layer in layers)
     assert all((layer.static is None) == (name == 'sa_only') for layer in layers)
 
 
-def test_all_tables_of_options_are_on_the_page():
+def test_all_commands_with_options_are_on_the_page():
     assert {name for _, name, _ in COMMANDS} == {
-        *('asr_ie', 'asr_srm', 'asr_spa', 'spa', 'asr_spa_spa', 'resnet50_asr_eca', 'resnet50_asr_srm', 'vit_small_asr_eca'),
+        *(
+            'asr_ie',
+            'asr_srm',
+            'asr_spa',
+            'spa',
+            'asr_spa_spa',
+            'resnet50_asr_eca',
+            'resnet50_asr_srm',
+            'vit_small_asr_eca',
+        ),
         *('delta_2', 'fixed_0.3', 'fixed_normal', 'psi_0.6', 'noise_0.5_0.2'),
     }

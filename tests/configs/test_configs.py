@@ -1,17 +1,14 @@
-"""The configs: those of the paper's Table 5 build, train a step and predict, and the table lists them; the small ones too."""
+"""The configs of the paper's Table 5, of detectors with other convolutions, and of the small datasets."""
 
 import re
 
-import cv2
-import numpy as np
 import pytest
 import torch
 import torchvision
-from helpers import ROOT, run_tool
+from helpers import ROOT
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from sklearn.datasets import load_digits
 from test_detectors import DETECTORS
 from test_segmentors import SEGMENTORS
 from torch import nn
@@ -28,13 +25,13 @@ VARIANTS = ['', '_se', '_asr_se', '_asr_se_se', '_eca', '_asr_eca', '_asr_eca_ec
 TABLE_5 = {f'mask_rcnn_{depth}{variant}.py' for depth in BLOCKS for variant in VARIANTS}
 CONFIGS = [path for path in PATHS if path.name in TABLE_5]
 each_config = pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
-#: Convolutions that train with branches -> how many in a ResNet-50.
+#: Config -> class of its convolutions with branches, and their number in a ResNet-50.
 XVOLUTIONS = {
     f'{detector}_rcnn_r50_{name}': (XVolution, 6)
     for detector in ('faster', 'mask')
     for name in ('xvolution', 'xvolution_sa', 'xvolution_involution', 'sa_only', 'involution_only')
 }
-CONVOLUTIONS = {
+REPARAMETERIZATIONS = {
     **XVOLUTIONS,
     'mask_rcnn_r50_xvolution_asr_se': (XVolution, 6),
     **dict.fromkeys(('faster_rcnn_r50_orepa', 'retinanet_r50_orepa', 'mask_rcnn_r50_orepa'), (OREPA, 53)),
@@ -45,16 +42,18 @@ CONVOLUTIONS = {
 
 def test_table_5_is_complete():
     assert len(CONFIGS) == len(TABLE_5)
-    assert {path.stem for path in PATHS} == {path.stem for path in CONFIGS}.union(CONVOLUTIONS, DETECTORS, SEGMENTORS)
+    assert {path.stem for path in PATHS} == {path.stem for path in CONFIGS}.union(
+        REPARAMETERIZATIONS, DETECTORS, SEGMENTORS
+    )
 
 
-def test_the_page_lists_them():
+def test_the_page_lists_all_configs():
     readme = (ROOT / 'configs/README.md').read_text()
     assert set(re.findall(r'\[`?(\w+\.py)`?\]\(\1\)', readme)) == {path.name for path in PATHS}
 
 
 @each_config
-def test_the_recipe_is_mmdetections(path):
+def test_the_recipe_is_that_of_mmdetection(path):
     config = Config.fromfile(path)
     assert config.train_dataloader.batch_size == 2
     assert config.train_cfg.max_epochs == 12
@@ -66,7 +65,7 @@ def test_the_recipe_is_mmdetections(path):
 
 
 def few_proposals(model):
-    """Have the second stage of a detector's config, which takes the most of its time, look at few proposals."""
+    """Reduce the number of proposals in a config, since a detector's second stage takes most of the time."""
     if 'rcnn' in model.train_cfg:
         model.train_cfg.rpn_proposal.max_per_img = 50
         model.train_cfg.rcnn.sampler.num = 16
@@ -75,18 +74,20 @@ def few_proposals(model):
 
 
 def train_a_step(model):
-    """One step on a generated image with boxes and masks."""
+    """Train one step on a generated image with boxes and masks."""
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     torch.manual_seed(0)
-    data = model.data_preprocessor(demo_mm_inputs(1, [[3, 96, 128]], num_classes=80, with_mask=True), training=True)
+    data = model.data_preprocessor(
+        demo_mm_inputs(1, [[3, 96, 128]], num_classes=80, with_mask=True), training=True
+    )
     loss, _ = model.parse_losses(model.loss(data['inputs'], data['data_samples']))
     loss.backward()
     assert loss.isfinite()
     optimizer.step()
 
 
-def predicts(model):
-    """What a detector finds in a generated image."""
+def predict(model):
+    """Return the predictions of a detector for a generated image."""
     model.eval()
     with torch.no_grad():
         (prediction,) = model.test_step(demo_mm_inputs(1, [[3, 96, 128]], num_classes=80))
@@ -94,7 +95,7 @@ def predicts(model):
 
 
 @each_config
-def test_builds_trains_a_step_and_predicts(path):
+def test_a_detector_builds_trains_a_step_and_predicts(path):
     config = Config.fromfile(path)
     init_default_scope('mmdet')
     config.model.backbone.init_cfg = None
@@ -117,12 +118,12 @@ def test_builds_trains_a_step_and_predicts(path):
     trained = [p for host in hosts[3:] for p in host.asr.parameters()]  # stage 1 is frozen
     assert all(p.grad is not None for p in trained)
     assert all(p.grad is None for host in hosts[:3] for p in host.asr.parameters())
-    assert predicts(model).masks.shape[1:] == (96, 128)
+    assert predict(model).masks.shape[1:] == (96, 128)
 
 
-@pytest.mark.parametrize('name', CONVOLUTIONS)
+@pytest.mark.parametrize('name', REPARAMETERIZATIONS)
 def test_a_detector_with_other_convolutions_trains_and_deploys(tmp_path, name):
-    kind, count = CONVOLUTIONS[name]
+    kind, count = REPARAMETERIZATIONS[name]
     config = Config.fromfile(ROOT / f'configs/{name}.py', format_python_code=False)
     assert config.train_cfg.max_epochs == 12
     assert config.model.backbone.init_cfg.checkpoint == 'torchvision://resnet50'
@@ -131,13 +132,13 @@ def test_a_detector_with_other_convolutions_trains_and_deploys(tmp_path, name):
     init_default_scope('mmdet')
     model = MODELS.build(config.model)
     convs = [module for module in model.modules() if isinstance(module, kind)]
-    # The stem of OREPA is composed of three kernels with branches of their own.
+    # The stem of OREPA is composed of three kernels, each with its own branches.
     assert len(convs) == count + (3 if kind is OREPA else 0)
-    for _ in range(2 if kind is XVolution else 1):  # RetinaNet goes astray from random weights
+    for _ in range(2 if kind is XVolution else 1):  # a second step of RetinaNet diverges from random weights
         train_a_step(model)
-    predicts(model)
+    predict(model)
     if name in XVOLUTIONS and name != 'mask_rcnn_r50_xvolution':
-        return  # every branch is deployed in tests/convolutions/test_xvolution.py
+        return  # tests/convolutions/test_xvolution.py deploys every branch
     torch.save({'meta': {'cfg': config.pretty_text}, 'state_dict': model.state_dict()}, tmp_path / 'a.pth')
     report = reparameterize(tmp_path / 'a.pth')
     assert max(d.relative for d in report.differences) <= 1e-5
@@ -151,9 +152,10 @@ def test_a_detector_with_other_convolutions_trains_and_deploys(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    'name', [name for name in CONVOLUTIONS if not name.endswith('_only') and 'faster_rcnn_r50_x' not in name]
+    'name',
+    [name for name in REPARAMETERIZATIONS if not name.endswith('_only') and 'faster_rcnn_r50_x' not in name],
 )
-def test_a_detector_with_other_convolutions_starts_as_torchvisions_network(tmp_path, name):
+def test_a_detector_with_other_convolutions_starts_as_the_pretrained_network(tmp_path, name):
     config = Config.fromfile(ROOT / f'configs/{name}.py')
     init_default_scope('mmdet')
     plain = torchvision.models.resnet50()
@@ -189,7 +191,7 @@ def test_a_detector_with_other_convolutions_starts_as_torchvisions_network(tmp_p
     ],
     ids=['digits', 'shapes'],
 )
-def test_small_configs_differ_in_their_convolutions_only(name, kinds):
+def test_small_configs_differ_only_in_their_convolutions(name, kinds):
     found = []
     for suffix in ('', *kinds):
         config = Config.fromfile(ROOT / f'configs/{name}{suffix}.py')
@@ -202,7 +204,7 @@ def test_small_configs_differ_in_their_convolutions_only(name, kinds):
 
 
 @pytest.mark.parametrize('name', ['digits/resnet20', 'shapes/mask_rcnn_r18'])
-def test_small_configs_differ_in_their_attention_only(name):
+def test_small_configs_differ_only_in_their_attention(name):
     found = {}
     for suffix in ('', '_se', '_asr_se'):
         config = Config.fromfile(ROOT / f'configs/{name}{suffix}.py')
@@ -213,53 +215,16 @@ def test_small_configs_differ_in_their_attention_only(name):
         found[suffix] = hosts, len(attention_modules(model)), config.to_dict()
     blocks = found['_se'][1]
     assert blocks > 0
-    assert [(hosts, attention) for hosts, attention, _ in found.values()] == [(0, 0), (0, blocks), (blocks, 0)]
+    assert [(hosts, attention) for hosts, attention, _ in found.values()] == [
+        (0, 0),
+        (0, blocks),
+        (blocks, 0),
+    ]
     assert found[''][2] == found['_se'][2] == found['_asr_se'][2]
 
 
-@pytest.fixture(scope='module')
-def digits(tmp_path_factory):
-    """A folder with the digits where the configs look for them, and what the tool said."""
-    folder = tmp_path_factory.mktemp('digits')
-    result = run_tool('digits.py', 'data/digits', cwd=folder)
-    assert result.returncode == 0, result.stderr
-    return folder, result.stdout
-
-
-def test_the_digits_are_written_once_each(digits):
-    folder, said = digits
-    assert said == 'data/digits: 300 training and 1497 validation images of 8 x 8\n'
-    files = list(folder.rglob('*.png'))
-    assert len(files) == len({path.name for path in files}) == 1797
-    assert {path.parent.name for path in files} == set('0123456789')
-
-
-def test_a_digit_is_as_scikit_learn_has_it(digits):
-    folder, _ = digits
-    path = min(folder.rglob('*.png'))
-    image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    index = int(path.stem)
-    original = load_digits()
-    assert np.array_equal((image / 255 * 16).round(), original.images[index])  # in sixteenths
-    assert original.target[index] == int(path.parent.name)
-
-
-def test_the_digits_train(digits):
-    folder, _ = digits
-    schedule = ['train_cfg.max_epochs=6', 'train_cfg.val_interval=6']
-    result = run_tool('train.py', ROOT / 'configs/digits/resnet20_asr_se.py', '--cfg-options', *schedule, cwd=folder)
-    assert result.returncode == 0, result.stderr
-    accuracy = float(re.findall(r'accuracy/top1: ([\d.]+)', result.stdout + result.stderr)[-1])
-    assert accuracy > 20  # of ten classes; a network that does not learn is at 10
-
-
-def test_the_digits_go_into_a_folder(tmp_path, refusal):
-    (tmp_path / 'file').write_text('')
-    assert refusal('digits.py', 'file', cwd=tmp_path) == "error: can't write to file: Not a directory"
-
-
-def test_a_pretrained_network_is_left_as_it_is():
-    """With init_identity the detector starts as torchvision's ResNet, in the frozen stage as well."""
+def test_with_init_identity_a_detector_starts_exactly_as_the_pretrained_network():
+    """This includes the frozen stage."""
     outputs = []
     for name in ('mask_rcnn_r50', 'mask_rcnn_r50_asr_se_se'):
         config = Config.fromfile(ROOT / f'configs/{name}.py')

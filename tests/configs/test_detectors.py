@@ -1,4 +1,4 @@
-"""ASR(SE) in the detectors that people train today: the configs, made small, train, evaluate and deploy as stock networks."""
+"""Configs with ASR(SE) in current detectors: reduced in size, they train, evaluate and deploy."""
 
 import functools
 
@@ -16,13 +16,13 @@ from mmasr.deploy.deployed_config import deployed_config
 from mmasr.deploy.reparameterize import reparameterize
 from mmasr.experiments.shapes import CLASSES, write_shapes
 from mmasr.openmmlab.building import build_model, build_runner, load_weights
-from mmasr.openmmlab.checkpoint import read_checkpoint
+from mmasr.untrusted.checkpoint import read_checkpoint
 
-pytestmark = pytest.mark.xdist_group('detectors')  # each is trained once
+pytestmark = pytest.mark.xdist_group('detectors')  # so that each is trained once
 
 CSP = {'backbone.backbone.widen_factor': 0.125, 'neck.in_channels': [32, 64, 128], 'neck.out_channels': 32}
 HEAD = {'bbox_head.in_channels': 32, 'bbox_head.feat_channels': 32, 'bbox_head.num_classes': 3}
-#: What makes the model small, and the number of ASR's sites, one for each residual branch.
+#: Config -> settings that reduce the model, and the number of ASR's sites, one for each residual branch.
 DETECTORS = {
     'rtmdet_s_asr_se': ({**CSP, **HEAD}, 6),
     'rtmdet_ins_s_asr_se': ({**CSP, **HEAD, 'test_cfg.score_thr': 0}, 6),
@@ -60,7 +60,7 @@ each_detector = pytest.mark.parametrize('name', DETECTORS)
 
 
 def shrunk(value):
-    """A part of a config with images of 64 pixels; what it has of hundreds of pixels and more are their sides."""
+    """Return a part of a config with images of 64 pixels; integers of 320 or more are sides of images."""
     if isinstance(value, dict):
         return type(value)({key: shrunk(item) for key, item in value.items()})
     if isinstance(value, list | tuple):
@@ -69,7 +69,10 @@ def shrunk(value):
 
 
 def small_config(name, folder):
-    """A config with its own recipe for two iterations on small images of shapes, the second after its switch of pipelines."""
+    """Return a config with its own recipe, for two iterations on small images of shapes.
+
+    If the recipe switches its pipeline, it does so before the second iteration.
+    """
     config = Config.fromfile(ROOT / f'configs/{name}.py', format_python_code=False)
     config.merge_from_dict({f'model.{key}': value for key, value in DETECTORS[name][0].items()})
     config.model.backbone.get('backbone', config.model.backbone).init_cfg = None
@@ -80,7 +83,10 @@ def small_config(name, folder):
         loader.dataset = shrunk(loader.dataset)
         dataset = loader.dataset.get('dataset', loader.dataset)
         dataset.update(
-            data_root=str(folder), ann_file=f'{split}.json', data_prefix={'img': split}, metainfo={'classes': CLASSES}
+            data_root=str(folder),
+            ann_file=f'{split}.json',
+            data_prefix={'img': split},
+            metainfo={'classes': CLASSES},
         )
         if part != 'train':
             config[f'{part}_evaluator'].ann_file = f'{folder}/val.json'
@@ -95,7 +101,7 @@ def small_config(name, folder):
     return config
 
 
-# MMDetection's side, in an interpreter where importing mmasr fails.
+# Predicts with stock MMDetection, in an interpreter that cannot import mmasr.
 STOCK = """
 import sys
 import torch
@@ -119,7 +125,10 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def trained(folder):
-    """Trains a config once, with the runner of the tools, and deploys what that saved: runner, checkpoint, report."""
+    """Return a function that trains a config like the tools do, once, and deploys its checkpoint.
+
+    The function returns runner, checkpoint and report.
+    """
 
     @functools.cache
     def train(name):
@@ -132,14 +141,16 @@ def trained(folder):
 
 
 @each_detector
-def test_trains_evaluates_and_deploys(trained, name):
+def test_a_detector_trains_evaluates_and_deploys(trained, name):
     runner, _, report = trained(name)
     hosts = {name: module for name, module in runner.model.named_modules() if isinstance(module, Host)}
     assert len(hosts) == len(report.folded) == DETECTORS[name][1]
     stem = name.split('_')[0]
     frozen = [name for name in hosts if stem == 'dino' and '.layer1.' in name]
-    for site, host in hosts.items():  # where γ is frozen the ASR is trained all the same
-        assert all((p in runner.optim_wrapper.optimizer.state) == (site not in frozen) for p in host.asr.parameters())
+    for site, host in hosts.items():  # a frozen γ does not freeze the ASR
+        assert all(
+            (p in runner.optim_wrapper.optimizer.state) == (site not in frozen) for p in host.asr.parameters()
+        )
     assert all(hook._has_switched for hook in runner.hooks if hasattr(hook, '_has_switched'))
     for kind in ('bbox', 'segm') if 'ins' in name or stem == 'mask2former' else ('bbox',):
         assert runner.message_hub.get_scalar(f'val/coco/{kind}_mAP').current() >= 0
@@ -148,10 +159,12 @@ def test_trains_evaluates_and_deploys(trained, name):
     assert not {'test_dataloader', 'test_evaluator'} & set(report.left_out)
     config = Config.fromfile(report.config)
     assert 'custom_imports' not in config
-    assert config.model.backbone.type == {'rtmdet': 'CSPNeXt', 'yolox': 'CSPDarknet'}.get(stem, 'mmdet.ResNet')
+    assert config.model.backbone.type == {'rtmdet': 'CSPNeXt', 'yolox': 'CSPDarknet'}.get(
+        stem, 'mmdet.ResNet'
+    )
 
 
-def test_stock_mmdetection_predicts_the_same(trained, folder):
+def test_stock_mmdetection_predicts_the_same_as_the_trained_detectors(trained, folder):
     reports = {name: trained(name) for name in DETECTORS}
     image = folder / 'val/0001.png'
     files = [file for *_, report in reports.values() for file in (report.config, report.checkpoint)]
@@ -164,11 +177,11 @@ def test_stock_mmdetection_predicts_the_same(trained, folder):
         assert len(expected['scores']) > 0
         assert expected.keys() == found.keys()
         for key, value in expected.items():
-            assert torch.equal(found[key], value)  # the product that is folded is the product that ran
+            assert torch.equal(found[key], value)  # folding writes the products that the network ran with
 
 
 @each_detector
-def test_a_pretrained_detector_is_left_as_it_is(name, folder):
+def test_with_init_identity_a_detector_starts_exactly_as_the_pretrained_detector(name, folder):
     config = small_config(name, folder)
     plain = randomize(build_model(deployed_config(config)))
     model = build_model(config)
@@ -181,7 +194,7 @@ def test_a_pretrained_detector_is_left_as_it_is(name, folder):
 
 
 @each_detector
-def test_a_pretrained_backbone_is_left_as_it_is(name, folder, tmp_path):
+def test_with_init_identity_a_backbone_starts_exactly_as_the_pretrained_backbone(name, folder, tmp_path):
     init = Config.fromfile(ROOT / f'configs/{name}.py', format_python_code=False).model.backbone
     init = init.get('backbone', init).get('init_cfg')
     config = small_config(name, folder)
@@ -189,7 +202,10 @@ def test_a_pretrained_backbone_is_left_as_it_is(name, folder, tmp_path):
     plain = randomize(MODELS.build(deployed_config(config).model.backbone))
     plain.eval()
     prefix = (init or {}).get('prefix', '')
-    torch.save({'state_dict': {prefix + key: value for key, value in plain.state_dict().items()}}, tmp_path / 'plain.pth')
+    torch.save(
+        {'state_dict': {prefix + key: value for key, value in plain.state_dict().items()}},
+        tmp_path / 'plain.pth',
+    )
     backbone = config.model.backbone
     init = {**(init or {'type': 'Pretrained'}), 'checkpoint': str(tmp_path / 'plain.pth')}
     backbone.get('backbone', backbone).init_cfg = init

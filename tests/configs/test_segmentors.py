@@ -1,4 +1,4 @@
-"""The configs of segmentors: over MMSegmentation's recipes, made small, they train a step, start as pretrained, and deploy."""
+"""Configs of segmentors: reduced in size, they train a step, start as the pretrained network, and deploy."""
 
 from importlib.util import find_spec
 
@@ -16,10 +16,11 @@ from mmasr.deploy.reparameterize import reparameterize
 from mmasr.openmmlab.building import build_model
 
 pytestmark = [
-    pytest.mark.skipif(not find_spec('mmseg'), reason='MMSegmentation is an extra that nothing else needs'),
-    pytest.mark.xdist_group('segmentation'),  # each process reads what MMSegmentation says of its configs
+    pytest.mark.skipif(not find_spec('mmseg'), reason='MMSegmentation is not installed; it is an extra'),
+    pytest.mark.xdist_group('segmentation'),  # each process parses MMSegmentation's model index
 ]
-KINDS = {'orepa': (OREPA, 55), 'dbb': (DBB, 19), 'asr_se': (mmasr.ASR, 16)}  # of the layers of a ResNetV1c-50
+#: Variant -> class of its re-parameterization, and their number in a ResNetV1c-50.
+KINDS = {'orepa': (OREPA, 55), 'dbb': (DBB, 19), 'asr_se': (mmasr.ASR, 16)}
 SEGMENTORS = {
     f'{segmentor}_r50{variant}': KINDS.get(variant.removeprefix('_'))
     for segmentor in ('pspnet', 'deeplabv3plus')
@@ -28,7 +29,7 @@ SEGMENTORS = {
 
 
 def small(name):
-    """A config with narrow layers, and none to fetch weights for."""
+    """Return a config with narrow layers, which does not download weights."""
     config = Config.fromfile(ROOT / f'configs/{name}.py', format_python_code=False)
     assert config.train_cfg.max_iters == 40000
     assert config.train_dataloader.dataset.data_root == 'data/cityscapes/'
@@ -43,7 +44,7 @@ def small(name):
 
 
 def train_a_step(model):
-    """One step on images and maps of noise."""
+    """Train one step on noise images and noise maps."""
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
 
@@ -61,7 +62,7 @@ def train_a_step(model):
 
 
 @pytest.mark.parametrize('name', SEGMENTORS)
-def test_trains_a_step_and_deploys(tmp_path, name):
+def test_a_segmentor_trains_a_step_and_deploys(tmp_path, name):
     config = small(name)
     init_default_scope('mmseg')
     model = MODELS.build(config.model)
@@ -81,22 +82,22 @@ def test_trains_a_step_and_deploys(tmp_path, name):
 
 
 @pytest.mark.parametrize('name', [name for name, kind in SEGMENTORS.items() if kind])
-def test_a_pretrained_network_is_left_as_it_is(name):
+def test_with_init_identity_a_segmentor_starts_as_the_pretrained_network(name):
     plain = randomize(build_model(small(name.rsplit('_r50')[0] + '_r50')))
     model = build_model(small(name))
     model.init_weights()
     assert not model.load_state_dict(plain.state_dict(), strict=False).unexpected_keys
     expected, found = network_outputs(plain), network_outputs(model)
-    for key, value in expected.items():  # a BatchNorm of DBB that changes nothing rounds
+    for key, value in expected.items():  # DBB's BatchNorms are the identity, but they round
         torch.testing.assert_close(found[key], value, rtol=0, atol=1e-4 * value.abs().max().item())
 
 
-def test_the_shapes_differ_in_their_backbones_only():
+def test_the_segmentors_of_the_shapes_differ_only_in_their_backbones():
     found = []
     for suffix in ('', '_asr_se', '_orepa'):
         config = Config.fromfile(ROOT / f'configs/shapes/fpn_r18{suffix}.py')
         model = build_model(config)
-        hosts = [module.computed() for module in model.modules() if isinstance(module, Host)]
+        hosts = [module.reparameterization() for module in model.modules() if isinstance(module, Host)]
         assert bool(hosts) == bool(suffix)
         assert all(isinstance(child, mmasr.ASR if suffix == '_asr_se' else OREPA) for child in hosts)
         config.model.pop('backbone'), config.pop('custom_imports', None)

@@ -1,6 +1,4 @@
-"""ACNet: a sum of three convolutions, with ASR and without, and what it becomes."""
-
-import copy
+"""ACNet: the sum of three convolutions, with and without ASR, and the layer that it folds into."""
 
 import pytest
 import torch
@@ -12,44 +10,51 @@ from torch import nn
 
 import mmasr
 from mmasr.convolutions.acnet import ACNet
-from mmasr.core.absorb import absorb_biases
 from mmasr.deploy.reparameterize import reparameterize
 
 
-@pytest.mark.parametrize('options', [{}, {'stride': 2}, {'padding': 2, 'dilation': 2}, {'padding': 2}, {'groups': 2}])
-def test_it_is_the_sum_and_merges(options):
+@pytest.mark.parametrize(
+    'options', [{}, {'stride': 2}, {'padding': 2, 'dilation': 2}, {'padding': 2}, {'groups': 2}]
+)
+def test_acnet_is_the_sum_of_its_branches_and_merges(options):
     acnet = randomize(ACNet(6, 8, **options)).eval()
     x = torch.randn(2, 6, 9, 11)
     with torch.no_grad():
-        # The narrow kernels as wide ones with zeros beside them.
+        # The narrow kernels, padded with zeros to 3 x 3.
         expected = 0
-        for (conv, bn), sides in ((acnet.square, (0,) * 4), (acnet.vertical, (1, 1, 0, 0)), (acnet.horizontal, (0, 0, 1, 1))):
+        for (conv, bn), sides in (
+            (acnet.square, (0,) * 4),
+            (acnet.vertical, (1, 1, 0, 0)),
+            (acnet.horizontal, (0, 0, 1, 1)),
+        ):
             weight = nn.functional.pad(conv.weight, sides)
             wide = {'stride': 1, 'padding': 1, 'dilation': 1, 'groups': 1, **options}
             expected = expected + bn(nn.functional.conv2d(x, weight, **wide))
         torch.testing.assert_close(acnet(x), expected, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(acnet.merged()(x), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(acnet.to_single_layer()(x), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_too_little_padding_is_refused():
+def test_too_little_padding_is_rejected():
     with pytest.raises(ValueError, match='a padding of at least its dilation, 2, not 1'):
         ACNet(6, 8, padding=1, dilation=2)
 
 
-def test_one_asr_serves_all_branches():
-    acnet = mmasr.attach(randomize(ACNet(6, 8)), {'type': 'SE', 'ratio': 2}, sites='', psi={'std': 1.0}).eval()
+def test_one_asr_scales_all_branches():
+    acnet = mmasr.attach(
+        randomize(ACNet(6, 8)), {'type': 'SE', 'ratio': 2}, sites='', psi={'std': 1.0}
+    ).eval()
     x = torch.randn(2, 6, 9, 9)
     with torch.no_grad():
         found = acnet(x)
         v = acnet.asr.scale()
         folded = mmasr.fold(acnet)
-        # One convolution rounds otherwise than the sum of three.
+        # One convolution rounds differently from the sum of three.
         torch.testing.assert_close(folded(x), found, rtol=1e-5, atol=1e-5)
     assert type(folded) is nn.Conv2d
     assert not torch.allclose(v, torch.ones(8))
 
 
-def test_attach_puts_it_in_the_place_of_three_by_three_kernels_only():
+def test_attach_replaces_only_3x3_convolutions():
     module = nn.Sequential(
         ConvModule(4, 6, 3, padding=1, norm_cfg={'type': 'BN'}), ConvModule(6, 6, 1, norm_cfg={'type': 'BN'})
     )
@@ -60,62 +65,29 @@ def test_attach_puts_it_in_the_place_of_three_by_three_kernels_only():
     assert type(module[1].conv) is nn.Conv2d
 
 
-def test_its_bias_goes_into_the_normalization_after_it():
-    stock = ConvModule(4, 6, 3, padding=1, norm_cfg={'type': 'BN'})
-    module = randomize(mmasr.attach(copy.deepcopy(stock), {'type': 'ACNet'})).eval()
-    x = torch.randn(2, 4, 7, 7)
-    with torch.no_grad():
-        expected = module(x)
-        absorb_biases(mmasr.fold(module), ['conv'], lambda: module(x))
-        torch.testing.assert_close(module(x), expected, rtol=1e-5, atol=1e-5)
-    assert module.state_dict().keys() == stock.state_dict().keys()
-
-
-def test_without_a_normalization_after_it_the_bias_stays():
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
-    with pytest.raises(ValueError, match=r"^0 can't be merged into a convolution without bias: no BatchNorm"):
-        absorb_biases(network.eval(), ['0'], lambda: network(torch.randn(1, 3, 5, 5)))
-    assert network[0].bias is not None
-
-
 @pytest.mark.parametrize(
     ('conv', 'message'),
     [
-        (nn.Conv2d(3, 4, 3, padding=1, padding_mode='reflect'), "can't become ACNet, which takes the place of an nn.Conv2d"),
+        (
+            nn.Conv2d(3, 4, 3, padding=1, padding_mode='reflect'),
+            "can't become ACNet, which replaces an nn.Conv2d",
+        ),
         (nn.Conv2d(3, 4, 3, padding='same'), "can't become ACNet"),
         (nn.Conv1d(3, 4, 3), r'0 \(Conv1d\) can.t become ACNet'),
-        (nn.Conv2d(3, 4, 5, padding=2), 'takes the place of a 3 x 3 convolution'),
+        (nn.Conv2d(3, 4, 5, padding=2), 'replaces a 3 x 3 convolution'),
         (nn.Conv2d(3, 4, 3), 'a padding of at least its dilation'),
     ],
     ids=['reflecting', 'same', 'Conv1d', '5 x 5', 'no padding'],
 )
-def test_a_convolution_of_another_kind_is_refused(conv, message):
+def test_other_kinds_of_convolutions_are_rejected(conv, message):
     network = nn.Sequential(conv)
     with pytest.raises(ValueError, match=message):
         mmasr.attach(network, {'type': 'ACNet'}, sites=['0'])
     assert network[0] is conv
 
 
-def test_a_network_without_three_by_three_kernels_is_refused():
-    with pytest.raises(ValueError, match=r'Sequential has no 3 x 3 convolution; pass sites='):
-        mmasr.attach(nn.Sequential(nn.Conv2d(3, 4, 1)), {'type': 'ACNet'})
-
-
-def test_a_convolution_with_an_asr_is_refused():
-    network = mmasr.attach(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1)), {'type': 'SE'}, sites=['0'])
-    with pytest.raises(ValueError, match=r'^0 \(HostConv2d\) carries an ASR already'):
-        mmasr.attach(network, {'type': 'ACNet'}, sites=['0'])
-
-
-def test_a_module_in_several_places_is_merged_once():
-    shared = mmasr.attach(nn.Conv2d(4, 4, 3, padding=1), {'type': 'ACNet'}, sites='')
-    network = mmasr.fold(nn.Sequential(shared, nn.ReLU(), shared))
-    assert type(network[0]) is nn.Conv2d
-    assert network[0] is network[2]
-
-
 @pytest.mark.parametrize('wrapped', [False, True], ids=['registered', 'ASRBackbone'])
-def test_what_is_put_into_frozen_stages_is_frozen(wrapped):
+def test_acnet_in_frozen_stages_is_frozen(wrapped):
     inner = {'depth': 18, 'base_channels': 8, 'frozen_stages': 1}
     backbone = {'type': 'mmasr.ASRResNet', **inner}
     if wrapped:
@@ -125,7 +97,7 @@ def test_what_is_put_into_frozen_stages_is_frozen(wrapped):
     assert all(p.requires_grad for p in network.layer2.parameters())
 
 
-def test_sites_of_a_config():
+def test_sites_from_a_config():
     convs = {'type': 'mmasr.ACNet', 'sites': r'layer4\..*\.conv1'}
     network = MODELS.build({'type': 'mmasr.ASRResNet', 'depth': 18, 'base_channels': 8, 'convs': convs})
     found = [name for name, module in network.named_modules() if isinstance(module, ACNet)]
@@ -133,8 +105,14 @@ def test_sites_of_a_config():
 
 
 @pytest.mark.parametrize(('depth', 'with_asr'), [(18, True), (50, True), (18, False)])
-def test_a_resnet_with_acnet_becomes_a_plain_one(tmp_path, depth, with_asr):
-    backbone = {'type': 'mmasr.ASRResNet', 'depth': depth, 'base_channels': 8, 'out_indices': (3,), 'norm_eval': False}
+def test_resnet_with_acnet_deploys_as_a_plain_resnet(tmp_path, depth, with_asr):
+    backbone = {
+        'type': 'mmasr.ASRResNet',
+        'depth': depth,
+        'base_channels': 8,
+        'out_indices': (3,),
+        'norm_eval': False,
+    }
     backbone.update(convs={'type': 'ACNet'}, asr={'attention': {'type': 'SE'}} if with_asr else None)
     config = classifier(backbone, 64 if depth == 18 else 256)
     with DefaultScope.overwrite_default_scope('mmpretrain'):

@@ -1,5 +1,4 @@
-"""The Diverse Branch Block, and OREPA's branches on feature maps: what they compute, and the one convolution that they
-become."""
+"""DBB and OfflineOREPA: branches, compared with their formulas, and the convolution that they merge into."""
 
 import copy
 import math
@@ -35,23 +34,25 @@ def made(kind, inputs=16, outputs=32, **options):
 
 
 def normalized(x, norm):
-    """What a BatchNorm makes of a map in eval mode, by its formula."""
+    """Return the output of a BatchNorm in eval mode for a map, by its formula."""
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
     return x * scale.view(1, -1, 1, 1) + (norm.bias - norm.running_mean * scale).view(1, -1, 1, 1)
 
 
 def bordered(x, norm, width):
-    """A normalized map with zeros around it that were normalized too."""
+    """Pad a map with zeros, then normalize it."""
     return normalized(nn.functional.pad(x, [width] * 4), norm)
 
 
 def identity(conv, groups):
     own = conv.weight.shape[1]
-    return conv.weight + torch.eye(own, dtype=torch.double).repeat(len(conv.weight) // own, 1)[:, :, None, None]
+    return (
+        conv.weight + torch.eye(own, dtype=torch.double).repeat(len(conv.weight) // own, 1)[:, :, None, None]
+    )
 
 
 def average(x, size, stride, dilation):
-    """The average over a window of pixels that lie apart."""
+    """Return the average over a window whose pixels are `dilation` apart."""
     height, width = (n - dilation * (size - 1) for n in x.shape[2:])
     shifts = [dilation * i for i in range(size)]
     views = [x[:, :, i : i + height : stride[0], j : j + width : stride[1]] for i in shifts for j in shifts]
@@ -59,9 +60,11 @@ def average(x, size, stride, dilation):
 
 
 def dbb_on_maps(dbb, x):
-    """Section 3.2 and Fig. 3 of the paper, written out."""
+    """Compute section 3.2 and Fig. 3 of the paper, written out."""
     p, g, s, k, d = dbb.padding, dbb.groups, dbb.stride, dbb.size, dbb.dilation
-    found = normalized(conv2d(x, dbb.origin.conv.weight, padding=p, stride=s, dilation=d, groups=g), dbb.origin.norm)
+    found = normalized(
+        conv2d(x, dbb.origin.conv.weight, padding=p, stride=s, dilation=d, groups=g), dbb.origin.norm
+    )
     inner = dbb.deep.inner
     first = identity(inner.conv, g) if dbb.groups < dbb.out_channels else inner.conv.weight
     y = bordered(conv2d(x, first, groups=g), inner.norm, p)
@@ -74,7 +77,7 @@ def dbb_on_maps(dbb, x):
 
 
 def orepa_on_maps(module, x):
-    """The six branches of OREPA, each as convolutions and a BatchNorm."""
+    """Compute the six branches of OREPA, each as convolutions and a BatchNorm."""
     p, g, s, k, outputs = module.padding, module.groups, module.stride, module.size, module.out_channels
     window = {'stride': s, 'dilation': module.dilation}
     padded = nn.functional.pad(x, [p] * 4)
@@ -83,7 +86,9 @@ def orepa_on_maps(module, x):
         return conv2d(padded, layer.weight, groups=g)
 
     prior = frequency_prior(outputs, k)[:, None].double()
-    deep = conv2d(conv2d(padded, identity(module.deep.inner, g), groups=g), module.deep.conv.weight, groups=g, **window)
+    deep = conv2d(
+        conv2d(padded, identity(module.deep.inner, g), groups=g), module.deep.conv.weight, groups=g, **window
+    )
     maps = {
         'origin': conv2d(padded, module.origin.conv.weight, groups=g, **window),
         'deep': deep,
@@ -101,30 +106,30 @@ def orepa_on_maps(module, x):
 
 @pytest.mark.parametrize(('kind', 'on_maps'), [(DBB, dbb_on_maps), (OfflineOREPA, orepa_on_maps)])
 @pytest.mark.parametrize('name', SHAPES)
-def test_it_is_the_sum_of_its_branches_and_merges(kind, on_maps, name):
+def test_block_is_the_sum_of_its_branches_and_merges(kind, on_maps, name):
     module = made(kind, **SHAPES[name])
     if kind is OfflineOREPA:
-        module.init_weights()  # the prior is fixed
+        module.init_weights()  # restores the fixed prior
     x = torch.randn(2, 16, 9, 11, dtype=torch.double)
     with torch.no_grad():
         expected = on_maps(module, x)
         torch.testing.assert_close(module(x), expected, rtol=1e-10, atol=1e-10)
-        merged = module.merged()
+        merged = module.to_single_layer()
         torch.testing.assert_close(merged(x), expected, rtol=1e-10, atol=1e-10)
     assert type(merged) is nn.Conv2d
 
 
-def test_a_depthwise_block_merges():
+def test_depthwise_block_merges():
     module = made(DBB, 16, 16, groups=16)
     x = torch.randn(2, 16, 9, 11, dtype=torch.double)
     with torch.no_grad():
         expected = dbb_on_maps(module, x)
         torch.testing.assert_close(module(x), expected, rtol=1e-10, atol=1e-10)
-        torch.testing.assert_close(module.merged()(x), expected, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(module.to_single_layer()(x), expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(('inputs', 'outputs'), [(6, 8), (8, 6)])
-def test_a_one_by_one_kernel_beside_two_in_a_row(inputs, outputs):
+def test_1x1_block_is_the_origin_plus_two_1x1_convolutions(inputs, outputs):
     module = made(OfflineOREPA, inputs, outputs, kernel_size=1, padding=0, stride=2)
     x = torch.randn(2, inputs, 7, 7, dtype=torch.double)
     with torch.no_grad():
@@ -132,11 +137,11 @@ def test_a_one_by_one_kernel_beside_two_in_a_row(inputs, outputs):
         expected = normalized(conv2d(x, module.origin.conv.weight, stride=2), module.origin.norm)
         expected = expected + normalized(rows, module.deep.norm)
         torch.testing.assert_close(module(x), expected, rtol=1e-10, atol=1e-10)
-        torch.testing.assert_close(module.merged()(x), expected, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(module.to_single_layer()(x), expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize('kind', [DBB, OfflineOREPA])
-def test_all_of_it_trains(kind):
+def test_every_parameter_trains(kind):
     module = kind(4, 8)
     module(torch.randn(2, 4, 6, 6)).square().mean().backward()
     assert all((p.grad is not None) == p.requires_grad for p in module.parameters())
@@ -151,41 +156,37 @@ def test_all_of_it_trains(kind):
         ({'padding': 0}, 'a padding of 1'),
         ({'dilation': 2}, 'a padding of 2'),
         ({'dilation': (1, 2)}, 'needs one dilation'),
-        ({'kernel_size': 1, 'padding': 0}, '3 x 3 or more, not of 1 x 1'),
+        ({'kernel_size': 1, 'padding': 0}, '3 x 3 or more, not 1 x 1'),
     ],
 )
-def test_other_convolutions_are_refused(options, message):
+def test_other_convolutions_are_rejected(options, message):
     with pytest.raises(ValueError, match=message):
         DBB(4, 8, **{'kernel_size': 3, 'padding': 1, **options})
 
 
 @pytest.mark.parametrize('kind', ['DBB', 'OfflineOREPA'])
 @pytest.mark.parametrize('training', [False, True])
-def test_with_init_identity_a_pretrained_network_starts_as_it_is(kind, training):
+def test_init_identity_keeps_a_pretrained_network(kind, training):
     stock = torchvision.models.resnet18()
     network = copy.deepcopy(stock)
     mmasr.attach(network, {'type': kind, 'init_identity': True})
     assert network.load_state_dict(stock.state_dict(), strict=False).unexpected_keys == []
     x = torch.randn(4, 3, 64, 64)
     with torch.no_grad():
-        # In training the BatchNorm after a BatchNorm undoes it, up to eps of the variance.
+        # In training, a BatchNorm cancels the BatchNorm before it, up to eps of the variance.
         torch.testing.assert_close(network.train(training)(x), stock.train(training)(x), rtol=1e-3, atol=1e-3)
-
-
-def test_weights_of_the_plain_convolution_go_to_the_origin():
-    conv = nn.Conv2d(4, 8, 3, padding=1, bias=False)
-    for kind, origin in (('DBB', 'origin.conv'), ('OfflineOREPA', 'origin.conv'), ('ACNet', 'square.0')):
-        network = mmasr.attach(nn.Sequential(copy.deepcopy(conv)), {'type': kind})
-        assert torch.equal(network[0].get_submodule(origin).weight, conv.weight)
-        other = {'0.weight': torch.randn(8, 4, 3, 3)}
-        assert network.load_state_dict(dict(other), strict=False).unexpected_keys == []
-        assert torch.equal(network[0].get_submodule(origin).weight, other['0.weight'])
 
 
 @pytest.mark.parametrize('kind', ['DBB', 'OfflineOREPA'])
 @pytest.mark.parametrize('asr', [None, {'attention': {'type': 'SE'}}], ids=['alone', 'with ASR'])
-def test_it_is_trained_merged_and_deployed(tmp_path, kind, asr):
-    backbone = {'type': 'mmasr.ASRResNet', 'depth': 18, 'base_channels': 8, 'out_indices': (3,), 'norm_eval': False}
+def test_block_trains_merges_and_deploys(tmp_path, kind, asr):
+    backbone = {
+        'type': 'mmasr.ASRResNet',
+        'depth': 18,
+        'base_channels': 8,
+        'out_indices': (3,),
+        'norm_eval': False,
+    }
     config = classifier({**backbone, 'convs': {'type': kind}, 'asr': asr}, 64)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         trained = MODELS.build(config.model)
@@ -207,16 +208,18 @@ def test_it_is_trained_merged_and_deployed(tmp_path, kind, asr):
 
 
 @pytest.mark.parametrize('kind', ['DBB', 'OfflineOREPA', 'ACNet'])
-def test_where_it_is_in_a_strangers_network_is_told_by_the_weights(tmp_path, kind):
+def test_sites_in_an_untrusted_checkpoint_come_from_its_weights(tmp_path, kind):
     """A pattern in an embedded config is not evaluated."""
     convs = {'type': kind, 'sites': r'layer2\.\d\.conv1'}
-    config = classifier({'type': 'mmasr.ASRResNet', 'depth': 18, 'base_channels': 8, 'out_indices': (3,), 'convs': convs}, 64)
+    config = classifier(
+        {'type': 'mmasr.ASRResNet', 'depth': 18, 'base_channels': 8, 'out_indices': (3,), 'convs': convs}, 64
+    )
     save_network(tmp_path / 'a.pth', config)
     report = reparameterize(tmp_path / 'a.pth')
     assert report.merged == dict.fromkeys(('backbone.layer2.0.conv1', 'backbone.layer2.1.conv1'), kind)
 
 
-def test_initial_values_of_the_identity():
+def test_initial_values_with_init_identity():
     block = DBB(4, 8, init_identity=True)
     assert block.origin.norm.weight.unique().item() == pytest.approx(math.sqrt(1 + 1e-5))
     assert not block.point.norm.weight.any()
@@ -225,7 +228,7 @@ def test_initial_values_of_the_identity():
 
 
 @pytest.mark.parametrize('kind', ['DBB', 'OfflineOREPA', 'OREPA'])
-def test_with_synchronized_normalizations_it_has_the_same_names_and_merges_as_well(kind):
+def test_sync_batch_norm_keeps_the_names_and_merges(kind):
     network = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8))
     network = randomize(mmasr.attach(network, {'type': kind})).eval()
     synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(network)).eval()
@@ -233,7 +236,7 @@ def test_with_synchronized_normalizations_it_has_the_same_names_and_merges_as_we
     x = torch.randn(2, 4, 6, 6)
     with torch.no_grad():
         expected = network(x)
-        assert torch.equal(synchronized(x), expected)  # in eval mode it is a BatchNorm, also on the processor
+        assert torch.equal(synchronized(x), expected)  # in eval mode it is a BatchNorm, even on a CPU
         folded = mmasr.fold(synchronized)
         assert type(folded[0]) is nn.Conv2d
         torch.testing.assert_close(folded(x), expected, rtol=1e-5, atol=1e-5)

@@ -1,4 +1,4 @@
-"""OREPA: the kernel of many branches, against the branches written out as convolutions on feature maps."""
+"""OREPA: the squeezed kernel, compared with its branches written out as convolutions on feature maps."""
 
 import copy
 import math
@@ -15,13 +15,13 @@ from torch.nn.functional import conv2d, pad
 from versions import FULL_GRAPH
 
 import mmasr
-from mmasr.convolutions.orepa import OREPA, Deep, Pointwise, Square, frequency_prior
+from mmasr.convolutions.orepa import OREPA, OREPA1x1, OREPAKxK, OREPALargeKernel, frequency_prior
 from mmasr.core.host import Host
 from mmasr.deploy.reparameterize import reparameterize
 
 
 def orepa(conv, **options):
-    """A convolution with branches, in double precision, of which no parameter is 0 or 1."""
+    """Attach OREPA to a convolution, in double precision, with random parameters (none is 0 or 1)."""
     conv = mmasr.attach(conv, {'type': 'OREPA', **options}, '').double()
     with torch.no_grad():
         for parameter in conv.parameters():
@@ -34,10 +34,10 @@ def scaled(x, scale):
 
 
 def on_maps(conv, x):
-    """What the branches of a Square are, each as convolutions on the feature map, summed."""
+    """Compute the branches of an OREPAKxK, each as convolutions on the feature map, and sum them."""
     branches, groups, size = conv.orepa, conv.groups, conv.kernel_size[0]
     options = {'stride': conv.stride, 'dilation': conv.dilation, 'groups': groups}
-    padded = pad(x, [conv.padding[0]] * 4)  # a 1 x 1 convolution without bias keeps zeros
+    padded = pad(x, [conv.padding[0]] * 4)  # a 1 x 1 convolution without bias maps zeros to zeros
     inputs, outputs = conv.in_channels, conv.out_channels
     own = inputs // groups
 
@@ -45,7 +45,7 @@ def on_maps(conv, x):
     inner = branches.inner + torch.eye(own).repeat(branches.inner.shape[0] // own, 1)
     wide = conv2d(padded, inner[:, :, None, None], groups=groups)
     outer = branches.outer.view(outputs, size, size, -1).permute(0, 3, 1, 2)
-    # 1 x 1, then an average, a frequency prior, the centre: convolutions of each channel with a fixed kernel.
+    # 1 x 1, then average, frequency prior or center: convolutions of each channel with a fixed kernel.
     fixed = [torch.full((outputs, size, size), 1 / size**2), frequency_prior(outputs, size)]
     if len(branches.points) == 3:
         fixed.append(pad(torch.ones(outputs, 1, 1), [size // 2] * 4))
@@ -80,7 +80,7 @@ SQUARES = {
 
 
 def compare(conv, expected_of):
-    """Output, gradient of the input and of every parameter against another way to compute them, to 1e-10."""
+    """Compare the output and all gradients (input, parameters) with another implementation, to 1e-10."""
     x = torch.randn(2, conv.in_channels, 9, 10, dtype=torch.double, requires_grad=True)
     names, parameters = zip(*conv.named_parameters(), strict=True)
     outputs = conv(x), expected_of(conv, x)
@@ -92,34 +92,41 @@ def compare(conv, expected_of):
 
 
 @pytest.mark.parametrize('name', SQUARES)
-def test_a_square_kernel_is_the_sum_of_its_branches(name):
+def test_kxk_kernel_is_the_sum_of_its_branches(name):
     options = {'kernel_size': 3, 'padding': 1, 'bias': False, **SQUARES[name]}
     compare(orepa(nn.Conv2d(16, 32, **options)), on_maps)
 
 
 @pytest.mark.parametrize(('inputs', 'outputs'), [(6, 8), (8, 6), (6, 6)])
 @pytest.mark.parametrize('stride', [1, 2])
-def test_a_one_by_one_kernel_is_one_beside_two_in_a_row(inputs, outputs, stride):
+def test_1x1_kernel_is_the_origin_plus_two_1x1_convolutions(inputs, outputs, stride):
     def expected(conv, x):
         first, second = conv.orepa.inner[:, :, None, None], conv.orepa.outer[:, 0, :, None, None]
         rows = conv2d(conv2d(x, first), second, stride=stride)
-        return scaled(conv2d(x, conv.weight, stride=stride), conv.orepa.scale[0]) + scaled(rows, conv.orepa.scale[1])
+        return scaled(conv2d(x, conv.weight, stride=stride), conv.orepa.scale[0]) + scaled(
+            rows, conv.orepa.scale[1]
+        )
 
     compare(orepa(nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)), expected)
 
 
-def test_a_large_kernel_is_composed_of_small_ones_without_flipping():
+def test_large_kernel_is_composed_of_3x3_kernels_without_flipping():
     def expected(conv, x):
         first, *others = (s.kernel(o) for o, s in zip(conv.orepa.origins, conv.orepa.branches, strict=True))
         kernel = first.transpose(0, 1)
         for other in others:
-            larger = torch.zeros(*kernel.shape[:1], other.shape[0], *(n + 2 for n in kernel.shape[2:]), dtype=torch.double)
+            larger = torch.zeros(
+                *kernel.shape[:1], other.shape[0], *(n + 2 for n in kernel.shape[2:]), dtype=torch.double
+            )
             for i in range(larger.shape[2]):
                 for j in range(larger.shape[3]):
                     window = pad(kernel, [2] * 4)[:, :, i : i + 3, j : j + 3]
                     larger[:, :, i, j] = torch.einsum('cohw,pohw->cp', window, other)
             kernel = larger
-        maps = conv2d(x, conv.weight, stride=2, padding=3), conv2d(x, kernel.transpose(0, 1), stride=2, padding=3)
+        maps = (
+            conv2d(x, conv.weight, stride=2, padding=3),
+            conv2d(x, kernel.transpose(0, 1), stride=2, padding=3),
+        )
         return sum(scaled(y, s) for y, s in zip(maps, conv.orepa.scale, strict=True))
 
     conv = orepa(nn.Conv2d(3, 4, 7, stride=2, padding=3, bias=False))
@@ -128,7 +135,7 @@ def test_a_large_kernel_is_composed_of_small_ones_without_flipping():
 
 
 @pytest.mark.parametrize('channels', [6, 1280])
-def test_the_frequency_prior(channels):
+def test_frequency_prior_matches_its_formula(channels):
     prior, half = frequency_prior(channels, 3), channels // 2
     for o in range(channels):
         for h in range(3):
@@ -142,13 +149,13 @@ def kaiming_bound(fan_in, a):
 
 
 def uniform(tensor, bound):
-    """Whether the numbers are spread evenly up to a bound: their largest and their deviation, of a thousand or more."""
+    """Check by maximum and standard deviation that values (1000 or more) are uniform in [-bound, bound]."""
     tensor = tensor.detach()
     return tensor.abs().max() <= bound and tensor.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.1)
 
 
 @pytest.mark.parametrize('groups', [1, 8])
-def test_initial_values_of_a_square_kernel(groups):
+def test_initial_values_of_a_kxk_kernel(groups):
     conv = mmasr.attach(nn.Conv2d(64, 128, 3, groups=groups), {'type': 'OREPA'}, '')
     branches, own, twice = conv.orepa, 64 // groups, 2 if groups > 4 else 1
     assert [row.unique().tolist() for row in branches.scale] == [[0.25], [0.5], [0.25], [0.0], [1.0], [0.5]]
@@ -162,36 +169,50 @@ def test_initial_values_of_a_square_kernel(groups):
 
 
 @pytest.mark.parametrize(('inputs', 'outputs'), [(32, 64), (64, 32), (64, 64)])
-def test_initial_values_of_a_one_by_one_kernel(inputs, outputs):
+def test_initial_values_of_a_1x1_kernel(inputs, outputs):
     conv = mmasr.attach(nn.Conv2d(inputs, outputs, 1), {'type': 'OREPA'}, '')
     branches = conv.orepa
     assert [row.unique().tolist() for row in branches.scale] == [[1.0], [0.5]]
     assert uniform(conv.weight, kaiming_bound(inputs, 1))
-    eye, other = (branches.inner, branches.outer) if outputs > inputs else (branches.outer[:, 0], branches.inner)
+    eye, other = (
+        (branches.inner, branches.outer) if outputs > inputs else (branches.outer[:, 0], branches.inner)
+    )
     assert torch.equal(eye, torch.eye(len(eye)))
     assert uniform(other, kaiming_bound(inputs, 1))
 
 
-def test_a_deep_stem_starts_as_the_authors_one():
+def test_deep_stem_starts_like_the_authors_stem():
     conv = mmasr.attach(nn.Conv2d(3, 64, 7), {'type': 'OREPA'}, '')
     assert [row.unique().tolist() for row in conv.orepa.scale] == [[0.0], [1.0]]
-    assert [tuple(origin.shape) for origin in conv.orepa.origins] == [(64, 3, 3, 3), (64, 64, 3, 3), (64, 64, 3, 3)]
+    assert [tuple(origin.shape) for origin in conv.orepa.origins] == [
+        (64, 3, 3, 3),
+        (64, 64, 3, 3),
+        (64, 64, 3, 3),
+    ]
     assert all(uniform(origin, kaiming_bound(9 * origin.shape[1], 0)) for origin in conv.orepa.origins)
 
 
-@pytest.mark.parametrize('make', [torchvision.models.resnet18, torchvision.models.resnet50, torchvision.models.resnext50_32x4d])
-def test_with_init_identity_a_pretrained_network_starts_as_it_is_and_learns_all_branches(make):
+@pytest.mark.parametrize(
+    'make', [torchvision.models.resnet18, torchvision.models.resnet50, torchvision.models.resnext50_32x4d]
+)
+def test_init_identity_keeps_a_pretrained_network_and_all_branches_learn(make):
     stock = make().eval()
     network = mmasr.attach(copy.deepcopy(stock), {'type': 'OREPA', 'init_identity': True})
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(network(x), stock(x))
     network.train()(x).square().mean().backward()
-    assert all(host.computed().scale.grad.abs().sum(1).all() for host in network.modules() if isinstance(host, Host))
+    assert all(
+        host.reparameterization().scale.grad.abs().sum(1).all()
+        for host in network.modules()
+        if isinstance(host, Host)
+    )
 
 
-@pytest.mark.parametrize('make', [torchvision.models.resnet18, torchvision.models.resnext50_32x4d, torchvision.models.vgg11_bn])
-def test_folding_writes_the_kernel_that_ran_into_the_stock_network(make):
+@pytest.mark.parametrize(
+    'make', [torchvision.models.resnet18, torchvision.models.resnext50_32x4d, torchvision.models.vgg11_bn]
+)
+def test_folding_writes_the_squeezed_kernel_into_the_stock_network(make):
     stock = make().eval()
     network = mmasr.attach(copy.deepcopy(stock), {'type': 'OREPA'})
     x = torch.randn(2, 3, 64, 64)
@@ -208,24 +229,24 @@ def sites(network):
     return {name: type(module.orepa) for name, module in network.named_modules() if isinstance(module, Host)}
 
 
-def test_default_sites_are_the_authors():
+def test_default_sites_are_those_of_the_authors():
     found = sites(torchvision.models.resnet18())
-    assert found.pop('conv1') is Deep
+    assert found.pop('conv1') is OREPALargeKernel
     assert list(found) == [f'layer{s}.{b}.conv{c}' for s in (1, 2, 3, 4) for b in (0, 1) for c in (1, 2)]
-    assert set(found.values()) == {Square}
+    assert set(found.values()) == {OREPAKxK}
     found = sites(ResNet(depth=50, base_channels=8))
     assert len(found) == 53
-    assert found['layer1.0.downsample.0'] is Pointwise
+    assert found['layer1.0.downsample.0'] is OREPA1x1
 
 
-def test_neither_depthwise_convolutions_nor_attention_are_sites():
+def test_depthwise_convolutions_and_attention_are_not_sites():
     network = torchvision.models.mobilenet_v3_small()
     assert all(network.get_submodule(name).groups == 1 for name in sites(network))
     assert not any('.fc' in name for name in sites(torchvision.models.mobilenet_v3_small()))
 
 
 @pytest.mark.parametrize('name', ['ultralytics.DFL', 'segmentation_models_pytorch.SEModule'])
-def test_convolutions_of_other_libraries_that_are_no_part_of_the_body_are_no_sites(name):
+def test_attention_and_fixed_sums_of_other_libraries_are_not_sites(name):
     package, kind = name.split('.')
     inside = type(kind, (nn.Sequential,), {'__module__': f'{package}.nn'})(nn.Conv2d(4, 4, 1))
     assert list(sites(nn.Sequential(nn.Conv2d(3, 4, 1), inside))) == ['0']
@@ -238,29 +259,51 @@ def test_convolutions_of_other_libraries_that_are_no_part_of_the_body_are_no_sit
         (nn.Conv2d(3, 4, (1, 3)), 'its kernel of 1 x 3 is not odd and square'),
         (nn.ConvTranspose2d(3, 4, 3), r'0 \(ConvTranspose2d\)'),
         (nn.Conv1d(3, 4, 3), r'0 \(Conv1d\)'),
-        (nn.Conv2d(3, 4, 3, padding_mode='reflect'), 'padded with zeros'),
-        (nn.Conv2d(4, 4, 1, groups=2), 'it has groups, and a kernel of 1 x 1'),
-        (nn.Conv2d(4, 4, 7, groups=2), 'it has groups, and a kernel of 7 x 7'),
+        (nn.Conv2d(3, 4, 3, padding_mode='reflect'), 'not an nn.Conv2d with zero padding'),
+        (
+            nn.Conv2d(4, 4, 1, groups=2),
+            'it has groups and a kernel of 1 x 1; with groups the kernel must be 3 x 3 or 5 x 5',
+        ),
+        (
+            nn.Conv2d(4, 4, 7, groups=2),
+            'it has groups and a kernel of 7 x 7; with groups the kernel must be 3 x 3 or 5 x 5',
+        ),
         (nn.BatchNorm2d(3), r'0 \(BatchNorm2d\)'),
-        (mmasr.attach(nn.Conv2d(3, 4, 3), {'type': 'OREPA'}, ''), r'^0 \(HostConv2d\) carries an OREPA already'),
-        (mmasr.attach(nn.Conv2d(3, 4, 3), {'type': 'SE'}, ''), r'^0 \(HostConv2d\) carries an ASR already'),
+        (
+            mmasr.attach(nn.Conv2d(3, 4, 3), {'type': 'OREPA'}, ''),
+            r'^0 \(HostConv2d\) already has an OREPA',
+        ),
+        (mmasr.attach(nn.Conv2d(3, 4, 3), {'type': 'SE'}, ''), r'^0 \(HostConv2d\) already has an ASR'),
     ],
-    ids=['even', 'not square', 'transposed', '1d', 'reflect', '1 x 1 groups', '7 x 7 groups', 'norm', 'twice', 'with ASR'],
+    ids=[
+        'even',
+        'not square',
+        'transposed',
+        '1d',
+        'reflect',
+        '1 x 1 groups',
+        '7 x 7 groups',
+        'norm',
+        'twice',
+        'with ASR',
+    ],
 )
-def test_what_cannot_carry_it_is_named(layer, message):
+def test_unsupported_layers_are_rejected_by_name(layer, message):
     network = nn.Sequential(layer)
     with pytest.raises(ValueError, match=message):
         mmasr.attach(network, {'type': 'OREPA'}, sites=['0'])
     assert network[0] is layer
 
 
-def test_a_network_without_convolutions_is_refused():
-    with pytest.raises(ValueError, match='Sequential has no convolution with an odd square kernel; pass sites='):
+def test_network_without_convolutions_is_rejected():
+    with pytest.raises(
+        ValueError, match='Sequential has no convolution with an odd square kernel; pass sites='
+    ):
         mmasr.attach(nn.Sequential(nn.Linear(3, 4)), {'type': 'OREPA'})
 
 
-def kept(network, x):
-    """Bytes that are kept for the backward pass, parameters aside."""
+def saved_bytes(network, x):
+    """Return the number of bytes saved for the backward pass, without parameters."""
     found = {}
 
     def pack(tensor):
@@ -274,13 +317,14 @@ def kept(network, x):
     return sum(size for pointer, size in found.items() if pointer not in own)
 
 
-def test_nothing_but_the_squeezed_kernels_is_kept_for_the_backward_pass():
+def test_only_the_squeezed_kernels_are_saved_for_the_backward_pass():
     plain = torchvision.models.resnet18()
     network = mmasr.attach(copy.deepcopy(plain), {'type': 'OREPA'})
     x = torch.randn(2, 3, 64, 64)
     kernels = sum(host.weight.nbytes for host in network.modules() if isinstance(host, Host))
-    deep = 4 * 2 * (64 * 3 * 9 + 2 * 64 * 64 * 9 + 64 * 64 * 3 * 25 + 64 * 3 * 49)  # of the stem, whose kernels are composed
-    assert kept(network, x) - kept(plain, x) <= kernels + deep
+    # The stem also saves its 3 x 3 kernels and the intermediate results of their composition.
+    stem = 4 * 2 * (64 * 3 * 9 + 2 * 64 * 64 * 9 + 64 * 64 * 3 * 25 + 64 * 3 * 49)
+    assert saved_bytes(network, x) - saved_bytes(plain, x) <= kernels + stem
 
 
 def build(backbone, channels=64):
@@ -289,12 +333,18 @@ def build(backbone, channels=64):
         return config, MODELS.build(config.model)
 
 
-BACKBONE = {'type': 'mmasr.ASRResNet', 'depth': 18, 'base_channels': 8, 'out_indices': (3,), 'norm_eval': False}
+BACKBONE = {
+    'type': 'mmasr.ASRResNet',
+    'depth': 18,
+    'base_channels': 8,
+    'out_indices': (3,),
+    'norm_eval': False,
+}
 
 
 @pytest.mark.parametrize('asr', [None, {'attention': {'type': 'SE'}}], ids=['alone', 'with ASR'])
 @pytest.mark.parametrize('wrapped', [False, True], ids=['registered', 'ASRBackbone'])
-def test_it_is_trained_folded_deployed_and_differs_by_nothing(tmp_path, asr, wrapped):
+def test_orepa_trains_folds_and_deploys_without_any_difference(tmp_path, asr, wrapped):
     backbone = {**BACKBONE, 'convs': {'type': 'OREPA'}, 'asr': asr}
     if wrapped:
         inner = {key: value for key, value in BACKBONE.items() if key != 'type'}
@@ -319,7 +369,7 @@ def test_it_is_trained_folded_deployed_and_differs_by_nothing(tmp_path, asr, wra
     stock.load_state_dict(torch.load(report.checkpoint, weights_only=True)['state_dict'], strict=True)
 
 
-def test_init_weights_leaves_the_initial_values():
+def test_init_weights_restores_the_initial_values():
     _, network = build({**BACKBONE, 'convs': {'type': 'OREPA'}})
     with torch.no_grad():
         for parameter in network.parameters():
@@ -331,7 +381,7 @@ def test_init_weights_leaves_the_initial_values():
     assert uniform(conv.orepa.outer, kaiming_bound(9 * 64, 0))
 
 
-def test_weights_of_the_plain_network_load_under_their_own_names(tmp_path):
+def test_weights_of_the_plain_network_load_under_their_names(tmp_path):
     _, plain = build({**BACKBONE, 'type': 'mmdet.ResNet'})
     torch.save(plain.backbone.state_dict(), tmp_path / 'plain.pth')
     options = {'convs': {'type': 'OREPA', 'init_identity': True}}
@@ -343,7 +393,7 @@ def test_weights_of_the_plain_network_load_under_their_own_names(tmp_path):
         assert torch.equal(network.eval().backbone(x)[0], plain.eval().backbone(x)[0])
 
 
-def test_what_is_frozen_stays_so():
+def test_frozen_stages_stay_frozen():
     _, network = build({**BACKBONE, 'frozen_stages': 1, 'convs': {'type': 'OREPA'}})
     backbone = network.backbone
     backbone.train()
@@ -352,7 +402,7 @@ def test_what_is_frozen_stays_so():
     assert all(p.requires_grad for p in backbone.layer2.parameters())
 
 
-def test_it_compiles_in_one_graph():
+def test_orepa_compiles_into_one_graph():
     conv = mmasr.attach(nn.Conv2d(4, 8, 3, padding=1), {'type': 'OREPA'}, '')
     compiled = torch.compile(conv, backend='aot_eager', fullgraph=FULL_GRAPH)
     x = torch.randn(1, 4, 6, 6)
@@ -362,18 +412,20 @@ def test_it_compiles_in_one_graph():
 
 
 @pytest.mark.parametrize('format', [torch.contiguous_format, torch.channels_last])
-def test_half_precision_and_channels_last(format):
-    conv = mmasr.attach(nn.Conv2d(8, 8, 3, padding=1, bias=False), {'type': 'OREPA'}, '').to(memory_format=format)
+def test_autocast_and_channels_last(format):
+    conv = mmasr.attach(nn.Conv2d(8, 8, 3, padding=1, bias=False), {'type': 'OREPA'}, '').to(
+        memory_format=format
+    )
     x = torch.randn(2, 8, 6, 6).to(memory_format=format)
     expected = conv(x)
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        assert conv.computed().tensors(conv)['weight'].dtype == torch.float32
+        assert conv.reparameterization().effective_parameters(conv)['weight'].dtype == torch.float32
         found = conv(x)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05)  # bfloat16 has 8 bits
 
 
-def test_activation_checkpointing_and_ema_and_a_copy():
+def test_activation_checkpointing_and_deepcopy():
     _, network = build({**BACKBONE, 'with_cp': True, 'convs': {'type': 'OREPA'}})
     copied = copy.deepcopy(network)
     x = torch.randn(2, 3, 64, 64, requires_grad=True)
@@ -381,4 +433,6 @@ def test_activation_checkpointing_and_ema_and_a_copy():
         model.train()(x).square().mean().backward()
     for a, b in zip(network.parameters(), copied.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
-    assert all(isinstance(host.computed(), OREPA) for host in copied.modules() if isinstance(host, Host))
+    assert all(
+        isinstance(host.reparameterization(), OREPA) for host in copied.modules() if isinstance(host, Host)
+    )

@@ -1,4 +1,4 @@
-"""Blocks of RepVGG of other libraries, which merge by themselves."""
+"""RepVGG blocks of other libraries, which merge their own branches."""
 
 import pytest
 import timm
@@ -8,19 +8,18 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmpretrain.models import RepVGG
 from mmpretrain.models.backbones.repvgg import RepVGGBlock
-from timm.models.byobnet import RepVggBlock
 from torch import nn
 
 import mmasr
-from mmasr.core.surgery import Mixed
+from mmasr.core.class_surgery import Mixin
 from mmasr.deploy.compare import tensors
 from mmasr.deploy.reparameterize import reparameterize
 
 NETWORKS = {'mmpretrain': lambda: RepVGG('A0'), 'timm': lambda: timm.create_model('repvgg_a0')}
 
 
-def folds(network):
-    """Fold a network with fitting random statistics; what it computes stays, no branch does."""
+def check_fold(network):
+    """Check that folding a network with random variances keeps its output and removes all branches."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_var, 0.5, 1.5)
@@ -30,7 +29,7 @@ def folds(network):
         ((_, expected),) = tensors('', network(x))
         ((_, found),) = tensors('', mmasr.fold(network)(x))
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
-    assert not any(isinstance(module, Mixed | nn.BatchNorm2d) for module in network.modules())
+    assert not any(isinstance(module, Mixin | nn.BatchNorm2d) for module in network.modules())
 
 
 @pytest.mark.parametrize('asr', [False, True], ids=['plain', 'ASR'])
@@ -39,11 +38,11 @@ def test_fold_merges_the_branches(name, asr):
     network = NETWORKS[name]()
     if asr:
         mmasr.attach(network, {'type': 'SE'}, psi={'std': 1.0})
-    folds(network)
+    check_fold(network)
 
 
-def test_a_block_with_se_keeps_its_branches():
-    """MMPretrain leaves the SE out of a block in its deployed form."""
+def test_block_with_se_keeps_its_branches():
+    """The deployed form of MMPretrain's block has no SE."""
     block = randomize(RepVGGBlock(8, 8, se_cfg={'ratio': 4, 'divisor': 1})).eval()
     x = torch.randn(2, 8, 6, 6)
     with torch.no_grad():
@@ -52,23 +51,11 @@ def test_a_block_with_se_keeps_its_branches():
     assert not block.deploy
 
 
-@pytest.mark.parametrize(
-    ('block', 'merge'), [(RepVGGBlock, 'switch_to_deploy'), (RepVggBlock, 'reparameterize')], ids=['mmpretrain', 'timm']
-)
-def test_merging_branches_as_the_library_does_folds_the_asr_first(block, merge):
-    host = mmasr.attach(randomize(block(8, 8)).eval(), {'type': 'SE'}, sites='', psi={'std': 1.0})
-    x = torch.randn(2, 8, 6, 6)
-    with torch.no_grad():
-        expected = host(x)
-        getattr(host, merge)()
-        assert type(host) is block
-        assert sum(isinstance(module, nn.BatchNorm2d) for module in host.modules()) == 0
-        torch.testing.assert_close(host(x), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_deployed_files_keep_the_branches_that_no_config_leaves_out(tmp_path):
+def test_deployed_files_keep_branches_if_no_config_builds_the_merged_form(tmp_path):
     backbone = {'type': 'TIMMBackbone', 'model_name': 'repvgg_a0', 'features_only': True, 'out_indices': (3,)}
-    config = classifier({'type': 'mmasr.ASRBackbone', 'backbone': backbone, 'asr': {'attention': {'type': 'SE'}}}, 192)
+    config = classifier(
+        {'type': 'mmasr.ASRBackbone', 'backbone': backbone, 'asr': {'attention': {'type': 'SE'}}}, 192
+    )
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         model = MODELS.build(config.model)
     torch.save({'meta': {'cfg': config.pretty_text}, 'state_dict': model.state_dict()}, tmp_path / 'a.pth')
@@ -78,9 +65,10 @@ def test_deployed_files_keep_the_branches_that_no_config_leaves_out(tmp_path):
     assert Config.fromfile(report.config).model.backbone == backbone
 
 
-def test_other_convolutions_with_branches_stay_out_of_them():
+def test_blocks_with_branches_reject_other_branches_inside():
     with pytest.raises(
-        ValueError, match=r'stem\.branch_3x3\.conv is in stem \(RepVGGBlock\), whose branches merge by themselves'
+        ValueError,
+        match=r'stem\.branch_3x3\.conv is in stem \(RepVGGBlock\), which has branches of its own',
     ):
         mmasr.attach(RepVGG('A0'), {'type': 'ACNet'}, sites=['stem.branch_3x3.conv'])
     with pytest.raises(ValueError, match='RepVGG has no 3 x 3 convolution'):
@@ -89,8 +77,8 @@ def test_other_convolutions_with_branches_stay_out_of_them():
 
 @pytest.mark.parametrize('asr', [False, True], ids=['OREPA', 'OREPA and ASR'])
 @pytest.mark.parametrize('name', NETWORKS)
-def test_orepa_takes_the_place_of_the_three_by_three_branch(name, asr):
-    """As in the authors' blocks of RepVGG, without a 1 x 1 branch at the centre."""
+def test_orepa_in_the_3x3_branch_has_the_options_of_the_authors(name, asr):
+    """In the authors' RepVGG blocks it has no 1 x 1 branch at the center."""
     network = NETWORKS[name]()
     mmasr.attach(network, {'type': 'OREPA'})
     if asr:
@@ -100,27 +88,10 @@ def test_orepa_takes_the_place_of_the_three_by_three_branch(name, asr):
     for branches in found:
         assert [row.unique().tolist() for row in branches.scale] == [[0.25], [0.5], [0.25], [0.0], [0.5]]
         assert branches.outer.detach().abs().max() <= (3 / branches.outer[0].numel()) ** 0.5  # Kaiming, a = 1
-    folds(network)
+    check_fold(network)
 
 
-@pytest.mark.parametrize('asr', [False, True], ids=['OREPA', 'OREPA and ASR'])
-@pytest.mark.parametrize(
-    ('block', 'merge'), [(RepVGGBlock, 'switch_to_deploy'), (RepVggBlock, 'reparameterize')], ids=['mmpretrain', 'timm']
-)
-def test_merging_branches_as_the_library_does_squeezes_the_kernels_first(block, merge, asr):
-    network = nn.Sequential(randomize(block(8, 8)).eval())
-    mmasr.attach(network, {'type': 'OREPA'})
-    if asr:
-        mmasr.attach(network, {'type': 'SE'}, sites=['0'], psi={'std': 1.0})
-    x = torch.randn(2, 8, 6, 6)
-    with torch.no_grad():
-        expected = network(x)
-        getattr(network[0], merge)()
-        assert type(network[0]) is block
-        torch.testing.assert_close(network(x), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_a_repvgg_with_orepa_deploys_as_a_plain_one(tmp_path):
+def test_repvgg_with_orepa_deploys_as_a_plain_repvgg(tmp_path):
     arch = {'num_blocks': [1, 1, 1, 1], 'width_factor': [0.25] * 4, 'group_layer_map': None, 'se_cfg': None}
     backbone = {'type': 'mmasr.ASRRepVGG', 'arch': {**arch, 'stem_channels': 16}, 'convs': {'type': 'OREPA'}}
     config = classifier(backbone, 128)

@@ -1,3 +1,5 @@
+"""Tests of ASR: its scale, its initial values, its gradients, and the defaults of vision transformers."""
+
 import pytest
 import timm
 import torch
@@ -8,6 +10,7 @@ from torch import nn
 import mmasr
 from mmasr import ASR
 from mmasr.attention import ATTENTIONS, SE, asr_attentions
+from mmasr.errors import InputError
 
 C = 32
 KAPPAS = asr_attentions()
@@ -18,7 +21,7 @@ KAPPAS = asr_attentions()
 @pytest.mark.parametrize('kappa', KAPPAS)
 def test_scale_is_the_product_of_the_attentions_of_psi(kappa, delta, training):
     asr = randomize(ASR({'type': kappa}, C, delta=delta))
-    # To an attention in its ordinary form, a map that is ψ everywhere is the same, whatever its size.
+    # Ordinary attention gives the same for a map of any size that is ψ at every position.
     asr.eval()
     expected = torch.ones(C)
     for psi, attention in zip(asr.psi, asr.attention, strict=True):
@@ -26,7 +29,7 @@ def test_scale_is_the_product_of_the_attentions_of_psi(kappa, delta, training):
     torch.testing.assert_close(asr.train(training).scale(), expected)
 
 
-def test_srm_has_its_initial_statistics_in_train_and_eval():
+def test_srm_uses_its_initial_statistics_in_train_and_eval_mode():
     asr = ASR({'type': 'SRM'}, C).train()
     nn.init.normal_(asr.attention[0].cfc)
     training = asr.scale()
@@ -45,11 +48,11 @@ def test_forward_multiplies_maps_and_vectors_in_their_own_dtype():
     assert asr(torch.randn(2, C, 5, 5, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
-def test_psi_is_a_constant_or_drawn_learnable_or_not():
+def test_psi_starts_constant_or_drawn_and_may_be_fixed():
     assert ASR({'type': 'SE'}, C).psi.eq(0.1).all()
     assert ASR({'type': 'SE'}, C, psi=0.5).psi.eq(0.5).all()
     drawn = ASR({'type': 'SE'}, 4096, psi={'std': 0.3}).psi
-    # Five standard errors of the mean and of the deviation of 4096 normal values.
+    # Five standard errors of the mean and of the standard deviation of 4096 normal values.
     assert abs(drawn.mean()) < 5 * 0.3 / 64
     assert abs(drawn.std() - 0.3) < 5 * 0.3 / 90
     assert drawn.requires_grad
@@ -68,7 +71,7 @@ def test_scale_is_float32_under_autocast():
 @pytest.mark.parametrize('delta', [1, 4])
 @pytest.mark.parametrize('kappa', KAPPAS)
 def test_init_identity_starts_at_exactly_one_and_learns(kappa, delta):
-    # 256 channels: SPA has no biases, and with a few hidden units all of its ReLUs can be dead.
+    # SPA has no biases, so all ReLUs of a few hidden units may be dead; 256 channels give enough of them.
     asr = ASR({'type': kappa}, 256, delta=delta, init_identity=True)
     assert asr.scale().eq(1).all()
     asr.scale().square().sum().backward()
@@ -84,7 +87,7 @@ def test_init_identity_divides_by_the_initial_scale():
 
 
 @pytest.mark.parametrize('options', [(False, True), (True, False)])
-def test_a_checkpoint_means_the_same_whatever_init_identity_says_where_it_is_loaded(options):
+def test_a_checkpoint_gives_the_same_scale_with_and_without_init_identity(options):
     saved = ASR({'type': 'SE'}, C, init_identity=options[0])
     nn.init.normal_(saved.psi)
     loaded = ASR({'type': 'SE'}, C, init_identity=options[1])
@@ -93,18 +96,18 @@ def test_a_checkpoint_means_the_same_whatever_init_identity_says_where_it_is_loa
 
 
 class Tanh(nn.Module):
-    """An attention with values around 0, as in the paper's ViT."""
+    """Attention with values around 0, as in the paper's ViT."""
 
     def weights(self, x):
         return x.tanh()
 
 
-def test_init_identity_is_refused_where_there_is_nothing_to_divide_by():
-    with pytest.raises(ValueError, match='almost 0'):
+def test_init_identity_is_rejected_if_it_would_divide_by_almost_0():
+    with pytest.raises(InputError, match='almost 0'):
         ASR(lambda channels: Tanh(), C, psi=1e-3, init_identity=True)
 
 
-def test_init_weights_restores_a_callable_kappa_without_init_weights():
+def test_init_weights_resets_a_custom_kappa_that_has_no_init_weights():
     class Plain(nn.Module):
         def __init__(self, channels):
             super().__init__()
@@ -119,24 +122,41 @@ def test_init_weights_restores_a_callable_kappa_without_init_weights():
     assert asr.attention[0].fc.weight.std() > 0
 
 
-def test_refusals():
-    with pytest.raises(ValueError, match='spatial map differs for every image'):
-        ASR({'type': 'CBAM'}, C)
-    with pytest.raises(ValueError, match='at least 1, not 0'):
-        ASR({'type': 'SE'}, C, delta=0)
-    with pytest.raises(ValueError, match='Identity has no method weights'):
-        ASR(lambda channels: nn.Identity(), C)
-    with pytest.raises(ValueError, match='one value per channel'):
-        ASR(lambda channels: Half(channels), C)
-
-
 class Half(SE):
+    """Attention with values for half of the channels only."""
+
     def weights(self, x):
         return super().weights(x)[:, ::2]
 
 
+@pytest.mark.parametrize(
+    ('attention', 'options', 'message'),
+    [
+        ({'type': 'CBAM'}, {}, 'spatial map differs for every image'),
+        ({'type': 'SE'}, {'delta': 0}, 'at least 1, not 0'),
+        (lambda channels: nn.Identity(), {}, 'Identity has no method weights'),
+        (Half, {}, 'one value per channel'),
+    ],
+    ids=['CBAM', 'delta', 'no weights', 'half of the channels'],
+)
+def test_what_gives_no_constant_per_channel_is_rejected(attention, options, message):
+    with pytest.raises(InputError, match=message):
+        ASR(attention, C, **options)
+
+
+def test_an_asr_has_the_dtype_of_its_layer():
+    host = mmasr.attach(nn.Conv2d(3, C, 3).to(torch.bfloat16), {'type': 'SE'}, sites='')
+    x = torch.randn(1, 3, 8, 8, dtype=torch.bfloat16)
+    assert host(x).dtype == torch.bfloat16
+    assert mmasr.fold(host).weight.dtype == torch.bfloat16
+
+
+def test_its_description_names_every_attention_module():
+    assert ASR({'type': 'SE'}, C, delta=2).describe() == 'SE x SE'
+
+
 @pytest.mark.parametrize('name', KAPPAS)
-def test_initial_value_of_kappa(name):
+def test_all_parameters_of_kappa_can_start_at_one_value(name):
     asr = ASR({'type': name, 'gate': 'tanh'}, 16, psi=1e-3, init=1e-3)
     assert all(parameter.eq(1e-3).all() for parameter in asr.parameters())
     nn.init.ones_(asr.psi)
@@ -157,17 +177,19 @@ def asrs(model):
 
 @pytest.mark.parametrize('kappa', KAPPAS)
 @pytest.mark.parametrize('library', VITS)
-def test_a_vision_transformer_gets_the_gate_and_initial_values_of_the_paper(library, kappa):
+def test_a_vision_transformer_gets_the_gate_and_the_initial_values_of_the_paper(library, kappa):
     found = asrs(mmasr.attach(VITS[library](), {'type': kappa}))
     assert len(found) == 2
     assert {asr.attention[0].gate for asr in found} == {'tanh'}
     assert all(parameter.eq(1e-3).all() for asr in found for parameter in asr.parameters())
 
 
-@pytest.mark.parametrize('sites', [['norm', *TIMM_SITES], r'.*\.(proj|fc2)'], ids=['by name', 'by expression'])
-def test_they_come_with_the_sites_also_where_these_are_named(sites):
+@pytest.mark.parametrize(
+    'sites', [['norm', *TIMM_SITES], r'.*\.(proj|fc2)'], ids=['by name', 'by expression']
+)
+def test_the_defaults_of_a_vision_transformer_also_hold_if_its_sites_are_passed(sites):
     found = asrs(mmasr.attach(VITS['timm'](), {'type': 'SE'}, sites=sites))
-    # The normalization at the end and the patch embedding are no sites of the paper.
+    # The final normalization and the patch embedding are not sites of the paper.
     assert sorted(asr.attention[0].gate for asr in found) == ['sigmoid', 'tanh', 'tanh']
 
 
@@ -186,12 +208,12 @@ class Plain(SE):
         (Plain, {}, 'sigmoid', 0.1, None),
     ],
 )
-def test_what_is_said_for_a_vision_transformer_comes_first(attention, options, gate, psi, init):
+def test_options_override_the_defaults_of_a_vision_transformer(attention, options, gate, psi, init):
     for asr in asrs(mmasr.attach(VITS['timm'](), attention, **options)):
         assert (asr.attention[0].gate, asr.psi_init, asr.init) == (gate, psi, init)
 
 
-def test_a_registered_attention_without_a_gate_is_taken_as_it_is(monkeypatch):
+def test_a_registered_attention_without_a_gate_does_not_get_those_defaults(monkeypatch):
     class NoGate(nn.Module):
         def __init__(self, channels):
             super().__init__()

@@ -1,4 +1,4 @@
-"""Weights from elsewhere: converted, they compute what they did where they come from."""
+"""Converted weights of other code: the network computes the same as there."""
 
 import pytest
 import timm
@@ -28,7 +28,7 @@ class Attention(nn.Module):
 
 
 class ASRNorm(nn.Module):
-    """A normalization with ASR as there: the feature map is multiplied, and folded copies are kept beside it."""
+    """Normalization with ASR in the authors' code; it scales the feature map, and has a folded copy."""
 
     def __init__(self, channels):
         super().__init__()
@@ -53,11 +53,16 @@ class Block(nn.Module):
         outputs = 4 * width
         self.conv1, self.bn1 = nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width)
         self.conv2, self.bn2 = nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
-        self.conv3, self.bn3 = nn.Conv2d(width, outputs, 1, bias=False), (ASRNorm if asr else nn.BatchNorm2d)(outputs)
+        self.conv3, self.bn3 = (
+            nn.Conv2d(width, outputs, 1, bias=False),
+            (ASRNorm if asr else nn.BatchNorm2d)(outputs),
+        )
         self.attention_module = Attention(outputs) if attention else None
         self.downsample = None
         if inputs != outputs:
-            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
 
     def forward(self, x):
         out = self.bn1(self.conv1(x)).relu()
@@ -88,7 +93,7 @@ class Theirs(nn.Module):
 
 
 def trained(network):
-    """Values that a wrong name or a missing fold would show in, and that stay within range through 27 blocks."""
+    """Set values that reveal a wrong name or a missing fold, and stay within range through 27 blocks."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.2, 0.6)
@@ -102,26 +107,34 @@ def trained(network):
 
 
 def save(network, path):
-    """As the authors' code does: wrapped in DataParallel, with numbers beside it."""
+    """Save a network like the authors' code: wrapped in DataParallel, with numbers next to the weights."""
     for module in network.modules():
         if isinstance(module, ASRNorm):
             module.deploy()
     weights = {f'module.{name}': tensor for name, tensor in network.state_dict().items()}
-    torch.save({'epoch': 164, 'state_dict': weights, 'acc': 75.0, 'best_acc': torch.tensor(75.2), 'optimizer': {}}, path)
+    torch.save(
+        {'epoch': 164, 'state_dict': weights, 'acc': 75.0, 'best_acc': torch.tensor(75.2), 'optimizer': {}},
+        path,
+    )
     return path
 
 
-VARIANTS = {'': {}, '_se': {'attention': True}, '_asr_se': {'asr': True}, '_asr_se_se': {'asr': True, 'attention': True}}
+VARIANTS = {
+    '': {},
+    '_se': {'attention': True},
+    '_asr_se': {'asr': True},
+    '_asr_se_se': {'asr': True, 'attention': True},
+}
 
 
 def convert_theirs(folder, variant):
-    """One of the authors' networks, and what converting its checkpoint says."""
+    """Return one of the authors' networks, and the result of converting its checkpoint."""
     theirs = trained(Theirs(**VARIANTS[variant]))
     return theirs, convert(save(theirs, folder / 'model_best.pth.tar'))
 
 
 @pytest.mark.parametrize('variant', VARIANTS, ids=lambda variant: variant or 'plain')
-def test_the_authors_networks(tmp_path, variant):
+def test_a_network_of_the_authors_computes_the_same(tmp_path, variant):
     theirs, converted = convert_theirs(tmp_path, variant)
     assert converted.checkpoint == tmp_path / 'model_best_asr.pth'
     assert converted.asrs == 27 * ('asr' in variant)
@@ -132,7 +145,7 @@ def test_the_authors_networks(tmp_path, variant):
 
 
 @pytest.mark.parametrize('variant', [variant for variant in VARIANTS if 'asr' in variant])
-def test_the_authors_networks_deploy_by_themselves(tmp_path, variant):
+def test_a_network_of_the_authors_is_deployed(tmp_path, variant):
     theirs, converted = convert_theirs(tmp_path, variant)
     report = reparameterize(converted.checkpoint)
     deployed = built(Config.fromfile(report.config), report.checkpoint)
@@ -140,31 +153,35 @@ def test_the_authors_networks_deploy_by_themselves(tmp_path, variant):
     assert agrees(deployed, theirs, torch.randn(2, 3, 32, 32))
 
 
-def test_deployed_for_good_is_a_plain_network(tmp_path):
+def test_a_network_without_its_trained_form_becomes_a_plain_network(tmp_path):
     theirs = trained(Theirs(asr=True))
     path = save(theirs, tmp_path / 'x.pth')
     weights = torch.load(path, weights_only=True)['state_dict']
     gone = ('.bn3.bn.', '.vector', '.attention_module.')
-    torch.save({name: tensor for name, tensor in weights.items() if not any(part in name for part in gone)}, path)
+    torch.save(
+        {name: tensor for name, tensor in weights.items() if not any(part in name for part in gone)}, path
+    )
     converted = convert(path)
     assert converted.backbone == {'type': 'mmasr.ASRResNetCIFAR', 'depth': 83}
     model = built(Config.fromfile(converted.config), converted.checkpoint)
     assert agrees(model, theirs, torch.randn(2, 3, 32, 32))
 
 
-def test_what_the_authors_folded_is_checked(tmp_path, refusal):
+def test_normalizations_that_the_authors_folded_are_checked(tmp_path, refusal):
     theirs = trained(Theirs(asr=True))
     path = save(theirs, tmp_path / 'x.pth')
     checkpoint = torch.load(path, weights_only=True)
     checkpoint['state_dict']['module.layer2.3.bn3.vector'] += 1
     torch.save(checkpoint, path)
     message = refusal('convert.py', path, cwd=tmp_path)
-    assert f'{path}: layer2.3.bn3.fused_bn.weight is not what its bn and its attention give' in message
+    assert (
+        f'{path}: layer2.3.bn3.fused_bn.weight does not match layer2.3.bn3.bn times its attention' in message
+    )
     assert [p.name for p in tmp_path.iterdir()] == ['x.pth']
 
 
 def imagenet(library, depth):
-    """A ResNet of a library with fitting random weights, and a function that runs it."""
+    """Return a ResNet of a library with seven classes."""
     if library == 'torchvision':
         return torchvision.models.get_model(f'resnet{depth}', num_classes=7)
     if library == 'timm':
@@ -181,12 +198,17 @@ def imagenet(library, depth):
         )
 
 
-LIBRARIES = [('torchvision', 18, 'SE'), ('torchvision', 50, 'ECA'), ('timm', 34, 'SPA'), ('mmpretrain', 50, 'SE')]
+LIBRARIES = [
+    ('torchvision', 18, 'SE'),
+    ('torchvision', 50, 'ECA'),
+    ('timm', 34, 'SPA'),
+    ('mmpretrain', 50, 'SE'),
+]
 
 
 @pytest.fixture(scope='module', params=LIBRARIES, ids=lambda param: '-'.join(map(str, param)))
 def case(request, tmp_path_factory):
-    """A ResNet of a library, its depth and the κ that it gets, and what converting it says."""
+    """Return a ResNet of a library, its depth, the κ that it gets, and the result of converting it."""
     library, depth, kappa = request.param
     folder = tmp_path_factory.mktemp('convert')
     torch.manual_seed(0)
@@ -195,7 +217,7 @@ def case(request, tmp_path_factory):
     return theirs, depth, kappa, convert(folder / 'x.pth', kappa, folder / 'y.pth')
 
 
-def test_resnets_of_the_libraries(case):
+def test_a_resnet_of_a_library_computes_the_same(case):
     theirs, depth, kappa, converted = case
     assert converted.asrs == {18: 8, 34: 16, 50: 16}[depth]
     config = Config.fromfile(converted.config)
@@ -205,52 +227,57 @@ def test_resnets_of_the_libraries(case):
     assert all(host.asr.scale().eq(1).all() for host in model.modules() if isinstance(host, Host))
 
 
-def test_a_detector_starts_from_them_as_the_configs_for_coco_say(case):
+def test_a_detector_can_start_from_converted_weights(case):
     converted = case[-1]
     config = Config.fromfile(converted.config).model.backbone
     pretrained = {'type': 'Pretrained', 'checkpoint': str(converted.checkpoint), 'prefix': 'backbone.'}
     backbone = MODELS.build({**config, 'init_cfg': pretrained})
     backbone.init_weights()
     weights = torch.load(converted.checkpoint, weights_only=True)['state_dict']
-    expected = {name.removeprefix('backbone.'): tensor for name, tensor in weights.items() if name.startswith('backbone.')}
+    expected = {
+        name.removeprefix('backbone.'): tensor
+        for name, tensor in weights.items()
+        if name.startswith('backbone.')
+    }
     found = backbone.state_dict()
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(found[name], tensor)
 
 
-def test_a_network_that_is_no_resnet_is_refused(tmp_path, refusal):
-    torch.save(torchvision.models.vgg11(num_classes=2).state_dict(), tmp_path / 'vgg.pth')
-    assert 'not the weights of a ResNet that is known here: stages of [] blocks' in refusal(
-        'convert.py', 'vgg.pth', cwd=tmp_path
+def test_a_network_that_is_not_a_resnet_is_refused(tmp_path, refusal):
+    torch.save(torchvision.models.squeezenet1_1(num_classes=2).state_dict(), tmp_path / 'squeezenet.pth')
+    assert 'not the weights of a supported ResNet: stages of [] blocks' in refusal(
+        'convert.py', 'squeezenet.pth', cwd=tmp_path
     )
 
 
 def test_a_resnext_is_refused(tmp_path, refusal):
     torch.save(torchvision.models.resnext50_32x4d().state_dict(), tmp_path / 'resnext.pth')
-    assert "resnext.pth: config and weights don't fit: of another shape: backbone.layer1.0.conv1.weight" in refusal(
-        'convert.py', 'resnext.pth', cwd=tmp_path
+    assert (
+        "resnext.pth: config and weights don't match: of another shape: backbone.layer1.0.conv1.weight"
+        in refusal('convert.py', 'resnext.pth', cwd=tmp_path)
     )
 
 
 @pytest.fixture
 def linear(tmp_path):
-    """The checkpoint of a network without any convolution."""
+    """Return the checkpoint of a network without a convolution."""
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / 'x.pth')
     return tmp_path / 'x.pth'
 
 
-def test_a_refusal_names_the_known_depths(linear, tmp_path, refusal):
+def test_a_refusal_names_the_supported_depths(linear, tmp_path, refusal):
     assert '20, 56, 83, 110, 164' in refusal('convert.py', linear, cwd=tmp_path)
 
 
-def test_a_missing_file_is_said(tmp_path, refusal):
+def test_a_missing_file_is_reported(tmp_path, refusal):
     assert 'none.pth: No such file' in refusal('convert.py', 'none.pth', cwd=tmp_path)
 
 
-def test_what_is_there_stays_without_force(linear, tmp_path, refusal):
+def test_an_existing_file_stays_without_force(linear, tmp_path, refusal):
     (tmp_path / 'x_asr.py').write_text('mine')
-    assert 'x_asr.py is there already; pass --force' in refusal('convert.py', linear, cwd=tmp_path)
+    assert 'x_asr.py already exists; pass --force' in refusal('convert.py', linear, cwd=tmp_path)
     assert (tmp_path / 'x_asr.py').read_text() == 'mine'
 
 
@@ -259,7 +286,9 @@ def test_another_suffix_is_refused(linear, tmp_path):
         convert(linear, out=tmp_path / 'y.pt')
 
 
-def test_a_refusal_overwrites_nothing_with_force_either(linear, tmp_path, refusal):
+def test_a_refusal_replaces_nothing_even_with_force(linear, tmp_path, refusal):
     before = linear.read_bytes()
-    assert 'none.pth: No such file' in refusal('convert.py', 'none.pth', '--force', '--out', linear, cwd=tmp_path)
+    assert 'none.pth: No such file' in refusal(
+        'convert.py', 'none.pth', '--force', '--out', linear, cwd=tmp_path
+    )
     assert linear.read_bytes() == before

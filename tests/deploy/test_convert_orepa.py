@@ -1,4 +1,4 @@
-"""Weights of OREPA's authors: converted, trained or deployed, they compute what they did there."""
+"""Converted weights of OREPA's authors, trained or deployed: the network computes the same as there."""
 
 import math
 import runpy
@@ -17,7 +17,7 @@ from mmasr.errors import InputError
 
 
 class Unit(nn.Module):
-    """A convolution with its normalization, which becomes one convolution, named ``deployed``; as ConvBN there."""
+    """ConvBN of the authors' code: deploying replaces convolution and normalization by ``deployed``."""
 
     deployed = 'conv'
 
@@ -61,7 +61,7 @@ def new(*shape):
     return nn.Parameter(torch.empty(*shape))
 
 
-class Pointwise(Unit):
+class OREPA1x1(Unit):
     """OREPA_1x1."""
 
     deployed = 'or1x1_reparam'
@@ -80,7 +80,7 @@ class Pointwise(Unit):
 
 
 def add_square(unit, kind, inputs, outputs, groups, centre=True, unused=0):
-    """The branches of a 3 x 3 kernel, under names of OREPA, or of its like in a block of RepVGG."""
+    """Add the branches of a 3 x 3 kernel under their names in OREPA, or in a RepVGG block."""
     own = inputs // groups
     inner = 2 * inputs if groups > 4 else inputs
     shapes = {
@@ -111,19 +111,32 @@ def add_square(unit, kind, inputs, outputs, groups, centre=True, unused=0):
 
 
 def square(unit, kind, groups):
-    """The kernel of those branches, group by group; a 1 x 1 kernel at the position h, w of a 3 x 3 one is a product with it."""
-    w = {name.removeprefix(f'weight_{kind}_'): tensor for name, tensor in unit.state_dict(keep_vars=True).items()}
+    """Return the 3 x 3 kernel of these branches, computed group by group.
+
+    A 1 x 1 kernel times 3 x 3 factors is a 3 x 3 kernel.
+    """
+    w = {
+        name.removeprefix(f'weight_{kind}_'): tensor
+        for name, tensor in unit.state_dict(keep_vars=True).items()
+    }
     first = (w['1x1_kxk_idconv1'] + w['id_tensor']).chunk(groups)
-    two = torch.cat([conv2d(b, a.transpose(0, 1)) for a, b in zip(first, w['1x1_kxk_conv2'].chunk(groups), strict=True)])
+    two = torch.cat(
+        [conv2d(b, a.transpose(0, 1)) for a, b in zip(first, w['1x1_kxk_conv2'].chunk(groups), strict=True)]
+    )
     outputs, own = w['origin'].shape[:2]
     pointwise = w['gconv_pw'].view(outputs // groups, groups, own, 8)  # the groups' outputs in turn
-    separable = torch.einsum('ogit,gitkl->goikl', pointwise, w['gconv_dw'].view(groups, own, 8, 3, 3)).reshape(-1, own, 3, 3)
+    separable = torch.einsum(
+        'ogit,gitkl->goikl', pointwise, w['gconv_dw'].view(groups, own, 8, 3, 3)
+    ).reshape(-1, own, 3, 3)
     branches = [w['origin'], w['avg_conv'] * w['avg_avg'], w['pfir_conv'] * w['prior'][:, None], two]
     branches += [pad(w['1x1'], [1] * 4)] if '1x1' in w else []
-    return sum(scale.view(-1, 1, 1, 1) * branch for scale, branch in zip(w['vector'], [*branches, separable], strict=False))
+    return sum(
+        scale.view(-1, 1, 1, 1) * branch
+        for scale, branch in zip(w['vector'], [*branches, separable], strict=False)
+    )
 
 
-class Square(Unit):
+class OREPAKxK(Unit):
     """OREPA."""
 
     deployed = 'orepa_reparam'
@@ -135,7 +148,7 @@ class Square(Unit):
         return square(self, 'orepa', self.options['groups'])
 
 
-class Deep(Unit):
+class OREPALargeKernel(Unit):
     """OREPA_LargeConv of 7 x 7."""
 
     deployed = 'or_large_reparam'
@@ -155,7 +168,7 @@ class Deep(Unit):
 
 
 class InRepVGG(Unit):
-    """The 3 x 3 branch of RepVGGBlock_OREPA."""
+    """3 x 3 branch of RepVGGBlock_OREPA."""
 
     def __init__(self, inputs, outputs, stride, unused):
         self.unused = unused
@@ -169,19 +182,23 @@ class InRepVGG(Unit):
 
 
 class RepVGGBlock(nn.Module):
-    """RepVGGBlock_OREPA, or RepVGGBlock; with its ReLU."""
+    """RepVGGBlock_OREPA or RepVGGBlock, with its ReLU."""
 
     def __init__(self, inputs, outputs, stride, orepa):
         super().__init__()
         same = inputs == outputs and stride == 1
         self.rbr_identity = nn.BatchNorm2d(inputs) if same else None
-        self.rbr_dense = InRepVGG(inputs, outputs, stride, same) if orepa else Unit(inputs, outputs, 3, stride)
+        self.rbr_dense = (
+            InRepVGG(inputs, outputs, stride, same) if orepa else Unit(inputs, outputs, 3, stride)
+        )
         self.rbr_1x1 = Unit(inputs, outputs, 1, stride)
 
     def forward(self, x):
         if hasattr(self, 'rbr_reparam'):
             return self.rbr_reparam(x).relu()
-        return (self.rbr_dense(x) + self.rbr_1x1(x) + (self.rbr_identity(x) if self.rbr_identity else 0)).relu()
+        return (
+            self.rbr_dense(x) + self.rbr_1x1(x) + (self.rbr_identity(x) if self.rbr_identity else 0)
+        ).relu()
 
     def deploy(self):
         options = self.rbr_dense.options
@@ -196,20 +213,24 @@ class RepVGGBlock(nn.Module):
 
 
 def unit(kind, inputs, outputs, size, stride=1, groups=1):
-    """The unit that the type of a network asks for."""
-    orepa = {1: Pointwise, 3: Square, 7: Deep}[size]
+    """Return a unit of a network of this kind."""
+    orepa = {1: OREPA1x1, 3: OREPAKxK, 7: OREPALargeKernel}[size]
     return (orepa if kind == 'OREPA' else Unit)(inputs, outputs, size, stride, groups)
 
 
 class Block(nn.Module):
-    """A basic block, whose shortcut is always plain, or with an inner width a bottleneck."""
+    """Basic block, whose shortcut is always plain; with an inner width, a bottleneck."""
 
     def __init__(self, kind, inputs, outputs, stride, inner=None, groups=1):
         super().__init__()
         if inner is None:
             convs = unit(kind, inputs, outputs, 3, stride), unit(kind, outputs, outputs, 3)
         else:
-            convs = unit(kind, inputs, inner, 1), unit(kind, inner, inner, 3, stride, groups), unit(kind, inner, outputs, 1)
+            convs = (
+                unit(kind, inputs, inner, 1),
+                unit(kind, inner, inner, 3, stride, groups),
+                unit(kind, inner, outputs, 1),
+            )
         for i, conv in enumerate(convs, 1):
             self.add_module(f'conv{i}', conv)
         self.last = f'conv{len(convs)}'
@@ -226,7 +247,7 @@ class Block(nn.Module):
 
 
 class Theirs(nn.Module):
-    """A network with stem, stages and classifier."""
+    """Network with stem, stages and classifier."""
 
     def __init__(self, stem, stages, channels):
         super().__init__()
@@ -243,7 +264,7 @@ class Theirs(nn.Module):
 
 
 def resnet(kind, depth, width, groups=1, own=None):
-    """A ResNet, or with ``own`` channels for each group in the first stage a ResNeXt."""
+    """Return a ResNet; with ``own`` channels per group in the first stage, a ResNeXt."""
     expansion = 1 if depth < 50 else 4
     stem = nn.Sequential()
     stem.add_module('conv1', unit(kind, 3, width, 7, 2))
@@ -262,7 +283,7 @@ def resnet(kind, depth, width, groups=1, own=None):
 
 
 def repvgg(kind):
-    """RepVGG-A0."""
+    """Return a RepVGG-A0."""
     stages, inputs = [], 48
     for count, outputs in zip((2, 4, 14, 1), (48, 96, 192, 1280), strict=True):
         blocks = []
@@ -275,7 +296,7 @@ def repvgg(kind):
 
 @torch.no_grad()
 def trained(network):
-    """Values that a wrong name, row or order would show in, and that stay within range through all layers."""
+    """Set values that reveal a wrong name, row or order, and stay within range through all layers."""
     for parameter in network.parameters():
         nn.init.normal_(parameter, 0, 0.5 if parameter.dim() < 4 else parameter[0].numel() ** -0.5)
     for module in network.modules():
@@ -288,7 +309,7 @@ def trained(network):
 
 @torch.no_grad()
 def deployed(network):
-    """What their tool makes of a network."""
+    """Deploy a network like the authors' tool."""
     blocks = [module for module in network.modules() if isinstance(module, RepVGGBlock)]
     for module in blocks or [module for module in network.modules() if isinstance(module, Unit)]:
         module.deploy()
@@ -296,17 +317,31 @@ def deployed(network):
 
 
 def save(network, path):
-    """As their training does."""
+    """Save a network like the authors' training."""
     weights = {f'module.{name}': tensor for name, tensor in network.state_dict().items()}
-    torch.save({'epoch': 120, 'arch': 'any', 'state_dict': weights, 'best_acc1': torch.tensor(72.1), 'scheduler': {}}, path)
+    torch.save(
+        {
+            'epoch': 120,
+            'arch': 'any',
+            'state_dict': weights,
+            'best_acc1': torch.tensor(72.1),
+            'scheduler': {},
+        },
+        path,
+    )
     return path
 
 
-#: Their network, the file in configs/imagenet and what is smaller than there, and the convolutions with OREPA.
+#: File in configs/imagenet -> the authors' network, arguments that are smaller here, and the number of
+#: convolutions with OREPA.
 NETWORKS = {
     'resnet18': (lambda kind: resnet(kind, 18, 8), {'base_channels': 8}, 17),
     'resnet50': (lambda kind: resnet(kind, 50, 8), {'base_channels': 8}, 53),
-    'resnext50': (lambda kind: resnet(kind, 50, 16, 8, 2), {'base_channels': 16, 'groups': 8, 'base_width': 2}, 53),
+    'resnext50': (
+        lambda kind: resnet(kind, 50, 16, 8, 2),
+        {'base_channels': 16, 'groups': 8, 'base_width': 2},
+        53,
+    ),
     'wideresnet18_w96': (lambda kind: resnet(kind, 18, 12), {'base_channels': 12, 'stem_channels': 12}, 17),
     'repvgg_a0': (repvgg, {}, 22),
 }
@@ -314,7 +349,7 @@ NETWORKS = {
 
 @pytest.fixture(scope='module', params=NETWORKS)
 def case(request, tmp_path_factory):
-    """A network in training, the name of its config, and what converting it says."""
+    """Return a network in training form, the name of its config, and the result of converting it."""
     folder = tmp_path_factory.mktemp('orepa')
     torch.manual_seed(0)
     theirs = trained(NETWORKS[request.param][0]('OREPA'))
@@ -322,7 +357,7 @@ def case(request, tmp_path_factory):
 
 
 def ours(name, theirs):
-    """A file of configs/imagenet, of the width of their network here."""
+    """Return a config of configs/imagenet with the width of the network here."""
     config = Config.fromfile(ROOT / f'configs/imagenet/{name}_orepa.py')
     config.model.backbone.update(NETWORKS[name][1])
     config.model.head.update(num_classes=7, in_channels=theirs.linear.in_features)
@@ -333,7 +368,7 @@ def x():
     return torch.randn(2, 3, 64, 64)
 
 
-def test_trained(case):
+def test_a_network_in_training_form_computes_the_same(case):
     theirs, name, converted = case
     assert (converted.asrs, converted.orepas) == (0, NETWORKS[name][2])
     config = ours(name, theirs)
@@ -341,8 +376,8 @@ def test_trained(case):
     assert agrees(built(config, converted.checkpoint), theirs, x())
 
 
-def test_trained_deploys_by_our_tool(case):
-    """Which builds the config that is written beside the checkpoint."""
+def test_a_network_in_training_form_is_deployed(case):
+    """The embedded config is used, which is the one written next to the checkpoint."""
     theirs, _, converted = case
     report = reparameterize(converted.checkpoint)
     model = built(Config.fromfile(report.config), report.checkpoint)
@@ -353,7 +388,7 @@ def test_trained_deploys_by_our_tool(case):
 @pytest.mark.parametrize(
     ('name', 'kind'), [*((name, 'OREPA') for name in NETWORKS), ('resnet18', 'base'), ('repvgg_a0', 'base')]
 )
-def test_deployed_or_plain(tmp_path, name, kind):
+def test_a_deployed_or_plain_network_computes_the_same(tmp_path, name, kind):
     theirs = trained(NETWORKS[name][0](kind))
     config = ours(name, theirs)
     del config.model.backbone['convs']
@@ -367,16 +402,19 @@ def test_deployed_or_plain(tmp_path, name, kind):
 
 
 @pytest.mark.parametrize('form', ['dbb_reparam', 'conv'])
-def test_what_else_is_deployed(tmp_path, form):
-    """DBB's convolutions and plain ones have the same shapes."""
+def test_a_network_deployed_from_dbb_or_plain_convolutions_computes_the_same(tmp_path, form):
+    """Their convolutions have the same shapes as those of a deployed OREPA."""
     theirs = deployed(trained(resnet('OREPA', 18, 8)))
     path = save(theirs, tmp_path / 'x.pth')
-    edit(path, lambda weights: {name.replace('orepa_reparam', form): tensor for name, tensor in weights.items()})
+    edit(
+        path,
+        lambda weights: {name.replace('orepa_reparam', form): tensor for name, tensor in weights.items()},
+    )
     converted = convert(path)
     assert agrees(built(Config.fromfile(converted.config), converted.checkpoint), theirs, x())
 
 
-def test_the_stem_trains_without_the_kernel_that_theirs_lacks(tmp_path):
+def test_the_stem_trains_without_a_7x7_branch_like_the_authors(tmp_path):
     converted = convert(save(trained(resnet('OREPA', 18, 8)), tmp_path / 'x.pth'))
     model = built(Config.fromfile(converted.config), converted.checkpoint).train()
     model(x()).sum().backward()
@@ -387,18 +425,21 @@ def test_the_stem_trains_without_the_kernel_that_theirs_lacks(tmp_path):
 
 
 def edit(path, change):
-    """Save other weights in a checkpoint."""
+    """Change the weights in a checkpoint."""
     checkpoint = torch.load(path, weights_only=True)
     weights = {name.removeprefix('module.'): tensor for name, tensor in checkpoint['state_dict'].items()}
     torch.save(change(weights), path)
 
 
-def test_the_tool_says_what_it_is(tmp_path, monkeypatch, capsys):
+def test_the_tool_prints_the_backbone_and_the_number_of_convolutions(tmp_path, monkeypatch, capsys):
     save(trained(resnet('OREPA', 18, 8)), tmp_path / 'x.pth')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr('sys.argv', ['convert.py', 'x.pth', '--out', 'y.pth'])
     runpy.run_path(str(ROOT / 'tools/convert.py'), run_name='__main__')
-    assert capsys.readouterr().out == 'mmasr.ASRResNet of depth 18 with OREPA in 17 convolutions\nwrote y.pth and y.py\n'
+    assert (
+        capsys.readouterr().out
+        == 'mmasr.ASRResNet of depth 18 with OREPA in 17 convolutions\nwrote y.pth and y.py\n'
+    )
 
 
 def renamed(old, new):
@@ -406,7 +447,9 @@ def renamed(old, new):
 
 
 def without(*parts):
-    return lambda weights: {name: tensor for name, tensor in weights.items() if not any(part in name for part in parts)}
+    return lambda weights: {
+        name: tensor for name, tensor in weights.items() if not any(part in name for part in parts)
+    }
 
 
 def changed(name, change):
@@ -415,58 +458,82 @@ def changed(name, change):
 
 SQUARE, DEEP = 'stage1.0.conv1', 'stage0.conv1.weight1'
 REFUSALS = {
-    'a DBB in training': (renamed(f'{SQUARE}.weight_orepa_origin', f'{SQUARE}.dbb_origin.conv.weight'), 'is a DBB in training'),
+    'a DBB in training form': (
+        renamed(f'{SQUARE}.weight_orepa_origin', f'{SQUARE}.dbb_origin.conv.weight'),
+        'is a DBB in training form',
+    ),
     'another prior': (
         changed(f'{SQUARE}.weight_orepa_prior', lambda tensor: tensor.flip(1)),
-        f"{SQUARE}.weight_orepa_prior is not what the code of OREPA's authors fixes it to",
+        f"{SQUARE}.weight_orepa_prior differs from the constant in the code of OREPA's authors",
     ),
-    'another average': (changed(f'{DEEP}.weight_orepa_avg_avg', torch.zeros_like), f'{DEEP}.weight_orepa_avg_avg is not what'),
-    'another identity': (changed(f'{SQUARE}.id_tensor', torch.zeros_like), f'{SQUARE}.id_tensor is not what'),
-    'a missing branch': (without(f'{SQUARE}.weight_orepa_gconv_pw'), f'{SQUARE}.weight_orepa_gconv_pw is missing'),
+    'another average': (
+        changed(f'{DEEP}.weight_orepa_avg_avg', torch.zeros_like),
+        f'{DEEP}.weight_orepa_avg_avg differs from the constant',
+    ),
+    'another identity': (
+        changed(f'{SQUARE}.id_tensor', torch.zeros_like),
+        f'{SQUARE}.id_tensor differs from the',
+    ),
+    'a missing branch': (
+        without(f'{SQUARE}.weight_orepa_gconv_pw'),
+        f'{SQUARE}.weight_orepa_gconv_pw is missing',
+    ),
     'a missing scale': (without(f'{SQUARE}.vector'), f'{SQUARE}.vector is missing'),
     'a missing norm': (without('stage1.0.conv2.bn.running_var'), 'stage1.0.conv2.bn.running_var is missing'),
     'a missing part of the stem': (without(f'{DEEP}.'), f'{DEEP}.weight_orepa_origin is missing'),
-    'no stem': (without('stage0.conv1.'), 'not the weights of a ResNet that is known here'),
+    'no stem': (without('stage0.conv1.'), 'not the weights of a supported ResNet'),
     'no classifier': (without('linear.bias'), 'linear.bias is missing'),
-    'rows too few': (
+    'too few rows': (
         changed(f'{SQUARE}.vector', lambda tensor: tensor[:5]),
         'vector has the shape (5, 8), not (6, 8)',
     ),
-    'another number of dimensions': (changed(f'{DEEP}.vector', lambda tensor: tensor.flatten()), 'has the shape (48,)'),
-    'a number': (
+    'another number of dimensions': (
+        changed(f'{DEEP}.vector', lambda tensor: tensor.flatten()),
+        'has the shape (48,)',
+    ),
+    'a scalar': (
         changed(f'{SQUARE}.weight_orepa_origin', torch.sum),
         'has the shape (), not (any, any, 3, 3)',
     ),
-    'nothing': (changed(f'{SQUARE}.weight_orepa_origin', lambda tensor: tensor[:, :0]), 'has the shape (8, 0, 3, 3), not'),
-    'a pointwise kernel the other way round': (
+    'no channels': (
+        changed(f'{SQUARE}.weight_orepa_origin', lambda tensor: tensor[:, :0]),
+        'has the shape (8, 0, 3, 3), not',
+    ),
+    'a transposed pointwise kernel': (
         changed(f'{SQUARE}.weight_orepa_gconv_pw', lambda tensor: tensor.transpose(0, 1)),
         'has the shape (64, 8, 1, 1), not (8, 64, 1, 1)',
     ),
     'half of the depthwise kernels': (
         changed(f'{SQUARE}.weight_orepa_gconv_dw', lambda tensor: tensor[:32]),
-        "config and weights don't fit: of another shape: backbone.layer1.0.conv1.orepa.depthwise",
+        "config and weights don't match: of another shape: backbone.layer1.0.conv1.orepa.depthwise",
     ),
-    'more than is known': (lambda weights: {**weights, 'stage5.0.x': torch.zeros(1)}, 'stage5.0.x is no entry'),
+    'an unknown stage': (
+        lambda weights: {**weights, 'stage5.0.x': torch.zeros(1)},
+        "stage5.0.x is not a name in the code of OREPA's authors",
+    ),
     'a unit of another kind': (
         renamed(f'{SQUARE}.weight_orepa_origin', f'{SQUARE}.y'),
-        f'{SQUARE}.y is no entry',
+        f'{SQUARE}.y is not a name in the code',
     ),
-    'an unknown depth': (without('stage4.1.'), 'stages of [2, 2, 2, 1] blocks. Known are the depths 18, 34, 50, 101, 152'),
+    'an unknown depth': (
+        without('stage4.1.'),
+        'stages of [2, 2, 2, 1] blocks. Supported are the depths 18, 34, 50, 101, 152',
+    ),
     'another norm': (
         changed('stage0.conv1.bn.weight', lambda tensor: tensor[:4]),
-        "config and weights don't fit: of another shape: backbone.bn1.weight",
+        "config and weights don't match: of another shape: backbone.bn1.weight",
     ),
 }
 
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
-    """A ResNet-18 in training."""
+    """Return the bytes of the checkpoint of a ResNet-18 in training form."""
     return save(trained(resnet('OREPA', 18, 8)), tmp_path_factory.mktemp('saved') / 'x.pth').read_bytes()
 
 
 @pytest.mark.parametrize('refused', REFUSALS)
-def test_a_wrong_file_is_refused_in_a_line(tmp_path, saved, refusal, refused):
+def test_a_wrong_file_is_refused_in_one_line(tmp_path, saved, refusal, refused):
     path = tmp_path / 'x.pth'
     path.write_bytes(saved)
     change, why = REFUSALS[refused]
@@ -478,33 +545,49 @@ def test_a_wrong_file_is_refused_in_a_line(tmp_path, saved, refusal, refused):
     assert [p.name for p in tmp_path.iterdir()] == ['x.pth']
 
 
-def test_a_network_far_wider_than_its_weights_is_not_built(tmp_path):
-    """One large unit can't make the others large."""
+def test_a_network_much_larger_than_its_weights_is_not_built(tmp_path):
+    """One large unit in the file must not make all others large."""
     path = save(deployed(trained(resnet('OREPA', 18, 8))), tmp_path / 'x.pth')
     unit = 'stage0.conv1.or_large_reparam'
-    edit(path, lambda weights: {**weights, f'{unit}.weight': torch.zeros(2000, 3, 7, 7), f'{unit}.bias': torch.zeros(2000)})
-    with pytest.raises(InputError, match=r'x\.pth: .*many times larger than the weights are'):
+    edit(
+        path,
+        lambda weights: {
+            **weights,
+            f'{unit}.weight': torch.zeros(2000, 3, 7, 7),
+            f'{unit}.bias': torch.zeros(2000),
+        },
+    )
+    with pytest.raises(InputError, match=r'x\.pth: .*many times larger than its weights'):
         convert(path)
 
 
 REPVGG_REFUSALS = {
-    'plain blocks in training': (renamed('stage0.rbr_dense', 'stage0'), 'stage0 is neither a block of RepVGG in training nor'),
+    'plain blocks in training form': (
+        renamed('stage0.rbr_dense', 'stage0'),
+        'stage0 is neither a RepVGG block in training form nor',
+    ),
     'no 1 x 1 branch': (without('stage2.1.rbr_1x1'), 'stage2.1.rbr_1x1.conv.weight is missing'),
-    'a scale for the identity': (changed('stage1.0.rbr_dense.vector', lambda t: t.repeat(2, 1)), 'not (5, 48)'),
-    'other stages': (without('no such'), 'stages of [2, 4] blocks with [48, 96, 0, 0] channels. Known are A0, A1'),
+    'a scale for the identity': (
+        changed('stage1.0.rbr_dense.vector', lambda t: t.repeat(2, 1)),
+        'not (5, 48)',
+    ),
+    'other stages': (
+        without('no such'),
+        'stages of [2, 4] blocks with [48, 96, 0, 0] channels. Supported are A0, A1',
+    ),
 }
 
 
 @pytest.fixture(scope='module')
 def saved_repvgg(tmp_path_factory):
-    """A RepVGG-A0 in training without its last stages, which are large."""
+    """Return the bytes of the checkpoint of a RepVGG-A0 in training form, without its large last stages."""
     theirs = repvgg('OREPA')
     del theirs.stage3, theirs.stage4
     return save(trained(theirs), tmp_path_factory.mktemp('saved') / 'x.pth').read_bytes()
 
 
 @pytest.mark.parametrize('refused', REPVGG_REFUSALS)
-def test_a_wrong_repvgg_is_refused_in_a_line(tmp_path, saved_repvgg, refused):
+def test_a_wrong_repvgg_is_refused(tmp_path, saved_repvgg, refused):
     path = tmp_path / 'x.pth'
     path.write_bytes(saved_repvgg)
     change, why = REPVGG_REFUSALS[refused]

@@ -1,4 +1,4 @@
-"""From a deployed checkpoint to ONNX; and what torch.export makes of networks, deployed and in training form."""
+"""Export of deployed checkpoints to ONNX; and torch.export of networks, deployed and in training form."""
 
 import copy
 import functools
@@ -28,7 +28,7 @@ RESNET = {'type': 'mmdet.ResNet', 'depth': 18, 'base_channels': 8, 'norm_eval': 
 
 
 def resnet(**training):
-    """The config of a narrow ResNet, as it trains: with ``asr`` or ``convs``."""
+    """Return the config of a narrow ResNet, with ``asr`` or ``convs`` in training form."""
     return {**RESNET, **training, 'type': 'mmasr.ASRResNet'} if training else RESNET
 
 
@@ -37,13 +37,35 @@ def classifying(**training):
 
 
 def one_stage(**training):
-    """A narrow RetinaNet."""
+    """Return the config of a narrow RetinaNet."""
     head = {
-        **{'type': 'RetinaHead', 'num_classes': 3, 'in_channels': 16, 'feat_channels': 16, 'stacked_convs': 1},
-        'anchor_generator': {'type': 'AnchorGenerator', 'scales': [4], 'ratios': [1.0], 'strides': [8, 16, 32]},
+        **{
+            'type': 'RetinaHead',
+            'num_classes': 3,
+            'in_channels': 16,
+            'feat_channels': 16,
+            'stacked_convs': 1,
+        },
+        'anchor_generator': {
+            'type': 'AnchorGenerator',
+            'scales': [4],
+            'ratios': [1.0],
+            'strides': [8, 16, 32],
+        },
     }
-    neck = {'type': 'FPN', 'in_channels': [8, 16, 32, 64], 'start_level': 1, 'out_channels': 16, 'num_outs': 3}
-    preprocessor = {'type': 'DetDataPreprocessor', 'mean': [1.0, 2.0, 3.0], 'std': [4.0, 5.0, 6.5], 'pad_size_divisor': 32}
+    neck = {
+        'type': 'FPN',
+        'in_channels': [8, 16, 32, 64],
+        'start_level': 1,
+        'out_channels': 16,
+        'num_outs': 3,
+    }
+    preprocessor = {
+        'type': 'DetDataPreprocessor',
+        'mean': [1.0, 2.0, 3.0],
+        'std': [4.0, 5.0, 6.5],
+        'pad_size_divisor': 32,
+    }
     model = {
         'type': 'RetinaNet',
         'data_preprocessor': preprocessor,
@@ -55,7 +77,7 @@ def one_stage(**training):
 
 
 def two_stage(**training):
-    """A narrow Mask R-CNN."""
+    """Return the config of a narrow Mask R-CNN."""
     config = Config.fromfile(SHAPES_CONFIG)
     config.model.backbone = resnet(**training)
     config.model.neck.in_channels = [8, 16, 32, 64]
@@ -63,7 +85,7 @@ def two_stage(**training):
 
 
 def trained(network):
-    """Give what folding could get wrong values of its own."""
+    """Draw all values that a wrong fold would change; return the network in eval mode."""
     for module in network.modules():
         if isinstance(module, mmasr.ASR):
             nn.init.normal_(module.psi)
@@ -75,20 +97,20 @@ def trained(network):
 
 
 def deployed(folder, config):
-    """The checkpoint that deploying a trained network of a config leaves, and that network."""
+    """Return the deployed checkpoint of a trained network of a config, and the trained network."""
     network = save_network(folder / 'a.pth', config, trained)
     return reparameterize(folder / 'a.pth').checkpoint, network
 
 
 def run(path, images):
-    """What ONNX Runtime makes of images, by name."""
+    """Return the outputs of ONNX Runtime by name."""
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, map(torch.from_numpy, session.run(None, {'input': images.numpy()})), strict=True))
 
 
 def flat(value):
-    """The tensors of nested tuples, in their order."""
+    """Return the tensors in nested tuples, in order."""
     return [value] if isinstance(value, torch.Tensor) else [tensor for item in value for tensor in flat(item)]
 
 
@@ -113,7 +135,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize('kind', NETWORKS)
-def test_the_file_computes_what_was_trained_for_images_of_any_number_and_size(tmp_path, kind):
+def test_the_file_computes_the_same_as_the_trained_network_on_any_batch(tmp_path, kind):
     config, part, names = NETWORKS[kind]
     checkpoint, network = deployed(tmp_path, config(asr=ASR))
     report = export(checkpoint)
@@ -122,7 +144,7 @@ def test_the_file_computes_what_was_trained_for_images_of_any_number_and_size(tm
     assert report.fixed is None
     assert list(report.outputs) == names == [difference.output for difference in report.differences]
     assert 0 < max(difference.relative for difference in report.differences) <= 1e-4
-    for shape in [(4, 3, 96, 128), (1, 3, 71, 65)]:  # none of those it was checked on
+    for shape in [(4, 3, 96, 128), (1, 3, 71, 65)]:  # other shapes than those of the check
         images = torch.randn(shape)
         with torch.no_grad():
             expected = flat(part(network, images))
@@ -157,7 +179,7 @@ def test_the_graph_has_the_operators_of_the_plain_network(tmp_path, kind, traini
 
 
 @pytest.mark.parametrize('branch', ['pssa', 'sa', 'involution'])
-def test_an_xvolution_is_exported_as_the_layer_it_became(tmp_path, branch):
+def test_a_deployed_xvolution_is_exported(tmp_path, branch):
     checkpoint, network = deployed(tmp_path, classifying(convs={'type': 'XVolution', 'branch': branch}))
     report = export(checkpoint)
     assert report.dynamic == ('batch', 'height', 'width')
@@ -167,7 +189,7 @@ def test_an_xvolution_is_exported_as_the_layer_it_became(tmp_path, branch):
     assert (run(report.path, images)['logits'] - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
-def test_the_tool_says_what_it_compared_what_the_input_needs_and_what_is_left_out(tmp_path):
+def test_the_tool_prints_the_comparison_the_preprocessing_and_what_is_left_out(tmp_path):
     checkpoint, _ = deployed(tmp_path, two_stage(asr=ASR))
     result = run_tool('export.py', checkpoint.name, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -175,39 +197,45 @@ def test_the_tool_says_what_it_compared_what_the_input_needs_and_what_is_left_ou
     printed = result.stdout
     assert 'relative (bound 1e-04)' in printed
     assert '│ rpn_bbox_pred_4 │' in printed
-    assert 'MaskRCNN, opset 17; ONNX Runtime and torch compared on 2x3x224x224, 1x3x160x288, 3x3x257x193' in printed
     assert (
-        'input: batch x 3 x height x width, channels in the order RGB, minus [123.675, 116.28, 103.53], divided by' in printed
+        'MaskRCNN, opset 17; ONNX Runtime and torch compared on 2x3x224x224, 1x3x160x288, 3x3x257x193'
+        in printed
     )
-    assert 'left out: the RoI heads, ' in printed
+    order = 'input: batch x 3 x height x width, channels in the order RGB'
+    assert f'{order}, minus [123.675, 116.28, 103.53], divided by' in printed
+    assert 'not exported: the RoI heads, ' in printed
     assert 'MMDeploy' in printed
     assert 'wrote a_deploy.onnx, ' in printed
     onnx.checker.check_model(tmp_path / 'a_deploy.onnx')
 
 
-def test_the_preprocessing_is_what_the_data_preprocessor_does(tmp_path):
+def test_the_preprocessing_is_that_of_the_data_preprocessor(tmp_path):
     save_network(tmp_path / 'a.pth', one_stage())
     preprocessing = export(tmp_path / 'a.pth').preprocessing
-    assert preprocessing == 'channels in the order BGR, minus [1.0, 2.0, 3.0], divided by [4.0, 5.0, 6.5], float32'
+    assert (
+        preprocessing
+        == 'channels in the order BGR, minus [1.0, 2.0, 3.0], divided by [4.0, 5.0, 6.5], float32'
+    )
 
 
 VIT = {'embed_dims': 8, 'num_layers': 1, 'num_heads': 2, 'feedforward_channels': 8}
 
 
-def test_a_network_of_one_size_is_exported_for_that(tmp_path):
+def test_a_network_for_one_image_size_is_exported_for_that_size(tmp_path):
     backbone = {'type': 'mmpretrain.VisionTransformer', 'arch': VIT, 'img_size': 48, 'patch_size': 16}
     config = classifier(backbone, 8, neck=False)
     config.model.head.type = 'VisionTransformerClsHead'
     save_network(tmp_path / 'a.pth', config)
     report = export(tmp_path / 'a.pth', size=(48, 64))
     assert report.dynamic == ('batch',)
-    assert 'ONNX Runtime computes something else than torch' in report.fixed  # where positions are interpolated
+    # With other sizes, it would interpolate its positions.
+    assert 'ONNX Runtime computes something else than torch' in report.fixed
     assert report.inputs == [(2, 3, 48, 64), (1, 3, 48, 64), (3, 3, 48, 64)]
     assert run(report.path, torch.randn(5, 3, 48, 64))['logits'].shape == (5, 10)
 
 
 def refused(folder, message, *args, **options):
-    """Check that something is not exported: that is said in one line, and no file of the folder changes."""
+    """Check that the export is refused in one line, and that no file of the folder changes."""
     before = files(folder)
     with pytest.raises(InputError, match=message) as caught:
         export(*args, **options)
@@ -218,12 +246,13 @@ def refused(folder, message, *args, **options):
 @pytest.mark.parametrize('training', [{'asr': ASR}, {'convs': {'type': 'DBB'}}], ids=['ASR', 'branches'])
 def test_a_training_form_is_refused(tmp_path, training):
     save_network(tmp_path / 'a.pth', classifying(**training), trained)
-    refused(tmp_path, 'a.pth is a training form, .* run tools/reparam.py .*a.pth first', tmp_path / 'a.pth')
+    message = r'a\.pth still has re-parameterization to fold: .*; run tools/reparam\.py .*a\.pth first'
+    refused(tmp_path, message, tmp_path / 'a.pth')
 
 
 @pytest.fixture
 def plain(tmp_path):
-    """The checkpoint of a stock network."""
+    """Return the checkpoint of a stock network."""
     save_network(tmp_path / 'a.pth', classifying(), trained)
     return tmp_path / 'a.pth'
 
@@ -239,29 +268,33 @@ def test_a_graph_that_differs_is_refused(plain, tmp_path, monkeypatch):
         torch_export(graph, *args, **options)
 
     monkeypatch.setattr(torch.onnx, 'export', other)
-    refused(
-        tmp_path,
-        'ONNX Runtime computes something else than torch: logits differs by .*, more than 1e-04; nothing was written',
-        *(plain, None, None, True),
+    message = (
+        'ONNX Runtime computes something else than torch: logits differs by .*, more than 1e-04; nothing'
     )
+    refused(tmp_path, message, *(plain, None, None, True))
 
 
-def test_what_is_there_is_replaced_only_if_asked_for(plain, tmp_path, refusal):
+def test_an_existing_file_is_replaced_only_with_force(plain, tmp_path, refusal):
     (tmp_path / 'a.onnx').write_text('old')
-    assert 'a.onnx is there already; pass --force' in refusal('export.py', plain, cwd=tmp_path)
+    assert 'a.onnx already exists; pass --force' in refusal('export.py', plain, cwd=tmp_path)
     assert (tmp_path / 'a.onnx').read_text() == 'old'
     assert run(export(plain, force=True).path, torch.randn(1, 3, 64, 64))['logits'].shape == (1, 10)
 
 
 def test_an_operator_that_onnx_does_not_have_is_refused(tmp_path):
-    deformable = {'depth': 50, 'out_indices': (3,), 'dcn': {'type': 'DCN'}, 'stage_with_dcn': (False, False, False, True)}
+    deformable = {
+        'depth': 50,
+        'out_indices': (3,),
+        'dcn': {'type': 'DCN'},
+        'stage_with_dcn': (False, False, False, True),
+    }
     save_network(tmp_path / 'a.pth', classifier({**RESNET, **deformable}, 256))
-    refused(tmp_path, 'exporting it failed: .*DeformConv2d.*; nothing was written', tmp_path / 'a.pth')
+    refused(tmp_path, 'the export failed: .*DeformConv2d.*; nothing was written', tmp_path / 'a.pth')
 
 
-def test_weights_that_no_onnx_file_holds_are_refused(plain, tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting, '_MOST_BYTES', 1000)
-    refused(tmp_path, 'its weights take .* GiB in float32, and an ONNX file holds up to 2 GiB', plain)
+def test_weights_too_large_for_an_onnx_file_are_refused(plain, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, '_MAX_BYTES', 1000)
+    refused(tmp_path, 'its weights take .* GiB in float32; an ONNX file can have 2 GiB', plain)
 
 
 def test_another_name_is_refused(plain, tmp_path):
@@ -269,16 +302,18 @@ def test_another_name_is_refused(plain, tmp_path):
 
 
 @pytest.mark.parametrize('package', ['onnx', 'onnxruntime'])
-def test_without_its_packages_the_tool_says_what_to_install(plain, tmp_path, refusal, monkeypatch, package):
+def test_without_its_packages_the_tool_names_the_extra(plain, tmp_path, refusal, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    assert "exporting needs onnx and onnxruntime: pip install 'mmasr[export]'" in refusal('export.py', plain, cwd=tmp_path)
+    assert "exporting needs onnx and onnxruntime: pip install 'mmasr[export]'" in refusal(
+        'export.py', plain, cwd=tmp_path
+    )
 
 
-def test_nothing_of_a_checkpoint_is_run(plain, tmp_path):
+def test_nothing_in_a_checkpoint_runs(plain, tmp_path):
     checkpoint = torch.load(plain)
     ran = tmp_path / 'ran'
     torch.save({**checkpoint, 'meta': {'cfg': f'open({str(ran)!r}, "w")'}}, tmp_path / 'b.pth')
-    refused(tmp_path, "the embedded config (is not|can't be) used", tmp_path / 'b.pth')
+    refused(tmp_path, 'the embedded config is not used: it is not plain data', tmp_path / 'b.pth')
     torch.save({**checkpoint, 'more': Touch(ran)}, tmp_path / 'c.pth')
     refused(tmp_path, 'refused, since loading it would use', tmp_path / 'c.pth')
     config = tmp_path / 'own.py'
@@ -289,7 +324,7 @@ def test_nothing_of_a_checkpoint_is_run(plain, tmp_path):
     assert not ran.exists()
 
 
-#: The first versions export in one way only.
+#: Whether torch.export has a mode that is not strict; its first versions have none.
 CAN_BE_LAX = 'strict' in inspect.signature(torch.export.export).parameters
 
 
@@ -297,19 +332,21 @@ CAN_BE_LAX = 'strict' in inspect.signature(torch.export.export).parameters
 @pytest.mark.parametrize('form', ['training', 'deployed'])
 @pytest.mark.parametrize('kind', ['SE', 'OREPA', 'XVolution'])
 def test_torch_export(kind, form, strict):
-    """The exported program computes what the network does, from its parameters as they are then."""
+    """The exported program computes the same as the network, from its current parameters."""
     if not (strict or CAN_BE_LAX):
         pytest.skip('this torch.export is always strict')
     if strict and form == 'training' and kind != 'XVolution' and not FULL_GRAPH:
-        pytest.skip('this torch.export can not follow a host')
-    network = ResNet(18, base_channels=8, num_stages=1, strides=(1,), dilations=(1,), out_indices=(0,), norm_eval=False)
+        pytest.skip('this torch.export cannot trace a host')
+    network = ResNet(
+        18, base_channels=8, num_stages=1, strides=(1,), dilations=(1,), out_indices=(0,), norm_eval=False
+    )
     mmasr.attach(network, {'type': kind}, sites=['layer1.0.conv2'] if kind == 'XVolution' else None)
     trained(network)
     if form == 'deployed':
         mmasr.fold(network)
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        network(images)  # a host keeps what it has computed
+        network(images)  # fills the eval cache of hosts
         program = torch.export.export(network, (images,), **({'strict': strict} if CAN_BE_LAX else {}))
         for _ in range(2):
             for expected, found in zip(network(images), program.module()(images), strict=True):

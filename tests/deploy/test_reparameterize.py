@@ -1,62 +1,68 @@
-"""From a trained checkpoint to deployed files that stock MMDetection loads."""
+"""Trained checkpoints become deployed files that stock MMDetection loads, or nothing is written."""
 
-import copy
 import importlib
-import os
 import re
+import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, SHAPES_CONFIG, Touch, classifier, full_disk, plugin, run_tool, stock_predictions
+from helpers import (
+    ROOT,
+    SHAPES_CONFIG,
+    Touch,
+    full_disk,
+    plugin,
+    run_tool,
+    save_network,
+    small_detector,
+    stock_predictions,
+    without_asr,
+)
 from mmdet.apis import inference_detector, init_detector
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 import mmasr
 from mmasr.deploy import reparameterize as reparam
-from mmasr.deploy.deployed_config import deployed_config
 from mmasr.deploy.reparameterize import reparameterize
 from mmasr.errors import InputError
 from mmasr.openmmlab.config import walk
-
-SE = {'type': 'SE'}
+from mmasr.untrusted import write_config
 
 
 def load(path):
     return torch.load(path, weights_only=False)
 
 
-def small(**backbone):
-    """A small Mask R-CNN's config, without data."""
-    config = Config.fromfile(SHAPES_CONFIG)
-    config = Config({key: config[key] for key in ('model', 'default_scope', 'custom_imports')})
-    config.model.backbone.update({'base_channels': 8, **backbone})
-    deep = backbone.get('depth', 18) >= 50
-    config.model.neck.in_channels = [8 * 2**i * (4 if deep else 1) for i in range(4)]
-    return config
-
-
-def save(path, config, embed=True, **options):
-    """Save a checkpoint of a config's model, every ASR with a scale of its own. Returns its path and the model."""
-    with DefaultScope.overwrite_default_scope(config.default_scope):
-        model = MODELS.build(copy.deepcopy(config.model))
+def randomize_running_variances(model):
+    """Draw ψ of every ASR and the running variances; return the model."""
     for module in model.modules():
         if isinstance(module, mmasr.ASR):
             nn.init.normal_(module.psi)
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_var, 0.5, 1.5)
-    state_dict = {options.get('prefix', '') + n: t for n, t in model.state_dict().items()}
-    if dtype := options.get('dtype'):
-        state_dict = {n: t.to(dtype) if t.is_floating_point() else t for n, t in state_dict.items()}
-    meta = {'cfg': config.pretty_text} if embed else {}
-    torch.save({'meta': {**meta, 'epoch': 12, 'dataset_meta': {'classes': ('a', 'b')}}, 'state_dict': state_dict}, path)
-    return path, model
+    return model
+
+
+def save(path, config, prefix='', dtype=None):
+    """Save a checkpoint of a config's model, with random scales; return its path and the model.
+
+    Its weights get a prefix and a type.
+    """
+    model = save_network(path, config, randomize_running_variances)
+
+    def change(checkpoint):
+        weights = {prefix + name: tensor for name, tensor in checkpoint['state_dict'].items()}
+        if dtype:
+            weights = {n: t.to(dtype) if t.is_floating_point() else t for n, t in weights.items()}
+        checkpoint['state_dict'] = weights
+        checkpoint['meta'].update(epoch=12, dataset_meta={'classes': ('a', 'b')})
+
+    return edit(path, change), model
 
 
 @pytest.fixture(scope='module')
@@ -66,63 +72,73 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def deployed(checkpoint, folder):
-    """The report of deploying the checkpoint that a runner left."""
+    """Return the report of deploying a checkpoint of mmengine's runner."""
     return reparameterize(checkpoint, out=folder / 'x.pth')
 
 
-# With the set of packages that the suite runs with, and with the other one: the Makefile makes both.
-OTHER_SET = ROOT / ('.venv' if Path(sys.prefix).name == '.venv-upstream' else '.venv-upstream') / 'bin/python'
-IN_OTHER_SET = pytest.param(OTHER_SET, marks=pytest.mark.skipif(not OTHER_SET.exists(), reason=f'there is no {OTHER_SET}'))
+# The Makefile creates two environments, with the maintained packages and with the upstream ones.
+OTHER = ROOT / ('.venv' if Path(sys.prefix).name == '.venv-upstream' else '.venv-upstream') / 'bin/python'
+IN_OTHER_ENVIRONMENT = pytest.param(
+    OTHER, marks=pytest.mark.skipif(not OTHER.exists(), reason=f'{OTHER} does not exist')
+)
 
 
-@pytest.mark.parametrize('python', [None, IN_OTHER_SET], ids=['this set', 'the other set'])
-def test_stock_mmdetection_predicts_what_the_trained_network_does(checkpoint, deployed, tmp_path, python):
+@pytest.mark.parametrize(
+    'python', [None, IN_OTHER_ENVIRONMENT], ids=['this environment', 'the other environment']
+)
+def test_stock_mmdetection_predicts_the_same_as_the_trained_network(checkpoint, deployed, tmp_path, python):
     image = np.random.default_rng(0).integers(0, 255, (128, 128, 3), dtype=np.uint8)
-    ((bboxes, scores, labels, masks),) = stock_predictions(deployed.config, deployed.checkpoint, [image], tmp_path, python)
+    ((bboxes, scores, labels, masks),) = stock_predictions(
+        deployed.config, deployed.checkpoint, [image], tmp_path, python
+    )
 
     trained = init_detector(str(SHAPES_CONFIG), None, device='cpu')
     trained.load_state_dict(load(checkpoint)['state_dict'])
     expected = inference_detector(trained, image).pred_instances
     assert len(expected) > 0
-    # The product that is folded is the product that ran: 1e-4 of a pixel is what the convolutions may differ by.
+    # Folding writes the very products that ran, so only convolutions may round differently: 1e-4 of the size.
     torch.testing.assert_close(bboxes, expected.bboxes, rtol=0, atol=1e-4 * 128)
     torch.testing.assert_close(scores, expected.scores, rtol=0, atol=1e-4)
     assert torch.equal(labels, expected.labels)
     assert (masks == expected.masks).float().mean() > 0.9999
 
 
-def test_the_report_of_a_runners_checkpoint(checkpoint, deployed):
+def test_the_report_lists_folded_layers_outputs_and_parameters(checkpoint, deployed):
     assert len(deployed.folded) == 8
     assert max(d.relative for d in deployed.differences) <= 1e-4
     assert {d.output.split('.')[0] for d in deployed.differences} == {'features', 'rpn_head', 'roi_head'}
     assert deployed.parameters[0] - deployed.parameters[1] == sum(
-        t.numel() for n, t in load(checkpoint)['state_dict'].items() if '.asr.' in n and not n.endswith('initial')
+        t.numel()
+        for n, t in load(checkpoint)['state_dict'].items()
+        if '.asr.' in n and not n.endswith('initial')
     )
 
 
-def test_a_runners_checkpoint_becomes_a_pair_of_files(deployed, folder):
+def test_a_checkpoint_becomes_a_pair_of_files(deployed, folder):
     assert (deployed.checkpoint, deployed.config) == (folder / 'x.pth', folder / 'x.py')
     assert sorted(folder.iterdir()) == [folder / 'x.pth', folder / 'x.py']
 
 
-def test_a_deployed_checkpoint_has_weights_and_where_they_come_from(checkpoint, deployed):
+def test_a_deployed_checkpoint_contains_weights_and_their_origin(checkpoint, deployed):
     found, source = torch.load(deployed.checkpoint, weights_only=True), load(checkpoint)
     assert set(found) == {'meta', 'state_dict'}  # no optimizer, no message hub, no second set of weights
     kept = ('epoch', 'dataset_meta', 'mmengine_version', 'seed', 'time', 'experiment_name', 'iter')
     assert {key: found['meta'][key] for key in kept} == {key: source['meta'][key] for key in kept}
-    assert found['meta']['mmasr']['folded'] == {f'backbone.layer{i}.{j}.bn2': 'SE' for i in (1, 2, 3, 4) for j in (0, 1)}
+    assert found['meta']['mmasr']['folded'] == {
+        f'backbone.layer{i}.{j}.bn2': 'SE' for i in (1, 2, 3, 4) for j in (0, 1)
+    }
     assert found['meta']['cfg'] == deployed.config.read_text()
 
 
-def test_a_deployed_config_is_stock_mmdetections(deployed):
+def test_a_deployed_config_needs_only_mmdetection(deployed):
     config = Config.fromfile(deployed.config)
     assert 'custom_imports' not in config
     assert not [value for _, value in walk(config.to_dict()) if str(value).startswith('mmasr')]
     assert config.model.backbone.type == 'mmdet.ResNet'
 
 
-def test_the_averaged_weights_are_deployed(checkpoint, deployed):
-    """With EMA the runner saves them as state_dict."""
+def test_the_averaged_weights_of_ema_are_deployed(checkpoint, deployed):
+    """With EMA, the runner saves them as state_dict."""
     name, source = 'backbone.conv1.weight', load(checkpoint)
     assert torch.equal(load(deployed.checkpoint)['state_dict'][name], source['state_dict'][name])
     assert not torch.equal(source['state_dict'][name], source['ema_state_dict'][f'module.{name}'])
@@ -139,9 +155,9 @@ def test_the_averaged_weights_are_deployed(checkpoint, deployed):
     ids=['plain', 'module.', 'fp16', 'bf16'],
 )
 @pytest.mark.parametrize('embed', [True, False], ids=['embedded', '--config'])
-def test_kinds_of_weights(tmp_path, options, bound, embed):
-    config = small()
-    path, model = save(tmp_path / 'a.pth', config, embed, **options)
+def test_weights_of_each_type_are_deployed(tmp_path, options, bound, embed):
+    config = small_detector()
+    path, model = save(tmp_path / 'a.pth', config, **options)
     config_file = None
     if not embed:
         config_file = tmp_path / 'config.py'
@@ -151,7 +167,9 @@ def test_kinds_of_weights(tmp_path, options, bound, embed):
     assert report.checkpoint == tmp_path / 'a_deploy.pth'
     assert report.bound == bound
     weights = load(report.checkpoint)['state_dict']
-    assert {t.dtype for t in weights.values() if t.is_floating_point()} == {options.get('dtype', torch.float32)}
+    assert {t.dtype for t in weights.values() if t.is_floating_point()} == {
+        options.get('dtype', torch.float32)
+    }
     assert weights.keys() == {name for name in model.state_dict() if '.asr.' not in name}
     host = model.backbone.layer1[0].bn2
     expected = (host.weight * host.asr.scale()).to(options.get('dtype', torch.float32))
@@ -159,102 +177,7 @@ def test_kinds_of_weights(tmp_path, options, bound, embed):
     torch.testing.assert_close(weights['backbone.layer1.0.bn2.weight'], expected, rtol=4 * eps, atol=4 * eps)
 
 
-@pytest.mark.parametrize(
-    ('backbone', 'expected'),
-    [
-        ({'depth': 50, 'asr': {'attention': SE, 'delta': 2, 'init_identity': True}}, 'mmdet.ResNet'),
-        ({'type': 'mmasr.ASRResNetV1d', 'norm_cfg': {'type': 'GN', 'num_groups': 4}}, 'mmdet.ResNetV1d'),
-        (
-            {'type': 'mmasr.ASRResNeXt', 'depth': 50, 'groups': 4, 'base_width': 4, 'norm_cfg': {'type': 'SyncBN'}},
-            'mmdet.ResNeXt',
-        ),
-    ],
-    ids=['ResNet', 'ResNetV1d', 'ResNeXt'],
-)
-def test_backbones(tmp_path, backbone, expected):
-    path, model = save(tmp_path / 'a.pth', small(**backbone))
-    report = reparameterize(path)
-    backbone = Config.fromfile(report.config).model.backbone
-    assert backbone.type == expected
-    assert 'asr' not in backbone
-    delta = len(model.backbone.layer1[0].norm3.asr.attention) if model.backbone.depth >= 50 else 1
-    assert set(report.folded.values()) == {' x '.join(['SE'] * delta)}
-
-
-def without_asr(**backbone):
-    """As the function small, but without the ASR of the backbone itself."""
-    config = small(**backbone)
-    del config.model.backbone['asr']
-    return config
-
-
-def test_plugins_deploy_to_the_stock_backbone(tmp_path):
-    config = without_asr(type='mmdet.ResNet', depth=50, plugins=[plugin('ASR', attention=SE)])
-    report = reparameterize(save(tmp_path / 'a.pth', config)[0])
-    assert len(report.folded) == 16
-    deployed = Config.fromfile(report.config)
-    assert 'plugins' not in deployed.model.backbone
-    assert 'custom_imports' not in deployed
-
-
-def test_plugins_go_and_attention_stays(tmp_path):
-    config = small(depth=50, plugins=[plugin('ASR', attention=SE), plugin('SE')])
-    report = reparameterize(save(tmp_path / 'a.pth', config)[0])
-    assert len(report.folded) == 32
-    deployed = Config.fromfile(report.config)
-    assert deployed.model.backbone.type == 'mmdet.ResNet'
-    assert [p.cfg.type for p in deployed.model.backbone.plugins] == ['mmasr.SE']
-    assert deployed.custom_imports.imports == ['mmasr']
-
-
-def test_attention_in_basic_blocks_keeps_our_backbone(tmp_path):
-    """mmdet's BasicBlock takes no plugins."""
-    report = reparameterize(save(tmp_path / 'a.pth', small(plugins=[plugin('SE', 'after_conv2')]))[0])
-    assert Config.fromfile(report.config).model.backbone.type == 'mmasr.ASRResNet'
-
-
-def test_plugins_alone_and_a_scope_of_its_own_deploy_to_the_stock_backbone(tmp_path):
-    config = without_asr(plugins=[plugin('ASR', 'after_conv2', attention=SE)])
-    config.model.backbone.update(type='ASRResNet', _scope_='mmasr')
-    report = reparameterize(save(tmp_path / 'a.pth', config)[0])
-    deployed = Config.fromfile(report.config)
-    assert deployed.model.backbone.type == 'mmdet.ResNet'
-    assert '_scope_' not in deployed.model.backbone
-    assert 'custom_imports' not in deployed
-
-
-def test_a_classifier(tmp_path):
-    backbone = {'type': 'mmasr.ASRResNet', 'depth': 18, 'base_channels': 8, 'out_indices': (3,), 'asr': {'attention': SE}}
-    report = reparameterize(save(tmp_path / 'a.pth', classifier(backbone, 64))[0])
-    assert [d.output for d in report.differences] == ['output']
-    deployed = Config.fromfile(report.config)
-    assert deployed.model.backbone.type == 'mmdet.ResNet'
-
-
-def test_any_backbone(tmp_path):
-    inner = {'type': 'mmpretrain.ResNet', 'depth': 18, 'base_channels': 8, 'stem_channels': 8, 'out_indices': (0, 1, 2, 3)}
-    config = small()
-    config.model.backbone = {'type': 'mmasr.ASRBackbone', 'backbone': inner, 'asr': {'attention': {'type': 'ECA'}}}
-    report = reparameterize(save(tmp_path / 'a.pth', config)[0])
-    deployed = Config.fromfile(report.config)
-    assert deployed.model.backbone.to_dict() == inner
-    assert 'custom_imports' not in deployed
-
-
-def test_no_download_remains():
-    config = small(init_cfg={'type': 'Pretrained', 'checkpoint': 'torchvision://resnet18'})
-    config.model.neck.init_cfg = {'type': 'Xavier', 'layer': 'Conv2d'}
-    config.model.rpn_head.pretrained = True
-    config.custom_imports.imports = ['mmasr', 'mmpretrain.models']
-    deployed = deployed_config(config)
-    assert 'init_cfg' not in deployed.model.backbone
-    assert deployed.model.neck.init_cfg.type == 'Xavier'
-    assert 'pretrained' not in deployed.model.rpn_head
-    assert deployed.custom_imports.imports == ['mmpretrain.models']
-    assert config.model.backbone.type == 'mmasr.ASRResNet'  # the trained network's config is as it was
-
-
-OWN = """
+USER_MODULE = """
 from mmdet.models import ResNet
 from mmdet.registry import MODELS
 from torch import nn
@@ -276,39 +199,52 @@ ATTENTIONS['Tanh'] = Tanh
 
 @MODELS.register_module(force=True)
 class WithUnused(ResNet):
-    def __init__(self, **kwargs):
+    def __init__(self, unused, **kwargs):
         super().__init__(**kwargs)
-        self.extra = mmasr.attach(nn.BatchNorm2d(8), dict(type='SE'), sites='')
+        if 'ASR' in unused:
+            self.extra = mmasr.attach(nn.BatchNorm2d(8), dict(type='SE'), sites='')
+        if 'OREPA' in unused:
+            self.conv = mmasr.attach(nn.Conv2d(8, 8, 3, padding=1, bias=False), dict(type='OREPA'), sites='')
 """
 
 
 def files(folder):
-    """What is in a folder, but for what Python compiled."""
+    """Return the contents of all files of a folder, except those that Python compiled."""
     return {path: path.read_bytes() for path in folder.iterdir() if path.name != '__pycache__'}
 
 
 @pytest.fixture
-def own(tmp_path, monkeypatch):
-    """Makes the checkpoint of a config that imports a module of its own."""
-    (tmp_path / 'own_modules.py').write_text(OWN)
+def user_checkpoint(tmp_path, monkeypatch):
+    """Return a function that saves the checkpoint of a config that imports a user's module."""
+    (tmp_path / 'user_module.py').write_text(USER_MODULE)
     monkeypatch.syspath_prepend(tmp_path)
 
     def make(**backbone):
         config = without_asr(**backbone)
-        config.custom_imports.imports = ['mmasr', 'own_modules']
-        importlib.import_module('own_modules')
+        config.custom_imports.imports = ['mmasr', 'user_module']
+        importlib.import_module('user_module')
         return save(tmp_path / 'own.pth', config)[0]
 
     yield make
-    sys.modules.pop('own_modules', None)
+    sys.modules.pop('user_module', None)
     mmasr.attention.ATTENTIONS.pop('Tanh', None)
 
 
 @pytest.mark.parametrize(
     ('backbone', 'trust', 'message'),
     [
-        ({'type': 'WithUnused'}, False, 'imports own_modules, which was not run'),
-        ({'type': 'WithUnused'}, True, r'no layer uses the ASR of backbone\.extra'),
+        ({'type': 'WithUnused', 'unused': ['ASR']}, False, 'imports user_module, which was not run'),
+        ({'type': 'WithUnused', 'unused': ['ASR']}, True, r'no layer uses the ASR of backbone\.extra, so it'),
+        (
+            {'type': 'WithUnused', 'unused': ['OREPA']},
+            True,
+            r'no layer uses the OREPA of backbone\.conv, so it',
+        ),
+        (
+            {'type': 'WithUnused', 'unused': ['ASR', 'OREPA']},
+            True,
+            r'no layer uses the ASR or OREPA of backbone\.conv, backbone\.extra, so it',
+        ),
         (
             {
                 'type': 'mmdet.ResNet',
@@ -316,13 +252,18 @@ def own(tmp_path, monkeypatch):
                 'plugins': [plugin('ASR', 'after_conv1', attention={'type': 'Tanh'}, psi=-1.0)],
             },
             True,
-            r"backbone\.layer1\.0\.asr can't be folded: it has a negative scale",
+            r"backbone\.layer1\.0\.asr can't be folded: its scale is negative and it comes after a ReLU",
         ),
     ],
-    ids=['an import without trust', 'an ASR that nothing uses', 'a negative scale before a ReLU'],
+    ids=[
+        *('an import without trust', 'an unused ASR', 'an unused OREPA', 'both unused'),
+        'a negative scale before a ReLU',
+    ],
 )
-def test_modules_of_ones_own_that_cannot_be_deployed(own, tmp_path, backbone, trust, message):
-    path = own(**backbone)
+def test_a_users_module_that_cannot_be_deployed_is_refused(
+    user_checkpoint, tmp_path, backbone, trust, message
+):
+    path = user_checkpoint(**backbone)
     before = files(tmp_path)
     with pytest.raises(InputError, match=message):
         reparameterize(path, trust_imports=trust)
@@ -331,24 +272,25 @@ def test_modules_of_ones_own_that_cannot_be_deployed(own, tmp_path, backbone, tr
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    """A checkpoint with ASR, not to be changed."""
-    return save(tmp_path_factory.mktemp('trained') / 'good.pth', small())[0]
+    """Return a checkpoint with ASR, which no test may change."""
+    return save(tmp_path_factory.mktemp('trained') / 'good.pth', small_detector())[0]
 
 
 @pytest.fixture
 def good(trained, tmp_path):
-    """A copy of it to work with."""
+    """Return a copy of the checkpoint, which a test may change."""
     return Path(shutil.copy(trained, tmp_path))
 
 
 @pytest.fixture
 def weights(good, tmp_path):
-    """Its weights alone."""
+    """Return the weights of the checkpoint without its config."""
     torch.save(load(good)['state_dict'], tmp_path / 'weights.pth')
     return tmp_path / 'weights.pth'
 
 
 def edit(path, change):
+    """Change the content of a checkpoint; return its path."""
     checkpoint = load(path)
     change(checkpoint)
     torch.save(checkpoint, path)
@@ -356,7 +298,7 @@ def edit(path, change):
 
 
 def refused(folder, message, *args, **options):
-    """Check that there is no deploying this: that is said in one line, and no file of the folder changes."""
+    """Check that deploying is refused in one line, and that no file of the folder changes."""
     before = files(folder)
     with pytest.raises(InputError, match=message) as caught:
         reparameterize(*args, **options)
@@ -369,7 +311,7 @@ def test_a_missing_checkpoint_is_refused(tmp_path):
 
 
 def test_weights_without_a_config_are_refused(weights, tmp_path):
-    refused(tmp_path, 'has no config in it; give the one it was trained with with `config`', weights)
+    refused(tmp_path, 'has no config in it; pass the one it was trained with as `config`', weights)
 
 
 def test_a_missing_config_is_refused(weights, tmp_path):
@@ -384,8 +326,14 @@ def test_a_config_with_a_syntax_error_is_refused(weights, tmp_path):
 @pytest.mark.parametrize(
     ('config', 'message'),
     [
-        (lambda: small(depth=34), r"config and weights don't fit: missing: backbone\.layer1\.2\.conv1\.weight"),
-        (lambda: without_asr(type='mmdet.ResNet'), r"don't fit: not in the model: backbone\.layer1\.0\.bn2\.asr"),
+        (
+            lambda: small_detector(depth=34),
+            r"config and weights don't match: missing: backbone\.layer1\.2\.conv1\.weight",
+        ),
+        (
+            lambda: without_asr(type='mmdet.ResNet'),
+            r"don't match: not in the model: backbone\.layer1\.0\.bn2\.asr",
+        ),
     ],
     ids=['a deeper network', 'no ASR'],
 )
@@ -394,9 +342,9 @@ def test_a_config_of_another_network_is_refused(weights, tmp_path, config, messa
     refused(tmp_path, message, weights, tmp_path / 'other.py')
 
 
-def test_a_network_without_asr_is_refused(tmp_path):
+def test_a_network_without_reparameterization_is_refused(tmp_path):
     path, _ = save(tmp_path / 'plain.pth', without_asr(type='mmdet.ResNet'))
-    refused(tmp_path, 'has no ASR in it', path)
+    refused(tmp_path, r'plain\.pth has no re-parameterization to fold', path)
 
 
 def test_nan_and_inf_in_the_weights_are_refused(good, tmp_path):
@@ -413,18 +361,27 @@ def test_a_weight_of_another_shape_is_refused(good, tmp_path):
     refused(tmp_path, r'of another shape: backbone\.conv1\.weight', good)
 
 
-# How the embedded config is changed, and what is said about that.
+#: Changes of the embedded config, and a part of the refusal.
 ODD_CONFIGS = {
     'another config': (lambda cfg: 'a = 1', 'it has no model'),
     'an unknown type': (lambda cfg: cfg.replace('FPN', 'FQN'), "builds 'FQN'"),
     'an unknown argument': (lambda cfg: cfg.replace('num_outs', 'num_ins'), 'does not build'),
     'a number as the model': (lambda cfg: cfg + '\nmodel = 3', 'has no model'),
     'a number as the type': (lambda cfg: cfg + '\nmodel = dict(type=3)', "builds '?3"),
-    'a number as the backbone': (lambda cfg: cfg + "\nmodel = dict(type='MaskRCNN', backbone=3)", 'does not build'),
-    'a toy': (lambda cfg: cfg + "\nmodel = dict(type='ToyModel')", "builds 'ToyModel'"),
-    'a number as the imports': (lambda cfg: cfg + '\ncustom_imports = 5', "can't be used"),
-    'a number as an import': (lambda cfg: cfg + '\ncustom_imports = dict(imports=5)', "can't be used"),
-    'a list as the scope': (lambda cfg: cfg + '\ndefault_scope = [1]', "can't be used"),
+    'a number as the backbone': (
+        lambda cfg: cfg + "\nmodel = dict(type='MaskRCNN', backbone=3)",
+        'does not build',
+    ),
+    'a type that no registry has': (lambda cfg: cfg + "\nmodel = dict(type='ToyModel')", "builds 'ToyModel'"),
+    'a number as the imports': (
+        lambda cfg: cfg + '\ncustom_imports = 5',
+        'not used: its custom_imports is not a dict with a list',
+    ),
+    'a number as an import': (
+        lambda cfg: cfg + '\ncustom_imports = dict(imports=5)',
+        'not used: its custom_imports is not a dict with a list',
+    ),
+    'a list as the scope': (lambda cfg: cfg + '\ndefault_scope = [1]', r'not used: it has the scope \[1\]'),
 }
 
 
@@ -450,76 +407,101 @@ def test_files_that_cannot_be_written_are_refused(good, tmp_path, out, message):
 
 @pytest.mark.parametrize('force', [False, True], ids=['without --force', '--force'])
 def test_the_checkpoint_itself_is_not_overwritten(good, tmp_path, force):
-    refused(tmp_path, 'is there already', good, None, good, force)
+    refused(tmp_path, 'already exists', good, None, good, force)
 
 
-def test_a_full_disk(good, tmp_path):
+def test_a_full_disk_is_an_input_error_and_leaves_no_file(good, tmp_path):
     before = sorted(tmp_path.iterdir())
-    with full_disk(1_000_000), pytest.raises(InputError, match="can't write here: File too large; nothing was changed"):
+    with (
+        full_disk(1_000_000),
+        pytest.raises(InputError, match="can't write here: File too large; nothing was changed"),
+    ):
         reparameterize(good)
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_config_that_reads_back_otherwise_is_not_deployed(good, tmp_path, monkeypatch):
-    monkeypatch.setattr(reparam, 'write_config', lambda config: 'model = dict()')
-    refused(tmp_path, 'reads back otherwise', good)
+@pytest.mark.parametrize(
+    'write',
+    [
+        lambda config: 'model = dict()',
+        lambda config: write_config({**config, 'custom_hooks': [{'type': 'os.system'}]}),
+        lambda config: write_config({**config, 'default_scope': 'mmasr'}),
+    ],
+    ids=['less', 'more', 'another value'],
+)
+def test_a_config_that_reads_back_differently_is_not_deployed(good, tmp_path, monkeypatch, write):
+    monkeypatch.setattr(reparam, 'write_config', write)
+    refused(tmp_path, r'good\.pth: the deployed config does not read back as it was written', good)
 
 
 @pytest.mark.parametrize('name', ['good_deploy.pth', 'good_deploy.py'])
-def test_what_is_there_stays_without_force(good, tmp_path, name):
+def test_an_existing_file_stays_without_force(good, tmp_path, name):
     (tmp_path / name).write_text('mine')
-    refused(tmp_path, rf'{re.escape(name)} is there already; pass `force`', good)
+    refused(tmp_path, rf'{re.escape(name)} already exists; pass `force`', good)
 
 
-def test_force_overwrites(good, tmp_path):
+def test_force_replaces_existing_files(good, tmp_path):
     for name in ('good_deploy.pth', 'good_deploy.py'):
         (tmp_path / name).write_text('mine')
     report = reparameterize(good, force=True)
     assert (report.checkpoint, report.config) == (tmp_path / 'good_deploy.pth', tmp_path / 'good_deploy.py')
     assert torch.equal(
-        load(report.checkpoint)['state_dict']['backbone.conv1.weight'], load(good)['state_dict']['backbone.conv1.weight']
+        load(report.checkpoint)['state_dict']['backbone.conv1.weight'],
+        load(good)['state_dict']['backbone.conv1.weight'],
     )
 
 
-def test_what_is_deployed_is_not_deployed_again(good):
+def test_a_deployed_checkpoint_is_not_deployed_again(good):
     deployed = reparameterize(good).checkpoint
-    with pytest.raises(InputError, match=r'good_deploy\.pth is deployed already'):
+    with pytest.raises(InputError, match=r'good_deploy\.pth is already deployed'):
         reparameterize(deployed)
 
 
 def lose_a_scale(model, stay):
-    """A fold that forgets one of eight hosts."""
+    """Fold a network, but one of its eight hosts with a wrong scale."""
     host = model.backbone.layer3[0].bn2
     host.asr.initial.copy_(host.asr.scale())
     return mmasr.fold(model)
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16], ids=['fp32', 'fp16', 'bf16'])
-def test_a_wrong_fold_is_found_and_nothing_is_written(tmp_path, monkeypatch, dtype):
-    path, _ = save(tmp_path / 'a.pth', small(), dtype=dtype)
+@pytest.mark.parametrize(
+    'dtype', [torch.float32, torch.float16, torch.bfloat16], ids=['fp32', 'fp16', 'bf16']
+)
+def test_a_wrong_fold_is_detected_and_nothing_is_written(tmp_path, monkeypatch, dtype):
+    path, _ = save(tmp_path / 'a.pth', small_detector(), dtype=dtype)
     monkeypatch.setattr(reparam, 'fold', lose_a_scale)
-    with pytest.raises(InputError, match=r'differs from the trained one: .* nothing was written'), torch.no_grad():
+    with (
+        pytest.raises(InputError, match=r'differs from the trained one: .* nothing was written'),
+        torch.no_grad(),
+    ):
         reparameterize(path)
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_tool_prints_what_it_did(good, tmp_path):
+def test_the_tool_prints_its_report(good, tmp_path):
     result = run_tool('reparam.py', good, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    for text in ('backbone.layer1.0.bn2', 'hosts with SE', 'parameters', 'MiB', 'relative (bound 1e-04)', 'good_deploy.py'):
+    for text in (
+        'backbone.layer1.0.bn2',
+        'hosts with SE',
+        'parameters',
+        'MiB',
+        'relative (bound 1e-04)',
+        'good_deploy.py',
+    ):
         assert text in result.stdout
 
 
 def test_the_tool_refuses_to_overwrite(good, tmp_path, refusal):
     (tmp_path / 'good_deploy.pth').write_text('mine')
-    assert 'is there already' in refusal('reparam.py', good, cwd=tmp_path)
+    assert 'already exists' in refusal('reparam.py', good, cwd=tmp_path)
 
 
 @pytest.fixture
 def proof(tmp_path, monkeypatch):
-    """The file that importing the module evil_module creates."""
+    """Return the file that importing attacker_module creates."""
     proof = tmp_path / 'proof'
-    (tmp_path / 'evil_module.py').write_text(f'open({str(proof)!r}, "w")')
+    (tmp_path / 'attacker_module.py').write_text(f'open({str(proof)!r}, "w")')
     monkeypatch.syspath_prepend(tmp_path)
     return proof
 
@@ -528,30 +510,32 @@ def change_config(change):
     return lambda checkpoint, proof: checkpoint['meta'].update(cfg=change(checkpoint['meta']['cfg'], proof))
 
 
-#: What would create the file while a checkpoint is unpickled, its config run, its module imported, its network built.
+#: Changes that would create the file when the checkpoint is unpickled, its config is executed, its module is
+#: imported, or its network is built.
 HOSTILE = {
     'pickle': lambda checkpoint, proof: checkpoint['meta'].update(x=Touch(proof)),
     'config': change_config(lambda cfg, proof: cfg + f"\nx = open({str(proof)!r}, 'w')"),
-    'import': change_config(lambda cfg, proof: cfg.replace("'mmasr',", "'mmasr', 'evil_module',")),
+    'import': change_config(lambda cfg, proof: cfg.replace("'mmasr',", "'mmasr', 'attacker_module',")),
     'type': change_config(
-        lambda cfg, proof: cfg.replace("type='FPN'", f"type='mmengine.dump', obj=1, file={str(proof.with_suffix('.json'))!r}")
+        lambda cfg, proof: cfg.replace(
+            "type='FPN'", f"type='mmengine.dump', obj=1, file={str(proof.with_suffix('.json'))!r}"
+        )
     ),
 }
 
 
 @pytest.mark.parametrize('name', HOSTILE)
-def test_a_hostile_checkpoint_runs_nothing(good, proof, tmp_path, refusal, name):
+def test_nothing_in_a_hostile_checkpoint_runs(good, proof, tmp_path, refusal, name):
     edit(good, lambda c: HOSTILE[name](c, proof))
     before = files(tmp_path)
     assert refusal('reparam.py', good, cwd=tmp_path).startswith(f'error: {good}')
     assert files(tmp_path) == before
 
 
-def test_trust_imports_runs_what_a_checkpoint_imports(good, proof, tmp_path):
+def test_trust_imports_runs_the_modules_of_a_checkpoint(good, proof, monkeypatch):
     edit(good, lambda c: HOSTILE['import'](c, proof))
-    paths = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get('PYTHONPATH'))))
-    command = [sys.executable, ROOT / 'tools/reparam.py', good, '--trust-imports']
-    environment = {**os.environ, 'PYTHONPATH': paths}
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+    monkeypatch.setattr('sys.argv', ['reparam.py', str(good), '--trust-imports'])
+    runpy.run_path(str(ROOT / 'tools/reparam.py'), run_name='__main__')
     assert proof.exists()
+    assert good.with_name('good_deploy.pth').exists()
+    sys.modules.pop('attacker_module')

@@ -1,4 +1,4 @@
-"""Sweeps over configs and seeds."""
+"""Sweeps over configs, settings and seeds, and tools/sweep.py."""
 
 import dataclasses
 import json
@@ -9,24 +9,30 @@ import torch
 from helpers import ROOT, run_tool
 
 from mmasr.experiments.digits import write_digits
-from mmasr.experiments.sweep import Run, by_config, draw_sweep, spread, sweep
+from mmasr.experiments.sweep import Run, by_config, draw_sweep, mean_and_std, sweep
 
 DIGITS = ROOT / 'configs/digits'
 NAMES = ['resnet20', 'resnet20_asr_ie']
 
 
 def runs(name, *values):
-    return [Run(name, seed, {'accuracy/top1': value, 'other': 0.0}, 'accuracy/top1', 10) for seed, value in enumerate(values)]
+    return [
+        Run(name, seed, {'accuracy/top1': value, 'other': 0.0}, 'accuracy/top1', 10)
+        for seed, value in enumerate(values)
+    ]
 
 
 def test_runs_are_grouped_by_config():
     groups = by_config([*runs('b', 95.0), *runs('a', 90.0, 92.0), *runs('b', 96.0)])
-    assert {name: [run.value for run in group] for name, group in groups.items()} == {'b': [95, 96], 'a': [90, 92]}
+    assert {name: [run.value for run in group] for name, group in groups.items()} == {
+        'b': [95, 96],
+        'a': [90, 92],
+    }
 
 
 @pytest.mark.parametrize(('values', 'expected'), [([90.0, 92.0, 94.0], (92, 2)), ([95.0], (95, 0))])
-def test_deviations_are_divided_by_one_less(values, expected):
-    assert spread(runs('a', *values)) == expected
+def test_the_standard_deviation_is_divided_by_one_less_than_the_runs(values, expected):
+    assert mean_and_std(runs('a', *values)) == expected
 
 
 def test_the_picture_has_a_dot_for_every_run():
@@ -37,32 +43,53 @@ def test_the_picture_has_a_dot_for_every_run():
     assert dots == [[90, 92, 94], [95]]
 
 
+def test_the_picture_of_several_settings_has_a_line_for_every_config():
+    several = [
+        dataclasses.replace(run, setting=setting, metrics={'accuracy/top1': run.value - loss})
+        for setting, loss in (('x=1', 0), ('x=2', 10))
+        for run in (*runs('a', 90.0, 94.0), *runs('b', 95.0))
+    ]
+    (ax,) = draw_sweep(several).axes
+    assert [text.get_text() for text in ax.get_xticklabels()] == ['x=1', 'x=2']
+    lines = {container.get_label(): container for container in ax.containers}
+    assert {name: list(line.lines[0].get_ydata()) for name, line in lines.items()} == {
+        'a': [92, 82],
+        'b': [95, 85],
+    }
+
+
 @pytest.fixture(scope='module')
 def short(tmp_path_factory):
-    """A folder with two configs that train for an epoch, and their data."""
+    """Return a folder with two configs that train for one epoch, and their data."""
     folder = tmp_path_factory.mktemp('short')
     write_digits(folder / 'data/digits')
     for name in NAMES:
         base = str(DIGITS / f'{name}.py')
-        (folder / f'{name}.py').write_text(f'_base_ = {base!r}\ntrain_cfg = dict(max_epochs=1, val_interval=1)\n')
+        (folder / f'{name}.py').write_text(
+            f'_base_ = {base!r}\ntrain_cfg = dict(max_epochs=1, val_interval=1)\n'
+        )
     return folder
 
 
 @pytest.fixture(scope='module')
 def swept(short):
-    """What the tool prints when it trains both with two seeds."""
-    result = run_tool('sweep.py', *(f'{name}.py' for name in NAMES), '--seeds', 2, '--out', 'sweep', cwd=short)
+    """Return what the tool prints when it trains both configs with two seeds."""
+    configs = [f'{name}.py' for name in NAMES]
+    result = run_tool('sweep.py', *configs, '--seeds', 2, '--out', 'sweep', cwd=short)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
 
 @pytest.mark.xdist_group('sweep')
-def test_the_tool_trains_all(short, swept):
+def test_the_tool_trains_all_configs_with_all_seeds(short, swept):
     found = json.loads((short / 'sweep/sweep.json').read_text())
-    assert [(run['config'], run['seed']) for run in found] == [(name, seed) for seed in (0, 1) for name in NAMES]
+    assert [(run['config'], run['seed']) for run in found] == [
+        (name, seed) for seed in (0, 1) for name in NAMES
+    ]
     assert all(0 < run['metrics']['accuracy/top1'] < 100 for run in found)
-    assert found[0]['metrics'] != found[2]['metrics']  # another seed
-    assert [run['parameters'] for run in found[:2]] == [272474, 272474 + 3 * 3 * (16 + 32 + 64)]  # ψ, a and b of IE
+    assert found[0]['metrics'] != found[2]['metrics']  # the seeds differ
+    # IE adds ψ, a and b for each channel.
+    assert [run['parameters'] for run in found[:2]] == [272474, 272474 + 3 * 3 * (16 + 32 + 64)]
     rows = [line for line in swept.splitlines() if line.startswith('| resnet20')]
     for row, name in zip(rows, NAMES, strict=True):
         values = [run['metrics']['accuracy/top1'] for run in found if run['config'] == name]
@@ -73,8 +100,9 @@ def test_the_tool_trains_all(short, swept):
 
 
 @pytest.mark.xdist_group('sweep')
+@pytest.mark.usefixtures('swept')
 @pytest.mark.parametrize(('name', 'changed'), [('resnet20', False), ('resnet20_asr_ie', True)])
-def test_a_training_is_run_again_only_if_its_config_has_changed(name, changed, short, swept, monkeypatch):
+def test_a_training_is_repeated_only_if_its_config_has_changed(name, changed, short, monkeypatch):
     checkpoint = short / f'sweep/{name}/0/epoch_1.pth'
     before = checkpoint.stat().st_mtime_ns
     if changed:
@@ -87,9 +115,10 @@ def test_a_training_is_run_again_only_if_its_config_has_changed(name, changed, s
 
 
 @pytest.mark.xdist_group('sweep')
-def test_every_setting_is_trained_in_turn(short):
-    options = ['--seeds', 1, '--out', 'settings', '--settings', 'randomness.deterministic=False', 'model.head.topk=1']
-    result = run_tool('sweep.py', 'resnet20.py', *options, '--settings', 'optim_wrapper.optimizer.lr=0.01', cwd=short)
+def test_the_tool_trains_with_every_group_of_settings(short):
+    settings = ['--settings', 'randomness.deterministic=False', 'model.head.topk=1']
+    settings += ['--settings', 'optim_wrapper.optimizer.lr=0.01']
+    result = run_tool('sweep.py', 'resnet20.py', '--seeds', 1, '--out', 'settings', *settings, cwd=short)
     assert result.returncode == 0, result.stderr
     first, second = json.loads((short / 'settings/sweep.json').read_text())
     assert (first['setting'], second['setting']) == ('deterministic=False topk=1', 'lr=0.01')
@@ -101,48 +130,42 @@ def test_every_setting_is_trained_in_turn(short):
 
 
 @pytest.mark.xdist_group('sweep')
-def test_two_trainings_at_once_are_those_that_run_alone(short, monkeypatch):
+def test_parallel_trainings_give_the_same_results_as_sequential_ones(short, monkeypatch):
     monkeypatch.chdir(short)
     threads = torch.get_num_threads()
-    torch.set_num_threads(2)  # one for each, and sums are rounded by the number of threads
-    together = list(sweep(['resnet20.py'], 2, 'jobs', jobs=2))
+    torch.set_num_threads(2)  # one for each process, because the number of threads affects rounding
+    parallel = list(sweep(['resnet20.py'], 2, 'jobs', jobs=2))
     torch.set_num_threads(1)
     (alone,) = sweep(['resnet20.py'], 1, 'alone')
     torch.set_num_threads(threads)
-    assert [run.seed for run in together] == [0, 1]
-    assert together[0] == alone
-    assert list(sweep(['resnet20.py'], 2, 'jobs')) == together  # nothing is trained again
-
-
-def test_the_picture_of_several_settings_has_a_line_for_every_config():
-    several = [
-        dataclasses.replace(run, setting=setting, metrics={'accuracy/top1': run.value - loss})
-        for setting, loss in (('x=1', 0), ('x=2', 10))
-        for run in (*runs('a', 90.0, 94.0), *runs('b', 95.0))
-    ]
-    (ax,) = draw_sweep(several).axes
-    assert [text.get_text() for text in ax.get_xticklabels()] == ['x=1', 'x=2']
-    lines = {container.get_label(): container for container in ax.containers}
-    assert {name: list(line.lines[0].get_ydata()) for name, line in lines.items()} == {'a': [92, 82], 'b': [95, 85]}
+    assert [run.seed for run in parallel] == [0, 1]
+    assert parallel[0] == alone
+    assert list(sweep(['resnet20.py'], 2, 'jobs')) == parallel  # no training is repeated
 
 
 @pytest.mark.parametrize(
     ('args', 'message'),
     [
-        (['resnet20.py', '--seeds', 0], '--seeds 0: a sweep needs one at least'),
+        (['resnet20.py', '--seeds', 0], '--seeds 0: a sweep needs at least one'),
         (['resnet20.py', 'resnet20.py'], 'two configs are named resnet20.py'),
         (['none.py'], 'none.py: no such config'),
-        (['resnet20.py', '--jobs', 0], '--jobs 0: one training at a time is the least'),
-        (['resnet20.py', '--settings', 'a.lr=1', '--settings', 'b.lr=1'], 'two settings have the same values'),
-        (['nothing.py'], 'nothing.py measures nothing'),
+        (['resnet20.py', '--jobs', 0], '--jobs 0: at least one training must run at a time'),
+        (
+            ['resnet20.py', '--settings', 'a.lr=1', '--settings', 'b.lr=1'],
+            'two settings have the same values',
+        ),
+        (['nothing.py'], 'nothing.py has no val_evaluator'),
     ],
 )
-def test_bad_input_is_one_line(args, message, short, refusal):
-    (short / 'nothing.py').write_text("_base_ = 'resnet20.py'\nval_dataloader = val_cfg = val_evaluator = None\n")
+def test_unusable_arguments_are_rejected_before_anything_is_trained(args, message, short, refusal):
+    (short / 'nothing.py').write_text(
+        "_base_ = 'resnet20.py'\nval_dataloader = val_cfg = val_evaluator = None\n"
+    )
     assert message in refusal('sweep.py', *args, cwd=short)
-    assert not (short / 'work_dirs').exists()  # said before anything is trained
+    assert not (short / 'work_dirs').exists()
 
 
-def test_missing_data_is_one_line(short, tmp_path, refusal):
-    assert 'data/digits/train is not there' in refusal('sweep.py', short / 'resnet20.py', cwd=tmp_path)
+def test_missing_data_is_reported_before_anything_is_trained(short, tmp_path, refusal):
+    message = refusal('sweep.py', short / 'resnet20.py', cwd=tmp_path)
+    assert 'data/digits/train does not exist' in message
     assert not (tmp_path / 'work_dirs').exists()

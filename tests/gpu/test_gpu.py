@@ -1,4 +1,4 @@
-"""What is different on a GPU: mixed precision, SyncBatchNorm, streams and graphs, compiled training, and the tools."""
+"""GPU behavior: mixed precision, SyncBatchNorm, streams, graphs, compiled training, and the tools."""
 
 import copy
 import subprocess
@@ -17,10 +17,10 @@ from PIL import Image
 from torch import nn
 
 import mmasr
+from mmasr.core.batched import disable_batching
 from mmasr.core.host import Host
-from mmasr.core.together import compute_apart
-from mmasr.openmmlab.checkpoint import read_checkpoint
 from mmasr.stripes import Observer
+from mmasr.untrusted.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='torch finds no GPU')
 GPU = 'cuda'
@@ -28,13 +28,17 @@ GPU = 'cuda'
 
 def plain():
     def block(inputs, outputs):
-        return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+        return nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+        )
 
-    return nn.Sequential(block(3, 32), block(32, 32), block(32, 32), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5))
+    return nn.Sequential(
+        block(3, 32), block(32, 32), block(32, 32), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5)
+    )
 
 
 def network(*kinds):
-    """A network on the GPU, with ASR(SE) at its normalizations, OREPA in the place of its convolutions, or both."""
+    """Return a network on the GPU, with ASR(SE) at its normalizations, OREPA at its convolutions, or both."""
     model = randomize(plain()).to(GPU)
     for kind in kinds:
         mmasr.attach(model, {'type': kind}, sites=r'\d\.1' if kind == 'SE' else r'\d\.0')
@@ -57,11 +61,11 @@ KINDS = [('SE',), ('OREPA',), ('SE', 'OREPA')]
 
 @pytest.mark.parametrize('kinds', KINDS)
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
-def test_it_computes_what_a_processor_does_and_folds_to_exactly_that(kinds, layout):
+def test_a_gpu_computes_the_same_as_a_cpu_and_folding_changes_nothing(kinds, layout):
     model = network(*kinds).to(memory_format=layout)
     assert {p.device.type for p in model.parameters()} == {GPU}
     double, x = copy.deepcopy(model).double(), images(dtype=torch.double)
-    # Double precision, so that no kernel takes a shorter type; sums are in another order on a GPU.
+    # Double precision excludes kernels of lower precision. A GPU adds up sums in another order.
     expected = gradients(copy.deepcopy(double).cpu(), x.cpu())
     found = {name: value.cpu() for name, value in gradients(double, x).items()}
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
@@ -73,11 +77,13 @@ def test_it_computes_what_a_processor_does_and_folds_to_exactly_that(kinds, layo
 
 
 @pytest.mark.parametrize('kinds', KINDS)
-def test_mixed_precision_with_a_loss_scaler(kinds):
+def test_training_with_mixed_precision_and_a_loss_scaler(kinds):
     model, x = network(*kinds), images()
     start = copy.deepcopy(model.state_dict())
-    wrapper = AmpOptimWrapper(optimizer=torch.optim.SGD(model.parameters(), 1e-3), loss_scale='dynamic', dtype='float16')
-    for _ in range(10):  # in the first of which the scaler finds its scale
+    wrapper = AmpOptimWrapper(
+        optimizer=torch.optim.SGD(model.parameters(), 1e-3), loss_scale='dynamic', dtype='float16'
+    )
+    for _ in range(10):  # in the first steps the scaler finds its scale
         with wrapper.optim_context(model):
             output = model(x)
         assert output.dtype == torch.float16
@@ -100,7 +106,7 @@ def process_group(tmp_path_factory):
     torch.distributed.destroy_process_group()
 
 
-def test_sync_batch_norm_trains_as_batch_norm_and_back(process_group):
+def test_hosts_survive_the_conversion_to_sync_batch_norm_and_back(process_group):
     model, x = network('SE').double(), images(dtype=torch.double)
     expected = gradients(copy.deepcopy(model), x)
     synced = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -111,9 +117,9 @@ def test_sync_batch_norm_trains_as_batch_norm_and_back(process_group):
     torch.testing.assert_close(gradients(back, x), expected, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.skipif(torch.__version__ < '2.12', reason="torch can't compile a host before 2.12")
+@pytest.mark.skipif(torch.__version__ < '2.12', reason='torch can compile a host since 2.12')
 @pytest.mark.parametrize('kinds', KINDS)
-def test_compiled_training(kinds):
+def test_compiled_training_has_the_same_gradients(kinds):
     model, x = network(*kinds).double(), images(dtype=torch.double)
     expected = gradients(copy.deepcopy(model), x)
     compiled = copy.deepcopy(model)
@@ -121,7 +127,7 @@ def test_compiled_training(kinds):
     torch.testing.assert_close(gradients(compiled, x), expected, rtol=1e-8, atol=1e-8)
 
 
-def test_what_is_kept_in_eval_mode_follows_the_weights_in_every_stream():
+def test_the_eval_cache_follows_the_weights_in_every_stream():
     model, x = network('SE').eval(), images()
     side = torch.cuda.Stream()
 
@@ -140,7 +146,7 @@ def test_what_is_kept_in_eval_mode_follows_the_weights_in_every_stream():
             assert torch.equal(there, before)
 
 
-def test_a_graph_that_was_captured_sees_the_weights_of_its_replay():
+def test_a_captured_graph_uses_the_weights_at_its_replay():
     model, x = network('SE', 'OREPA').eval(), images()
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -153,11 +159,11 @@ def test_a_graph_that_was_captured_sees_the_weights_of_its_replay():
             output = model(x)
         randomize(model)
         graph.replay()
-        # Other kernels may be chosen outside of a graph.
+        # Outside of a graph, torch may choose other kernels.
         torch.testing.assert_close(output, mmasr.fold(copy.deepcopy(model))(x), rtol=1e-3, atol=1e-3)
 
 
-def test_a_branch_in_another_stream_computes_its_own():
+def test_a_branch_in_another_stream_computes_its_own_effective_parameters():
     class Branches(nn.Module):
         def __init__(self):
             super().__init__()
@@ -172,17 +178,19 @@ def test_a_branch_in_another_stream_computes_its_own():
             torch.cuda.current_stream().wait_stream(self.side)
             return first + second
 
-    model, apart = (mmasr.attach(Branches().to(GPU).double(), {'type': 'SE'}, sites=r'\w+\.\d\.1') for _ in range(2))
-    apart.load_state_dict(randomize(model).state_dict())
-    compute_apart(apart)
+    model, unbatched = (
+        mmasr.attach(Branches().to(GPU).double(), {'type': 'SE'}, sites=r'\w+\.\d\.1') for _ in range(2)
+    )
+    unbatched.load_state_dict(randomize(model).state_dict())
+    disable_batching(unbatched)
     x = images(dtype=torch.double)
     for _ in range(10):
-        torch.testing.assert_close(gradients(model, x), gradients(apart, x), rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(gradients(model, x), gradients(unbatched, x), rtol=1e-8, atol=1e-8)
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """A folder with eight images in two classes and two classifiers' configs."""
+    """Return a folder with eight images in two classes, and the configs of two classifiers."""
     folder, generator = tmp_path_factory.mktemp('gpu'), np.random.default_rng(0)
     for name in range(8):
         path = folder / 'data' / 'ab'[name % 2] / f'{name}.png'
@@ -207,7 +215,7 @@ def run_tool(folder, name, *arguments):
 
 @pytest.fixture(scope='module')
 def trained(folder):
-    """A checkpoint of tools/dist_train.sh with one process, mixed precision and SyncBatchNorm."""
+    """Return a checkpoint of tools/dist_train.sh with one process, mixed precision and SyncBatchNorm."""
     settings = ['--cfg-options', 'optim_wrapper.type=AmpOptimWrapper', 'sync_bn=torch']
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv('PYTHON', sys.executable)
@@ -216,7 +224,7 @@ def trained(folder):
 
 
 @pytest.mark.xdist_group('trained on a GPU')
-def test_what_was_trained_on_a_gpu_is_deployed_and_resumed(trained, folder):
+def test_a_checkpoint_from_a_gpu_is_deployed_and_resumed(trained, folder):
     run_tool(folder, 'reparam.py', trained)
     deployed = [folder / f'work_dirs/asr/epoch_1_deploy.{suffix}' for suffix in ('py', 'pth')]
     assert 'accuracy' in run_tool(folder, 'test.py', *deployed)
@@ -225,7 +233,7 @@ def test_what_was_trained_on_a_gpu_is_deployed_and_resumed(trained, folder):
 
 
 @pytest.mark.xdist_group('trained on a GPU')
-def test_a_checkpoint_with_tensors_of_a_gpu(trained, folder):
+def test_a_checkpoint_with_tensors_on_a_gpu_is_read_to_the_cpu(trained, folder):
     checkpoint = torch.load(trained, weights_only=False)
     state = {name: value.cuda() for name, value in checkpoint['state_dict'].items()}
     moved = trained.with_name('moved.pth')
@@ -234,11 +242,13 @@ def test_a_checkpoint_with_tensors_of_a_gpu(trained, folder):
     assert {value.device.type for value in read.values()} == {'cpu'}
     torch.testing.assert_close(read, {name: value.cpu() for name, value in state.items()}, rtol=0, atol=0)
     run_tool(folder, 'reparam.py', moved)
-    deployed = [torch.load(trained.with_name(f'{name}_deploy.pth'))['state_dict'] for name in ('epoch_1', 'moved')]
+    deployed = [
+        torch.load(trained.with_name(f'{name}_deploy.pth'))['state_dict'] for name in ('epoch_1', 'moved')
+    ]
     torch.testing.assert_close(*deployed, rtol=0, atol=0)
 
 
-def test_the_stripes_are_those_of_a_processor():
+def test_the_stripes_are_the_same_as_on_a_cpu():
     model = mmasr.attach(plain(), {'type': 'SE'}, sites=r'.*\.1')
     model[0].append(mmasr.SE(32))
     randomize(model).eval()
@@ -253,9 +263,11 @@ def test_the_stripes_are_those_of_a_processor():
         assert cpu == pytest.approx(gpu, rel=1e-6, abs=1e-9)
 
 
-def test_the_stripe_hook_and_the_tool(folder):
+def test_the_stripe_hook_and_the_stripes_tool_run(folder):
     config = Config.fromfile(folder / 'se.py')
-    config.merge_from_dict({'work_dir': str(folder / 'work_dirs/se'), 'custom_hooks': [{'type': 'mmasr.StripeHook'}]})
+    config.merge_from_dict(
+        {'work_dir': str(folder / 'work_dirs/se'), 'custom_hooks': [{'type': 'mmasr.StripeHook'}]}
+    )
     config.merge_from_dict({'experiment_name': 'gpu', 'train_cfg.max_epochs': 2})
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(folder)

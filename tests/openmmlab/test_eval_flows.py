@@ -1,4 +1,7 @@
-"""Who changes weights past autograd, and what a host computes with afterwards: the flows of mmengine and mmdet, as they run."""
+"""Evaluation after changes of weights that bypass autograd.
+
+These are the real flows of mmengine and mmdet. Afterwards a host must compute with the new weights.
+"""
 
 import copy
 from unittest import mock
@@ -32,7 +35,7 @@ class Network(BaseModel):
 
 
 class AsFolded(BaseMetric):
-    """Counts the batches on which a network predicts what it predicts with everything folded, which computes every scale."""
+    """Metric that compares a network with its folded form, which has no cache, and counts the batches."""
 
     network = None
     seen = 0
@@ -69,18 +72,18 @@ def runner(tmp_path, monkeypatch):
         train_cfg={'by_epoch': True, 'max_epochs': 3, 'val_interval': 1},
         val_cfg={},
         val_evaluator=Evaluator(AsFolded()),
-        # Its steps are one of the two kinds of change that a host can't see.
+        # Its steps are one of the two kinds of change that the cache cannot detect.
         optim_wrapper={'optimizer': {'type': 'SGD', 'lr': 0.1, 'fused': True}},
-        custom_hooks=[EMAHook(momentum=0.3)],  # its swaps are the other
+        custom_hooks=[EMAHook(momentum=0.3)],  # its swaps are the other kind
         experiment_name=tmp_path.name,
     )
 
 
-def test_validation_with_ema_and_a_fused_optimizer(runner):
+def test_validation_uses_the_current_weights_with_ema_and_a_fused_optimizer(runner):
     runner.train()
     assert AsFolded.seen == 6
     history = runner.message_hub.get_scalar('val/mean').data[0]
-    assert len(set(history)) == 3  # each epoch has weights of its own
+    assert len(set(history)) == 3  # each epoch has different weights
 
 
 class Teacher(nn.Module):
@@ -89,7 +92,7 @@ class Teacher(nn.Module):
         self.student, self.teacher = Network(), Network()
 
 
-def test_a_teacher_that_moves_between_predictions():
+def test_a_teacher_predicts_with_its_current_weights():
     model = Teacher()
     hook = MeanTeacherHook(skip_buffer=True)
     outputs = []
@@ -104,8 +107,8 @@ def test_a_teacher_that_moves_between_predictions():
     assert not torch.equal(outputs[1], outputs[2])
 
 
-def test_mmdets_teachers_are_set_to_eval_before_they_predict():
-    """What the test above stands for."""
+def test_mmdet_sets_the_teacher_to_eval_mode_before_it_predicts():
+    """The test above relies on this."""
     detector = mock.MagicMock()
     SemiBaseDetector.get_pseudo_instances(detector, X, [])
     assert [name for name, *_ in detector.teacher.method_calls] == ['eval', 'predict']

@@ -19,9 +19,14 @@ from mmasr.openmmlab.networks.mobilenet import MobileNet
 from mmasr.openmmlab.networks.shufflenet_cifar import ShuffleNetV2CIFAR
 from mmasr.stripes import attention_modules
 
-SMALL_REPVGG = {'num_blocks': [1, 2, 2, 1], 'width_factor': [0.25] * 4, 'group_layer_map': None, 'se_cfg': None}
+SMALL_REPVGG = {
+    'num_blocks': [1, 2, 2, 1],
+    'width_factor': [0.25] * 4,
+    'group_layer_map': None,
+    'se_cfg': None,
+}
 SMALL_VIT = {'embed_dims': 32, 'num_layers': 2, 'num_heads': 2, 'feedforward_channels': 64}
-# mmpretrain's class, its config, channels of its last feature map
+# Family -> mmpretrain's class, its options, channels of its last feature map.
 FAMILIES = {
     'VGG': (VGG, {'depth': 11, 'norm_cfg': {'type': 'BN'}}, 512),
     'ShuffleNetV2': (ShuffleNetV2, {'widen_factor': 0.5}, 1024),
@@ -38,8 +43,8 @@ def build(family, **config):
     return MODELS.build({'type': f'mmasr.ASR{family}', **FAMILIES[family][1], **config})
 
 
-def ready(network):
-    """Every ASR and every statistic with values that a fold could get wrong."""
+def randomized(network):
+    """Give every ASR and every running statistic values that reveal a wrong fold."""
     for module in network.modules():
         if isinstance(module, mmasr.ASR):
             randomize(module)
@@ -58,14 +63,14 @@ def test_trains_a_step_and_folds_to_its_stock_class(family, kappa):
     network.init_weights()
     hosts = [module for module in network.modules() if isinstance(module, Host)]
     psi = 1e-3 if family == 'VisionTransformer' else 0.1
-    assert all(host.asr.psi.eq(psi).all() for host in hosts)  # not what the network's own init_cfg gives
+    assert all(host.asr.psi.eq(psi).all() for host in hosts)  # not the values of the network's init_cfg
     x = torch.randn(2, 3, 64, 64)
     network.train()
     network(x).square().mean().backward()
     assert all(p.grad is not None for host in hosts for p in host.asr.parameters())
     torch.optim.SGD(network.parameters(), lr=0.01).step()
 
-    ready(network).eval()
+    randomized(network).eval()
     with torch.no_grad():
         features, scores = *network.backbone(x), network(x)
         mmasr.fold(network)
@@ -81,7 +86,7 @@ def test_trains_a_step_and_folds_to_its_stock_class(family, kappa):
 @pytest.mark.parametrize('family', FAMILIES)
 @pytest.mark.parametrize('kappa', KAPPAS)
 def test_can_be_pickled(family, kappa):
-    network = ready(build(family, asr={'attention': {'type': kappa}}))
+    network = randomized(build(family, asr={'attention': {'type': kappa}}))
     network.eval()
     copied = pickle.loads(pickle.dumps(network))
     x = torch.randn(1, 3, 64, 64)
@@ -90,7 +95,7 @@ def test_can_be_pickled(family, kappa):
 
 
 @pytest.mark.parametrize('family', FAMILIES)
-def test_takes_an_attention_of_ones_own(family):
+def test_takes_a_custom_attention(family):
     network = build(family, asr={'attention': mmasr.SE})
     hosts = [module for module in network.modules() if isinstance(module, Host)]
     assert hosts
@@ -98,9 +103,11 @@ def test_takes_an_attention_of_ones_own(family):
     assert all(host.asr.psi.eq(0.1).all() for host in hosts)
 
 
-@pytest.mark.parametrize('sites', [None, r'layers\.0\..*(proj|layers\.1)'], ids=['by default', 'named'])
+@pytest.mark.parametrize(
+    'sites', [None, r'layers\.0\..*(proj|layers\.1)'], ids=['default sites', 'given sites']
+)
 @pytest.mark.parametrize('wrapped', [False, True], ids=['registered', 'ASRBackbone'])
-def test_the_gate_of_a_vision_transformer_comes_with_its_sites(wrapped, sites):
+def test_sites_of_a_vision_transformer_get_the_tanh_gate(wrapped, sites):
     asr = {'attention': {'type': 'SE'}, 'sites': sites}
     vit = {'type': 'mmpretrain.VisionTransformer', **FAMILIES['VisionTransformer'][1]}
     if wrapped:
@@ -113,21 +120,25 @@ def test_the_gate_of_a_vision_transformer_comes_with_its_sites(wrapped, sites):
     assert all(parameter.eq(1e-3).all() for asr in asrs for parameter in asr.parameters())
 
 
-def test_a_vgg_without_normalization_says_so():
-    with pytest.raises(ValueError, match=r"no normalization to carry an ASR; pass norm_cfg=dict\(type='BN'\)$"):
+def test_a_vgg_without_normalization_needs_sites():
+    with pytest.raises(
+        InputError, match=r"no normalization to carry an ASR; pass norm_cfg=dict\(type='BN'\)$"
+    ):
         build('VGG', norm_cfg=None, asr={'attention': {'type': 'SE'}})
-    assert isinstance(build('VGG', norm_cfg=None, asr={'attention': {'type': 'SE'}, 'sites': ['features.0.conv']}), VGG)
+    assert isinstance(
+        build('VGG', norm_cfg=None, asr={'attention': {'type': 'SE'}, 'sites': ['features.0.conv']}), VGG
+    )
     build('VGG', norm_cfg=None)
 
 
 @pytest.mark.parametrize('family', FAMILIES)
-def test_without_asr_it_is_the_stock_network(family):
+def test_without_asr_the_state_dict_is_the_stock_one(family):
     stock, options, _ = FAMILIES[family]
     assert build(family).state_dict().keys() == stock(**options).state_dict().keys()
 
 
 @pytest.mark.parametrize('family', FAMILIES)
-def test_the_stock_networks_weights_lack_only_the_asr(family):
+def test_stock_weights_lack_only_the_asr(family):
     stock, options, _ = FAMILIES[family]
     network = build(family, asr={'attention': {'type': 'SE'}})
     result = network.load_state_dict(stock(**options).state_dict(), strict=False)
@@ -142,8 +153,8 @@ def test_frozen_stages_freeze_their_asr():
     assert all(p.requires_grad for p in network.layer4[0].conv[1].bn.asr.parameters())
 
 
-def test_switch_to_deploy_keeps_working():
-    network = ready(build('RepVGG', asr={'attention': {'type': 'SE'}}))
+def test_switch_to_deploy_folds_the_asr():
+    network = randomized(build('RepVGG', asr={'attention': {'type': 'SE'}}))
     network.eval()
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
@@ -154,11 +165,11 @@ def test_switch_to_deploy_keeps_working():
     assert not any(isinstance(module, mmasr.ASR | nn.BatchNorm2d) for module in network.modules())
 
 
-def test_repvgg_with_its_own_attention_keeps_it(tmp_path):
-    """ASR(SE) + SE: the ASR is in the branches, the block's SE comes after their sum."""
+def test_repvgg_keeps_its_own_attention(tmp_path):
+    """ASR(SE) + SE: the ASR is in the branches, and the block's SE follows their sum."""
     arch = {**SMALL_REPVGG, 'se_cfg': {'ratio': 4, 'divisor': 1}}
     config = classifier({'type': 'mmasr.ASRRepVGG', 'arch': arch, 'asr': {'attention': {'type': 'SE'}}}, 128)
-    model = save_network(tmp_path / 'a.pth', config, ready)
+    model = save_network(tmp_path / 'a.pth', config, randomized)
     report = reparameterize(tmp_path / 'a.pth')
     assert max(difference.relative for difference in report.differences) <= 1e-5
     deployed = Config.fromfile(report.config).model.backbone
@@ -166,26 +177,32 @@ def test_repvgg_with_its_own_attention_keeps_it(tmp_path):
     plain = RepVGG(**deployed)
     assert len(attention_modules(plain)) == len(attention_modules(model)) == 7
     weights = torch.load(report.checkpoint, weights_only=True)['state_dict']
-    assert {name.removeprefix('backbone.') for name in weights if name.startswith('backbone.')} == set(plain.state_dict())
+    assert {name.removeprefix('backbone.') for name in weights if name.startswith('backbone.')} == set(
+        plain.state_dict()
+    )
 
 
 @pytest.fixture
 def merged(tmp_path):
-    """What comes of deploying a RepVGG without ASR."""
-    save_network(tmp_path / 'a.pth', classifier({'type': 'RepVGG', 'arch': SMALL_REPVGG}, 128), ready)
+    """Deploy a RepVGG without ASR."""
+    save_network(tmp_path / 'a.pth', classifier({'type': 'RepVGG', 'arch': SMALL_REPVGG}, 128), randomized)
     return reparameterize(tmp_path / 'a.pth')
 
 
-def test_a_repvgg_without_asr_has_its_branches_merged(merged):
+def test_deployment_merges_the_branches_of_a_repvgg_without_asr(merged):
     assert max(difference.relative for difference in merged.differences) <= 1e-5
     assert merged.folded == {}
-    assert Config.fromfile(merged.config).model.backbone == {'type': 'RepVGG', 'arch': SMALL_REPVGG, 'deploy': True}
+    assert Config.fromfile(merged.config).model.backbone == {
+        'type': 'RepVGG',
+        'arch': SMALL_REPVGG,
+        'deploy': True,
+    }
 
 
-def test_a_merged_repvgg_has_nothing_left_to_deploy(merged, tmp_path):
+def test_a_merged_repvgg_cannot_be_deployed_again(merged, tmp_path):
     weights = torch.load(merged.checkpoint, weights_only=True)['state_dict']
     torch.save(weights, tmp_path / 'b.pth')
-    with pytest.raises(InputError, match='no ASR in it and no branches to merge'):
+    with pytest.raises(InputError, match='has no re-parameterization to fold'):
         reparameterize(tmp_path / 'b.pth', config=merged.config)
 
 
@@ -193,22 +210,28 @@ WRAPPED = pytest.mark.parametrize('wrapped', [False, True], ids=['registered', '
 
 
 def deploy(folder, family, wrapped):
-    """Deploy a classifier with ASR; returns the report, its config, and a plain backbone of that config."""
+    """Deploy a classifier with ASR; return the report, its config, and a plain backbone of the config."""
     stock, options, channels = FAMILIES[family]
     asr = {'attention': {'type': 'SE'}}
     backbone = {'type': f'mmasr.ASR{family}', **options, 'asr': asr}
     if wrapped:
         inner = {'type': f'{stock.__module__.split(".")[0]}.{family}', **options}
         backbone = {'type': 'mmasr.ASRBackbone', 'backbone': inner, 'asr': asr}
-    save_network(folder / 'a.pth', classifier(backbone, channels, neck=family != 'VisionTransformer'), ready)
+    save_network(
+        folder / 'a.pth', classifier(backbone, channels, neck=family != 'VisionTransformer'), randomized
+    )
     report = reparameterize(folder / 'a.pth')
     deployed = Config.fromfile(report.config)
-    return report, deployed, stock(**{key: value for key, value in deployed.model.backbone.items() if key != 'type'})
+    return (
+        report,
+        deployed,
+        stock(**{key: value for key, value in deployed.model.backbone.items() if key != 'type'}),
+    )
 
 
 @WRAPPED
 @pytest.mark.parametrize('family', FAMILIES)
-def test_a_classifier_deploys_as_mmpretrains_own(tmp_path, family, wrapped):
+def test_a_classifier_deploys_with_a_stock_backbone(tmp_path, family, wrapped):
     package = FAMILIES[family][0].__module__.split('.')[0]
     report, deployed, plain = deploy(tmp_path, family, wrapped)
     assert max(difference.relative for difference in report.differences) <= 1e-5
@@ -220,8 +243,8 @@ def test_a_classifier_deploys_as_mmpretrains_own(tmp_path, family, wrapped):
 
 
 @WRAPPED
-def test_a_repvgg_with_asr_deploys_to_one_convolution_a_block(tmp_path, wrapped):
-    """Both folds at once."""
+def test_a_repvgg_with_asr_deploys_to_one_convolution_per_block(tmp_path, wrapped):
+    """The ASR is folded and the branches are merged."""
     _, deployed, plain = deploy(tmp_path, 'RepVGG', wrapped)
     assert deployed.model.backbone.deploy
     assert not any(isinstance(module, nn.BatchNorm2d) for module in plain.modules())

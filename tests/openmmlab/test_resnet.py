@@ -1,4 +1,4 @@
-"""The registered backbones and plugins, in mmdet's and mmpretrain's hands."""
+"""The registered ResNets, ASRBackbone and the plugins, built by mmdet and mmpretrain."""
 
 import copy
 import pickle
@@ -6,9 +6,8 @@ import pickle
 import pytest
 import torch
 import torchvision
-from helpers import classifier, plugin
+from helpers import assert_folds_to, classifier, plugin, randomize_scales
 from mmdet.models.backbones import ResNet, ResNetV1d, ResNeXt
-from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
 from mmdet.utils import register_all_modules
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import save_checkpoint
@@ -17,6 +16,7 @@ from torch import nn
 import mmasr
 from mmasr.attention import asr_attentions
 from mmasr.core.host import Host
+from mmasr.errors import InputError
 
 SE = {'type': 'SE'}
 KAPPAS = asr_attentions()
@@ -29,32 +29,13 @@ def _mmdet():
 
 
 def build(**config):
-    return MODELS.build({'type': 'mmasr.ASRResNet', 'depth': 18, 'base_channels': 16, 'norm_eval': False, **config})
+    return MODELS.build(
+        {'type': 'mmasr.ASRResNet', 'depth': 18, 'base_channels': 16, 'norm_eval': False, **config}
+    )
 
 
 def hosts(model):
     return [name for name, m in model.named_modules() if isinstance(m, Host)]
-
-
-def randomize_scales(model):
-    for module in model.modules():
-        if isinstance(module, mmasr.ASR):
-            nn.init.normal_(module.psi)
-    return model
-
-
-def assert_folds_to(model, *stock_types):
-    """Fold, and check that the output stays and that no object of this package is left."""
-    x = torch.randn(2, 3, 64, 64)
-    randomize_scales(model).eval()
-    expected = model(x)
-    mmasr.fold(model)
-    for actual, reference in zip(model(x), expected, strict=True):
-        # One more rounding a layer in float32; a missing fold would be off by half.
-        assert (actual - reference).abs().max() <= 1e-5 * reference.abs().max()
-    assert not [m for m in model.modules() if type(m).__module__.startswith('mmasr')]
-    for stock_type in stock_types:
-        assert any(isinstance(m, stock_type) for m in model.modules())
 
 
 @pytest.mark.parametrize(
@@ -68,7 +49,7 @@ def assert_folds_to(model, *stock_types):
         ('ASRResNeXt', 101, 'bn3', 33),
     ],
 )
-def test_backbones_put_asr_at_the_last_normalization_and_fold_to_the_stock_class(name, depth, last, count):
+def test_backbones_have_asr_at_the_last_normalization_and_fold_to_the_stock_class(name, depth, last, count):
     extra = {'groups': 4, 'base_width': 4} if name == 'ASRResNeXt' else {}
     model = build(type=f'mmasr.{name}', depth=depth, asr={'attention': SE}, **extra)
     assert isinstance(model, STOCK[name])
@@ -79,7 +60,7 @@ def test_backbones_put_asr_at_the_last_normalization_and_fold_to_the_stock_class
     assert_folds_to(model, STOCK[name])
 
 
-def test_without_asr_it_is_the_stock_network():
+def test_without_asr_the_state_dict_is_the_stock_one():
     model = build(asr=None)
     assert model.state_dict().keys() == ResNet(depth=18, base_channels=16).state_dict().keys()
     assert not hosts(model)
@@ -91,18 +72,25 @@ def test_without_asr_it_is_the_stock_network():
         ({'norm_cfg': {'type': 'SyncBN'}}, nn.SyncBatchNorm),
         ({'norm_cfg': {'type': 'GN', 'num_groups': 4}}, nn.GroupNorm),
         ({'norm_cfg': {'type': 'BN', 'requires_grad': False}, 'depth': 50, 'style': 'caffe'}, nn.BatchNorm2d),
-        ({'depth': 50, 'dcn': {'type': 'DCNv2', 'deform_groups': 1}, 'stage_with_dcn': (False, True, True, True)}, ResNet),
+        (
+            {
+                'depth': 50,
+                'dcn': {'type': 'DCNv2', 'deform_groups': 1},
+                'stage_with_dcn': (False, True, True, True),
+            },
+            ResNet,
+        ),
         ({'zero_init_residual': False, 'depth': 50, 'deep_stem': True, 'avg_down': True}, ResNet),
     ],
     ids=['SyncBN', 'GN', 'frozen BN, caffe', 'DCNv2', 'deep stem'],
 )
-def test_options_of_the_stock_backbone(options, stock_type):
+def test_options_of_the_stock_backbone_work(options, stock_type):
     model = build(asr={'attention': SE}, **copy.deepcopy(options))
     model.init_weights()
     assert_folds_to(model, stock_type)
 
 
-@pytest.mark.parametrize('train', [False, True], ids=['when the optimizer is built', 'after train()'])
+@pytest.mark.parametrize('train', [False, True], ids=['before train()', 'after train()'])
 def test_frozen_stages_freeze_their_asr(train):
     model = build(asr={'attention': SE}, frozen_stages=2)
     if train:
@@ -111,7 +99,7 @@ def test_frozen_stages_freeze_their_asr(train):
     assert learning == {'layer3', 'layer4'}
 
 
-def test_train_leaves_frozen_stages_in_eval_mode():
+def test_train_keeps_frozen_stages_in_eval_mode():
     model = build(asr={'attention': SE}, frozen_stages=2)
     model.train()
     assert not model.layer1[0].bn2.training
@@ -125,17 +113,21 @@ def test_frozen_affine_parameters_do_not_freeze_asr():
     assert model.layer4[1].bn2.asr.psi.grad.abs().sum() > 0
 
 
-def test_norm_eval_reaches_the_hosts():
+def test_norm_eval_applies_to_hosts():
     model = build(asr={'attention': SE}, norm_eval=True)
     model.train()
     assert not any(m.training for m in model.modules() if isinstance(m, nn.BatchNorm2d))
 
 
 @pytest.mark.parametrize(
-    'options', [{'depth': 18, 'plugins': [plugin('SE', 'after_conv2')]}, {'depth': 50}], ids=['ResNet18 with SE', 'ResNet50']
+    'options',
+    [{'depth': 18, 'plugins': [plugin('SE', 'after_conv2')]}, {'depth': 50}],
+    ids=['ResNet18 with SE', 'ResNet50'],
 )
 def test_activation_checkpointing_gives_the_same_gradients(options):
-    plain, checkpointed = (build(asr={'attention': SE}, with_cp=cp, **options).double() for cp in (False, True))
+    plain, checkpointed = (
+        build(asr={'attention': SE}, with_cp=cp, **options).double() for cp in (False, True)
+    )
     checkpointed.load_state_dict(plain.state_dict())
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64, requires_grad=True)
     grads = []
@@ -159,12 +151,14 @@ INIT_CFGS = {
             'layer': ['Conv2d', 'Linear', 'Conv1d', '_BatchNorm', 'GroupNorm'],
         }
     },
-    'override': {'init_cfg': {'type': 'Normal', 'std': 9.0, 'layer': 'Conv2d', 'override': {'name': 'layer1'}}},
+    'override': {
+        'init_cfg': {'type': 'Normal', 'std': 9.0, 'layer': 'Conv2d', 'override': {'name': 'layer1'}}
+    },
 }
 
 
 def initial_values(module):
-    """Check that an attention module or an ASR has its own initial values, whatever was done around it."""
+    """Check that an attention module or an ASR has its own initial values."""
     for name, parameter in module.named_parameters():
         kind, fan_in = name.rpartition('.')[2], parameter[0].numel()
         if kind == 'psi':
@@ -181,14 +175,24 @@ def initial_values(module):
         elif kind == 'bias':
             assert parameter.eq(-1).all(), name
         else:
-            raise AssertionError(f'no initial value is known for {name}')
+            raise AssertionError(f'unknown parameter {name}')
 
 
-def built_of_everything(depth, kappa, init, width=64):
-    """A network with attention and ASR wherever they can be, after init_weights."""
+def build_with_everything(depth, kappa, init, width=64):
+    """Build a network with attention and ASR at all positions, and call init_weights."""
     last = 'after_conv2' if depth == 18 else 'after_conv3'
-    plugins = [plugin(kappa, 'after_conv1'), plugin('ASR', last, attention={'type': kappa}), plugin(kappa, last, postfix=2)]
-    model = build(depth=depth, asr={'attention': {'type': kappa}}, plugins=plugins, base_channels=width, **INIT_CFGS[init])
+    plugins = [
+        plugin(kappa, 'after_conv1'),
+        plugin('ASR', last, attention={'type': kappa}),
+        plugin(kappa, last, postfix=2),
+    ]
+    model = build(
+        depth=depth,
+        asr={'attention': {'type': kappa}},
+        plugins=plugins,
+        base_channels=width,
+        **INIT_CFGS[init],
+    )
     nn.init.constant_(model.layer1[0].conv1.weight, 7)
     model.init_weights()
     return model
@@ -197,9 +201,9 @@ def built_of_everything(depth, kappa, init, width=64):
 @pytest.mark.parametrize('init', INIT_CFGS)
 @pytest.mark.parametrize('kappa', KAPPAS)
 @pytest.mark.parametrize('depth', [18, 50])
-def test_init_weights_leaves_psi_and_kappa_their_own_values(depth, kappa, init):
+def test_init_weights_keeps_the_initial_values_of_psi_and_kappa(depth, kappa, init):
     checked = 0
-    for module in built_of_everything(depth, kappa, init).modules():
+    for module in build_with_everything(depth, kappa, init).modules():
         if isinstance(module, mmasr.ASR | mmasr.SE | mmasr.ECA | mmasr.SRM | mmasr.IE | mmasr.SPA):
             initial_values(module)
             checked += 1
@@ -209,9 +213,9 @@ def test_init_weights_leaves_psi_and_kappa_their_own_values(depth, kappa, init):
 
 @pytest.mark.parametrize('kappa', KAPPAS)
 @pytest.mark.parametrize('depth', [18, 50])
-def test_init_weights_initialises_what_is_around_them(depth, kappa):
-    """Zero_init_residual and Kaiming."""
-    block = built_of_everything(depth, kappa, 'default', width=16).layer1[0]
+def test_init_weights_initializes_the_stock_layers(depth, kappa):
+    """It applies ``zero_init_residual`` and the Kaiming initialization."""
+    block = build_with_everything(depth, kappa, 'default', width=16).layer1[0]
     norm = block.norm2 if depth == 18 else block.norm3
     assert norm.weight.eq(0).all()
     assert not block.conv1.weight.eq(7).any()
@@ -219,7 +223,9 @@ def test_init_weights_initialises_what_is_around_them(depth, kappa):
 
 def test_init_identity_holds_after_init_weights():
     model = build(
-        depth=50, asr={'attention': SE, 'init_identity': True}, plugins=[plugin('SE', 'after_conv3', init_identity=True)]
+        depth=50,
+        asr={'attention': SE, 'init_identity': True},
+        plugins=[plugin('SE', 'after_conv3', init_identity=True)],
     )
     model.init_weights()
     stock = ResNet(depth=50, base_channels=16)
@@ -233,9 +239,14 @@ def test_init_identity_holds_after_init_weights():
 def test_pretrained_stock_weights_lack_only_asr_and_keep_its_initial_values(tmp_path):
     stock = ResNet(depth=18, base_channels=16)
     nn.init.normal_(stock.conv1.weight)
-    # torchvision's files are bare state dicts with a classifier on top.
-    torch.save({**stock.state_dict(), 'fc.weight': torch.zeros(10, 128), 'fc.bias': torch.zeros(10)}, tmp_path / 'resnet.pth')
-    model = build(asr={'attention': SE}, init_cfg={'type': 'Pretrained', 'checkpoint': str(tmp_path / 'resnet.pth')})
+    # torchvision's files are plain state dicts that include a classifier.
+    torch.save(
+        {**stock.state_dict(), 'fc.weight': torch.zeros(10, 128), 'fc.bias': torch.zeros(10)},
+        tmp_path / 'resnet.pth',
+    )
+    model = build(
+        asr={'attention': SE}, init_cfg={'type': 'Pretrained', 'checkpoint': str(tmp_path / 'resnet.pth')}
+    )
     model.init_weights()
     assert torch.equal(model.conv1.weight, stock.conv1.weight)
     for host in hosts(model):
@@ -243,7 +254,7 @@ def test_pretrained_stock_weights_lack_only_asr_and_keep_its_initial_values(tmp_
 
 
 @pytest.mark.parametrize('depth', [18, 50])
-def test_torchvisions_weights_fit_but_for_the_classifier(depth):
+def test_torchvisions_weights_load_except_for_the_classifier(depth):
     model = build(depth=depth, base_channels=64, asr={'attention': SE})
     result = model.load_state_dict(getattr(torchvision.models, f'resnet{depth}')().state_dict(), strict=False)
     assert result.unexpected_keys == ['fc.weight', 'fc.bias']
@@ -251,7 +262,7 @@ def test_torchvisions_weights_fit_but_for_the_classifier(depth):
 
 
 @pytest.mark.parametrize('init_identity', [False, True])
-def test_a_classifiers_checkpoint_initialises_a_detectors_backbone(tmp_path, init_identity):
+def test_a_classifiers_checkpoint_initializes_a_detectors_backbone(tmp_path, init_identity):
     backbone = {'type': 'mmasr.ASRResNet', 'depth': 18, 'base_channels': 16, 'asr': {'attention': SE}}
     config = classifier({**backbone, 'out_indices': (3,), 'norm_eval': False}, 128)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
@@ -261,7 +272,7 @@ def test_a_classifiers_checkpoint_initialises_a_detectors_backbone(tmp_path, ini
     randomize_scales(network)
     path = str(tmp_path / 'classifier.pth')
     save_checkpoint({'meta': {}, 'state_dict': network.state_dict()}, path)
-    # As in the detection configs: there init_identity is on, and the checkpoint's ASR must mean what it meant.
+    # The detection configs set init_identity. The ASR of the checkpoint must compute the same nevertheless.
     detector = build(
         asr={'attention': SE, 'init_identity': init_identity},
         init_cfg={'type': 'Pretrained', 'checkpoint': path, 'prefix': 'backbone.'},
@@ -273,10 +284,12 @@ def test_a_classifiers_checkpoint_initialises_a_detectors_backbone(tmp_path, ini
 
 
 @pytest.mark.parametrize(
-    'backbone', [{'type': 'mmdet.ResNet'}, {'type': 'mmdet.ResNeXt', 'groups': 4, 'base_width': 4}], ids=['ResNet', 'ResNeXt']
+    'backbone',
+    [{'type': 'mmdet.ResNet'}, {'type': 'mmdet.ResNeXt', 'groups': 4, 'base_width': 4}],
+    ids=['ResNet', 'ResNeXt'],
 )
 @pytest.mark.parametrize('name', ['ASR', *KAPPAS, 'CBAM'])
-def test_plugins_of_the_stock_backbones_at_all_positions(name, backbone):
+def test_plugins_work_at_all_positions_of_the_stock_backbones(name, backbone):
     options = {'attention': SE} if name == 'ASR' else {}
     plugins = [plugin(name, f'after_conv{i}', postfix=f'_{i}', **options) for i in (1, 2, 3)]
     model = MODELS.build({**backbone, 'depth': 50, 'base_channels': 16, 'plugins': plugins})
@@ -289,18 +302,23 @@ def test_plugins_of_the_stock_backbones_at_all_positions(name, backbone):
         module.register_forward_hook(lambda m, args, out: calls.append((m, *args, out)))
     model(torch.randn(2, 3, 64, 64))[-1].sum().backward()
     assert [m for m, *_ in calls] == modules
-    assert [x.shape[1] for _, x, _ in calls] == [conv.out_channels for conv in (block.conv1, block.conv2, block.conv3)]
+    assert [x.shape[1] for _, x, _ in calls] == [
+        conv.out_channels for conv in (block.conv1, block.conv2, block.conv3)
+    ]
 
 
-def test_plugins_take_part_in_some_stages_only():
+def test_plugins_can_be_limited_to_some_stages():
     model = build(depth=50, plugins=[{**plugin('SE', 'after_conv3'), 'stages': (False, True, False, True)}])
     assert [hasattr(getattr(model, f'layer{i}')[0], 'se') for i in (1, 2, 3, 4)] == [False, True, False, True]
 
 
-BASIC_PLUGINS = [plugin('SE', 'after_conv1', postfix=1), {**plugin('ECA', 'after_conv2'), 'stages': (True, False, True, True)}]
+BASIC_PLUGINS = [
+    plugin('SE', 'after_conv1', postfix=1),
+    {**plugin('ECA', 'after_conv2'), 'stages': (True, False, True, True)},
+]
 
 
-def test_plugins_in_basic_blocks_stand_after_the_first_relu_and_the_last_normalization():
+def test_plugins_in_basic_blocks_follow_the_first_relu_and_the_last_normalization():
     model = build(plugins=BASIC_PLUGINS)
     reference = build()
     reference.load_state_dict({k: v for k, v in model.state_dict().items() if k in reference.state_dict()})
@@ -309,42 +327,19 @@ def test_plugins_in_basic_blocks_stand_after_the_first_relu_and_the_last_normali
     torch.testing.assert_close(block(x), torch.relu(block.eca(block.bn2(inside)) + x))
 
 
-def test_plugins_in_basic_blocks_take_part_in_some_stages_only():
+def test_plugins_in_basic_blocks_can_be_limited_to_some_stages():
     assert not hasattr(build(plugins=BASIC_PLUGINS).layer2[0], 'eca')
 
 
-def test_zero_init_residual_reaches_basic_blocks_with_plugins():
+def test_zero_init_residual_applies_to_basic_blocks_with_plugins():
     model = build(plugins=BASIC_PLUGINS)
     model.init_weights()
     assert model.layer1[0].bn2.weight.eq(0).all()
 
 
 def test_basic_blocks_have_no_position_after_a_third_convolution():
-    with pytest.raises(ValueError, match='no position after_conv3'):
+    with pytest.raises(InputError, match='no position after_conv3'):
         build(plugins=[plugin('SE', 'after_conv3')])
-
-
-def test_asr_plugins_at_all_positions_fold_to_the_stock_bottleneck():
-    plugins = [plugin('ASR', f'after_conv{i}', postfix=i, attention=SE, delta=i) for i in (1, 2, 3)]
-    model = MODELS.build({'type': 'mmdet.ResNet', 'depth': 50, 'base_channels': 16, 'plugins': plugins})
-    assert_folds_to(model, Bottleneck)
-    assert model.state_dict().keys() == ResNet(depth=50, base_channels=16).state_dict().keys()
-
-
-def test_asr_plugins_at_all_positions_fold_to_the_stock_basic_block():
-    plugins = [plugin('ASR', f'after_conv{i}', postfix=i, attention=SE) for i in (1, 2)]
-    assert_folds_to(build(plugins=plugins, asr={'attention': SE}), ResNet, BasicBlock)
-
-
-def test_asr_plugins_in_some_stages_fold_to_the_stock_block():
-    plugins = [{**plugin('ASR', 'after_conv2', attention=SE), 'stages': (False, True, False, False)}]
-    assert_folds_to(build(plugins=plugins), ResNet, BasicBlock)
-
-
-def test_a_block_without_the_normalization_is_refused():
-    model = MODELS.build({'type': 'mmdet.Res2Net', 'depth': 50, 'plugins': [plugin('ASR', 'after_conv2', attention=SE)]})
-    with pytest.raises(ValueError, match='no normalization after convolution 2'):
-        mmasr.fold(model)
 
 
 def test_plugins_can_be_pickled():
@@ -354,8 +349,10 @@ def test_plugins_can_be_pickled():
     assert len(hosts(other)) == 16
 
 
-def any_backbone(inner, sites=None, **asr):
-    return MODELS.build({'type': 'mmasr.ASRBackbone', 'backbone': inner, 'asr': {'attention': SE, **asr}, 'sites': sites})
+def wrap(inner, sites=None, **asr):
+    return MODELS.build(
+        {'type': 'mmasr.ASRBackbone', 'backbone': inner, 'asr': {'attention': SE, **asr}, 'sites': sites}
+    )
 
 
 @pytest.mark.parametrize('init_identity', [False, True], ids=['default', 'init_identity'])
@@ -363,16 +360,26 @@ def any_backbone(inner, sites=None, **asr):
     ('inner', 'sites'),
     [
         ({'type': 'mmdet.SwinTransformer', 'depths': (1, 1, 1, 1)}, r'.*ffn\.layers\.1'),
-        ({'type': 'mmpretrain.ResNet', 'depth': 18, 'init_cfg': [{'type': 'Constant', 'val': 0, 'layer': 'Linear'}]}, None),
         (
-            {'type': 'mmpretrain.MobileNetV2', 'init_cfg': [{'type': 'Constant', 'val': 0, 'layer': ['Linear', 'Conv2d']}]},
+            {
+                'type': 'mmpretrain.ResNet',
+                'depth': 18,
+                'init_cfg': [{'type': 'Constant', 'val': 0, 'layer': 'Linear'}],
+            },
+            None,
+        ),
+        (
+            {
+                'type': 'mmpretrain.MobileNetV2',
+                'init_cfg': [{'type': 'Constant', 'val': 0, 'layer': ['Linear', 'Conv2d']}],
+            },
             r'layer\d\.\d\.conv\.2\.bn',
         ),
     ],
     ids=['SwinTransformer', 'ResNet', 'MobileNetV2'],
 )
-def test_init_weights_of_any_backbone_leaves_asr_its_values(inner, sites, init_identity):
-    model = any_backbone(inner, sites, init_identity=init_identity)
+def test_init_weights_of_a_wrapped_backbone_keeps_the_values_of_asr(inner, sites, init_identity):
+    model = wrap(inner, sites, init_identity=init_identity)
     model.init_weights()
     for name in hosts(model):
         host = model.get_submodule(name)
@@ -381,65 +388,23 @@ def test_init_weights_of_any_backbone_leaves_asr_its_values(inner, sites, init_i
             assert host.asr.scale().eq(1).all()
 
 
-def test_any_backbone_freezes_nothing_that_its_inner_one_does_not():
-    vit = any_backbone({'type': 'mmpretrain.VisionTransformer', 'arch': 'deit-t'}, 'ln1')
+def test_a_wrapped_backbone_freezes_nothing_by_itself():
+    vit = wrap({'type': 'mmpretrain.VisionTransformer', 'arch': 'deit-t'}, 'ln1')
     assert all(p.requires_grad for p in vit.parameters())
 
 
 @pytest.mark.parametrize(
     ('options', 'frozen'),
-    [({'frozen_stages': 1}, 1), ({'frozen_stages': 2, 'norm_cfg': {'type': 'BN', 'requires_grad': False}}, 2)],
+    [
+        ({'frozen_stages': 1}, 1),
+        ({'frozen_stages': 2, 'norm_cfg': {'type': 'BN', 'requires_grad': False}}, 2),
+    ],
     ids=['one stage', 'two stages and every BN'],
 )
-def test_any_backbone_freezes_the_asr_of_stages_that_its_inner_one_freezes(options, frozen):
-    model = any_backbone({'type': 'mmdet.ResNet', 'depth': 18, **options})
+def test_a_wrapped_backbone_freezes_the_asr_in_frozen_stages(options, frozen):
+    model = wrap({'type': 'mmdet.ResNet', 'depth': 18, **options})
     learning = [model.get_submodule(name).asr.psi.requires_grad for name in hosts(model)]
     assert learning == [False] * 2 * frozen + [True] * 2 * (4 - frozen)
-
-
-@pytest.mark.parametrize('depth', [18, 50])
-def test_of_asr_and_attention_the_attention_stays(depth):
-    last = 'after_conv2' if depth == 18 else 'after_conv3'
-    model = build(depth=depth, asr={'attention': SE}, plugins=[plugin('ASR', last, attention=SE), plugin('SE', last)])
-    x = torch.randn(2, 3, 64, 64)
-    randomize_scales(model).eval()
-    expected = model(x)
-    mmasr.fold(model)
-    assert not [m for m in model.modules() if isinstance(m, Host | mmasr.ASR)]
-    assert sum(isinstance(m, mmasr.SE) for m in model.modules()) == (8 if depth == 18 else 16)
-    for actual, reference in zip(model(x), expected, strict=True):
-        assert (actual - reference).abs().max() <= 1e-5 * reference.abs().max()
-
-
-class Signed(nn.Module):
-    def weights(self, x):
-        return x.tanh()
-
-
-def with_plugins(*plugins):
-    return MODELS.build({'type': 'mmdet.ResNet', 'depth': 50, 'base_channels': 16, 'plugins': list(plugins)})
-
-
-def negative(position):
-    return plugin('ASR', position, attention=lambda channels: Signed(), psi=-1.0)
-
-
-def test_a_plugin_after_attention_is_refused():
-    model = with_plugins(plugin('SE', 'after_conv3'), plugin('ASR', 'after_conv3', attention=SE))
-    with pytest.raises(ValueError, match=r'layer1\.0\.asr .*comes after se, which depends on the image'):
-        mmasr.fold(model)
-
-
-def test_a_plugin_with_a_negative_scale_before_a_relu_is_refused_and_nothing_is_changed():
-    model = with_plugins(negative('after_conv2'))
-    with pytest.raises(ValueError, match=r'layer1\.0\.asr .*negative scale'):
-        mmasr.fold(model)
-    assert len([m for m in model.modules() if isinstance(m, mmasr.ASR)]) == 16
-
-
-def test_a_plugin_with_a_negative_scale_before_the_addition_folds():
-    """There is no ReLU between."""
-    assert_folds_to(with_plugins(negative('after_conv3')))
 
 
 @pytest.mark.parametrize(
@@ -448,15 +413,98 @@ def test_a_plugin_with_a_negative_scale_before_the_addition_folds():
         ({'type': 'mmdet.ResNet', 'depth': 18, 'frozen_stages': 1}, None, 'layer1.0.bn2'),
         ({'type': 'mmpretrain.ResNet', 'depth': 50, 'out_indices': (3,)}, None, 'layer4.2.bn3'),
         ({'type': 'mmpretrain.MobileNetV2'}, r'layer\d\.\d\.conv\.2\.bn', 'layer7.0.conv.2.bn'),
-        ({'type': 'mmdet.SwinTransformer', 'depths': (1, 1, 1, 1)}, r'.*\.ffn\.layers\.1', 'stages.0.blocks.0.ffn.layers.1'),
+        (
+            {'type': 'mmdet.SwinTransformer', 'depths': (1, 1, 1, 1)},
+            r'.*\.ffn\.layers\.1',
+            'stages.0.blocks.0.ffn.layers.1',
+        ),
     ],
     ids=['ResNet', "mmpretrain's ResNet", 'MobileNetV2', 'SwinTransformer'],
 )
-def test_any_backbone_has_the_stock_ones_names_and_folds_to_it(inner, sites, expected):
-    model = any_backbone(inner, sites)
+def test_a_wrapped_backbone_keeps_its_names_and_folds_to_its_class(inner, sites, expected):
+    model = wrap(inner, sites)
     stock = MODELS.build(inner)
     assert isinstance(model, type(stock))
     assert expected in hosts(model)
     assert [k for k in model.state_dict() if '.asr.' not in k] == list(stock.state_dict())
     model.init_weights()
     assert_folds_to(model, type(stock))
+
+
+RESNET = {'type': 'mmdet.ResNet', 'depth': 18, 'base_channels': 16}
+BAD_OPTIONS = {
+    'asr is a text': (
+        {'asr': 'SE'},
+        r"asr must be a dict such as dict\(attention=dict\(type='SE'\)\), not 'SE'",
+    ),
+    'asr is a list': ({'asr': [SE]}, 'asr must be a dict'),
+    'asr without attention': ({'asr': {'delta': 2}}, r"asr must be a dict .*, not {.*'delta': 2}"),
+    'convs is a text': (
+        {'convs': 'OREPA'},
+        r"convs must be a dict such as dict\(type='OREPA'\), not 'OREPA'",
+    ),
+    'convs without type': ({'convs': {}}, "unknown type ''"),
+}
+
+
+@pytest.mark.parametrize('wrapped', [False, True], ids=['registered', 'ASRBackbone'])
+@pytest.mark.parametrize('name', BAD_OPTIONS)
+def test_bad_asr_and_convs_are_input_errors(name, wrapped):
+    options, message = BAD_OPTIONS[name]
+    config = (
+        {'type': 'mmasr.ASRBackbone', 'backbone': RESNET}
+        if wrapped
+        else {'type': 'mmasr.ASRResNet', 'depth': 18}
+    )
+    with pytest.raises(InputError, match=message):
+        MODELS.build({**config, **options})
+
+
+@pytest.mark.parametrize('pretrained', [None, 'weights.pth'])
+def test_asrbackbone_needs_the_config_of_a_backbone(pretrained):
+    config = {'type': 'mmasr.ASRBackbone', 'backbone': 'mmdet.ResNet', 'asr': {'attention': SE}}
+    with pytest.raises(InputError, match=r"must be the config of a backbone, not 'mmdet\.ResNet'"):
+        MODELS.build({**config, 'pretrained': pretrained})
+
+
+def test_asrbackbone_needs_something_to_insert():
+    with pytest.raises(InputError, match='nothing to insert: pass asr, convs or both'):
+        MODELS.build({'type': 'mmasr.ASRBackbone', 'backbone': RESNET})
+
+
+@pytest.mark.parametrize('depth', [18, 50])
+@pytest.mark.parametrize(
+    'plugins',
+    [
+        [{'position': 'after_conv1'}],
+        [{'cfg': {'type': 'mmasr.SE'}}],
+        [{'cfg': {}, 'position': 'after_conv1'}],
+        [{'cfg': 'mmasr.SE', 'position': 'after_conv1'}],
+        ['mmasr.SE'],
+        plugin('SE', 'after_conv1'),
+    ],
+    ids=['no cfg', 'no position', 'no type', 'cfg is a text', 'a text', 'not a list'],
+)
+def test_incomplete_plugins_are_input_errors(plugins, depth):
+    with pytest.raises(InputError, match='plugins must be a list of dicts such as'):
+        build(depth=depth, plugins=plugins)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'modules': ['layer1.0.bn1', 'layer1.0.se']}, r'ResNet has no module layer1\.0\.se$'),
+        ({'modules': [3]}, 'has no module 3'),
+        ({'modules': 'layer1'}, "modules must be a list of names, not 'layer1'"),
+        ({'network': 'mmdet.ResNet'}, "network must be the config of a network, not 'mmdet.ResNet'"),
+    ],
+)
+def test_withoutattention_rejects_wrong_arguments(options, message):
+    with pytest.raises(InputError, match=message):
+        MODELS.build({'type': 'mmasr.WithoutAttention', 'network': RESNET, 'modules': [], **options})
+
+
+def test_withoutattention_removes_modules():
+    model = MODELS.build({'type': 'mmasr.WithoutAttention', 'network': RESNET, 'modules': ['layer1.0.relu']})
+    assert type(model) is ResNet
+    assert type(model.layer1[0].relu) is nn.Identity

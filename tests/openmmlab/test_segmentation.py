@@ -1,4 +1,4 @@
-"""MMSegmentation: its networks train by the tools, deploy as stock ones, and a stranger's are held against what is allowed."""
+"""MMSegmentation: networks train and deploy with the tools, and untrusted configs are checked."""
 
 import json
 
@@ -12,20 +12,20 @@ from mmengine.registry import MODELS, init_default_scope
 from mmasr.convolutions import OREPA
 from mmasr.convolutions.dynamic import DynamicConv
 from mmasr.core.host import Host
-from mmasr.deploy.config_text import write_config
 from mmasr.deploy.export import export
 from mmasr.deploy.reparameterize import reparameterize
-from mmasr.deploy.untrusted_config import read_config
 from mmasr.errors import InputError
 from mmasr.experiments.shapes import write_shapes
 from mmasr.openmmlab.building import build_model, load_weights
-from mmasr.openmmlab.checkpoint import read_checkpoint
 from mmasr.stripes import attention_modules
+from mmasr.untrusted.checkpoint import read_checkpoint
+from mmasr.untrusted.config_text import write_config
+from mmasr.untrusted.embedded_config import read_config
 
-pytest.importorskip('mmseg', reason='MMSegmentation is an extra that nothing else needs')
-pytestmark = pytest.mark.xdist_group('segmentation')  # which is trained once
+pytest.importorskip('mmseg', reason='MMSegmentation is an optional extra')
+pytestmark = pytest.mark.xdist_group('segmentation')  # one process, so that it trains only once
 FPN = ROOT / 'configs/shapes/fpn_r18_asr_se.py'
-#: One iteration an epoch, on small images.
+#: One iteration per epoch, with small images.
 SETTINGS = """
 train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False)
 val_dataloader = dict(num_workers=0, persistent_workers=False)
@@ -38,20 +38,22 @@ model = dict(data_preprocessor=dict(size=(64, 64)))
 SE = """
 model = dict(
     data_preprocessor=dict(size=(64, 64)),
-    backbone=dict(depth=50, base_channels=8, asr=None, plugins=[dict(cfg=dict(type='mmasr.SE'), position='after_conv3')]),
+    backbone=dict(
+        depth=50, base_channels=8, asr=None, plugins=[dict(cfg=dict(type='mmasr.SE'), position='after_conv3')]
+    ),
 )
 """
-# The tools as a user runs them, in one interpreter, since each would import all of OpenMMLab anew.
+# The tools run in one interpreter, because the import of OpenMMLab takes long.
 TOOLS = """
 import json, runpy, sys
 from mmengine.visualization import Visualizer
 for tool, *args in json.loads(sys.argv[1]):
     sys.argv = [tool, *args]
     runpy.run_path(tool, run_name='__main__')
-    for kind in (Visualizer, *Visualizer.__subclasses__()):  # the next one would get that of this
+    for kind in (Visualizer, *Visualizer.__subclasses__()):  # otherwise the next tool gets this visualizer
         kind._instance_dict.clear()
 """
-# MMSegmentation's side, in an interpreter where importing mmasr fails.
+# Stock MMSegmentation, in an interpreter without mmasr.
 STOCK = """
 import sys
 import torch
@@ -66,7 +68,7 @@ torch.save((found.seg_logits.data, found.pred_sem_seg.data), out)
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """Where a small Semantic FPN was trained, deployed and evaluated, and the stripes of one with SE were drawn."""
+    """Train, deploy and evaluate a small Semantic FPN; draw the stripes of one with SE; return the folder."""
     folder = tmp_path_factory.mktemp('segmentation')
     write_shapes(folder / 'data/shapes', train=2, val=2, size=64)
     for name, text in (('fpn', ''), ('se', SE)):
@@ -85,14 +87,17 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_the_deployed_files_are_evaluated_as_the_trained_network_was(folder):
-    metrics = [json.loads(next((folder / name).glob('*/*.json')).read_text())['mIoU'] for name in ('trained', 'tested')]
+def test_the_deployed_network_has_the_metric_of_the_trained_one(folder):
+    metrics = [
+        json.loads(next((folder / name).glob('*/*.json')).read_text())['mIoU']
+        for name in ('trained', 'tested')
+    ]
     assert 0 < metrics[0] == metrics[1] <= 100
     validated = next((folder / 'work').glob('*/vis_data/scalars.json')).read_text().splitlines()[-1]
     assert json.loads(validated)['mIoU'] == metrics[0]
 
 
-def test_predictions_are_drawn_into_the_folder_that_is_named(folder):
+def test_predictions_are_drawn_into_the_given_folder(folder):
     assert len(list((folder / 'trained').glob('*/drawn/*.png'))) == 2
 
 
@@ -102,7 +107,7 @@ def test_the_whole_segmentor_is_exported(folder):
     report = export(checkpoint, out=folder / 'a.onnx')
     assert report.left_out is None
     assert report.preprocessing.startswith('channels in the order RGB, minus [')
-    assert report.dynamic == ('batch',)  # FPNHead takes the sizes of its maps as numbers
+    assert report.dynamic == ('batch',)  # FPNHead uses the sizes of its feature maps as fixed numbers
     images = torch.randn(4, *report.inputs[0][1:])
     session = onnxruntime.InferenceSession(report.path, providers=['CPUExecutionProvider'])
     (found,) = session.run(['logits'], {'input': images.numpy()})
@@ -128,7 +133,7 @@ def test_stock_mmsegmentation_predicts_the_same(folder):
     assert sum(isinstance(module, Host) for module in model.modules()) == 8
     expected = inference_model(model, str(image))
     logits, classes = torch.load(folder / 'found.pt')
-    assert torch.equal(logits, expected.seg_logits.data)  # the product that is folded is the product that ran
+    assert torch.equal(logits, expected.seg_logits.data)  # training and folding use the same product
     assert torch.equal(classes, expected.pred_sem_seg.data)
 
 
@@ -138,64 +143,102 @@ def test_stripes_of_a_segmentor_are_drawn(folder):
 
 
 def segmentor(backbone, channels=64, **options):
-    """The config of a segmentor without data over a backbone that ends with so many channels."""
-    head = {'type': 'FCNHead', 'in_channels': channels, 'in_index': -1, 'channels': 8, 'num_classes': 3, 'loss_decode': LOSS}
-    model = {'type': 'EncoderDecoder', 'backbone': backbone, 'decode_head': head, 'auxiliary_head': [head], **options}
+    """Return a segmentor's config without data; ``channels`` are those of the backbone's last feature map."""
+    head = {
+        'type': 'FCNHead',
+        'in_channels': channels,
+        'in_index': -1,
+        'channels': 8,
+        'num_classes': 3,
+        'loss_decode': LOSS,
+    }
+    model = {
+        'type': 'EncoderDecoder',
+        'backbone': backbone,
+        'decode_head': head,
+        'auxiliary_head': [head],
+        **options,
+    }
     return Config({'model': model, 'default_scope': 'mmseg', 'custom_imports': {'imports': ['mmasr']}})
 
 
 WEIGHTS = {'decode_head.conv_seg.weight': torch.zeros(19, 512, 1, 1)}
 LOSS = {'type': 'CrossEntropyLoss'}
-V1C = {'depth': 18, 'stem_channels': 8, 'base_channels': 8, 'strides': (1, 2, 1, 1), 'dilations': (1, 1, 2, 4)}
+V1C = {
+    'depth': 18,
+    'stem_channels': 8,
+    'base_channels': 8,
+    'strides': (1, 2, 1, 1),
+    'dilations': (1, 1, 2, 4),
+}
 RESNET = {'type': 'ResNetV1c', **V1C}
 REGISTERED = {'type': 'mmasr.ASRResNetV1c', **V1C}
 ASR = {'attention': {'type': 'SE'}}
 STOCK_RESNET = {'type': 'mmdet.ResNet', 'depth': 18, 'base_channels': 8}
-#: Backbones with re-parameterization, channels of their last map, what they deploy as, how far that may be off.
+#: Name -> backbone with re-parameterization, channels of its last feature map, deployed type, bound of the
+#: error.
 BACKBONES = {
     'ASR': ({**REGISTERED, 'asr': ASR}, 64, 'mmseg.ResNetV1c', 0),
     'OREPA': ({**REGISTERED, 'convs': {'type': 'OREPA'}}, 64, 'mmseg.ResNetV1c', 0),
     'DBB and ASR': ({**REGISTERED, 'convs': {'type': 'DBB'}, 'asr': ASR}, 64, 'mmseg.ResNetV1c', 1e-5),
     'X-volution': ({**REGISTERED, 'convs': {'type': 'XVolution'}}, 64, 'mmasr.ASRResNetV1c', 1e-5),
-    'a wrapped one of its own': (
+    'a wrapped backbone of MMSegmentation': (
         {'type': 'mmasr.ASRBackbone', 'backbone': {'type': 'MobileNetV2', 'widen_factor': 0.25}, 'asr': ASR},
         *(80, 'MobileNetV2', 0),
     ),
-    "MMDetection's": ({**STOCK_RESNET, 'type': 'mmasr.ASRResNet', 'asr': ASR, 'norm_eval': False}, 64, 'mmdet.ResNet', 0),
-    "MMDetection's, wrapped": ({'type': 'mmasr.ASRBackbone', 'backbone': STOCK_RESNET, 'asr': ASR}, 64, 'mmdet.ResNet', 0),
+    "MMDetection's": (
+        {**STOCK_RESNET, 'type': 'mmasr.ASRResNet', 'asr': ASR, 'norm_eval': False},
+        64,
+        'mmdet.ResNet',
+        0,
+    ),
+    "MMDetection's, wrapped": (
+        {'type': 'mmasr.ASRBackbone', 'backbone': STOCK_RESNET, 'asr': ASR},
+        64,
+        'mmdet.ResNet',
+        0,
+    ),
 }
 
 
 @pytest.mark.parametrize('name', BACKBONES)
-def test_segmentors_deploy(tmp_path, name):
+def test_segmentors_deploy_to_the_expected_backbone(tmp_path, name):
     backbone, channels, deployed, bound = BACKBONES[name]
 
-    def ready(network):
+    def initialized(network):
         network.init_weights()
         for module in network.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
         return network
 
-    network = save_network(tmp_path / 'a.pth', segmentor(backbone, channels), ready)
+    network = save_network(tmp_path / 'a.pth', segmentor(backbone, channels), initialized)
     report = reparameterize(tmp_path / 'a.pth')
-    assert {difference.output.split(',')[0] for difference in report.differences} == {'logits', 'auxiliary_head.0'}
+    assert {difference.output.split(',')[0] for difference in report.differences} == {
+        'logits',
+        'auxiliary_head.0',
+    }
     assert max(difference.relative for difference in report.differences) <= bound
     assert Config.fromfile(report.config).model.backbone.type == deployed
-    assert len(report.ours) == sum(isinstance(m, DynamicConv) for m in build_model(Config.fromfile(report.config)).modules())
+    assert len(report.ours) == sum(
+        isinstance(m, DynamicConv) for m in build_model(Config.fromfile(report.config)).modules()
+    )
     assert bool(report.ours) == (name == 'X-volution')
     assert sum(p.numel() for p in network.parameters()) > report.parameters[1]
 
 
 @pytest.mark.parametrize('place', ['model', 'backbone', 'init_cfg'])
 @pytest.mark.parametrize('wrapped', [False, True], ids=['registered', 'wrapped'])
-def test_pretrained_weights_are_kept_wherever_they_are_named(tmp_path, wrapped, place):
-    """MMSegmentation's configs name them in the model, which hands them on to its backbone."""
+def test_pretrained_weights_load_wherever_the_config_names_them(tmp_path, wrapped, place):
+    """MMSegmentation's configs name them in the model, which passes them to its backbone."""
     init_default_scope('mmseg')
     plain = randomize(MODELS.build(RESNET))
     torch.save({'state_dict': plain.state_dict()}, tmp_path / 'plain.pth')
     weights, asr = str(tmp_path / 'plain.pth'), {**ASR, 'init_identity': True}
-    init = {'init_cfg': {'type': 'Pretrained', 'checkpoint': weights}, 'backbone': {'pretrained': weights}}.get(place, {})
+    init = {
+        'init_cfg': {'type': 'Pretrained', 'checkpoint': weights},
+        'backbone': {'pretrained': weights},
+    }.get(place, {})
     init = {'init_cfg': init} if place == 'init_cfg' else init
     inner = {**RESNET, **init}
     backbone = {'type': 'mmasr.ASRBackbone', 'backbone': inner, 'asr': asr}
@@ -219,7 +262,7 @@ def test_pretrained_weights_are_kept_wherever_they_are_named(tmp_path, wrapped, 
         'mask2former/mask2former_r50_8xb2-90k_cityscapes-512x1024.py',
     ],
 )
-def test_what_mmsegmentation_ships_is_reduced_to_model_and_test_data(name):
+def test_configs_of_mmsegmentation_keep_their_model_and_test_data(name):
     config = Config.fromstring(f'_base_ = {f"mmseg::{name}"!r}', '.py')
     read, left_out = read_config(config.pretty_text, WEIGHTS)
     assert {'model', 'test_dataloader', 'test_evaluator'} <= set(read)
@@ -230,14 +273,17 @@ def test_what_mmsegmentation_ships_is_reduced_to_model_and_test_data(name):
 @pytest.mark.parametrize(
     ('model', 'message'),
     [
-        (segmentor({'type': 'VPD', 'diffusion_cfg': {'checkpoint': 'weights'}}), 'loads checkpoints that it names'),
+        (
+            segmentor({'type': 'VPD', 'diffusion_cfg': {'checkpoint': 'weights'}}),
+            'loads checkpoints that it names',
+        ),
         (segmentor({'type': 'mmseg.TIMMBackbone', 'model_name': 'resnet18'}), "downloads timm's weights"),
         (segmentor({'type': 'CLIPTextEncoder', 'dataset_name': 'ade'}), 'evaluates a string as Python'),
         (segmentor(RESNET, neck={**LOSS, 'class_weight': 'pkl'}), 'would be loaded as a file'),
     ],
     ids=['a diffusion model', 'weights of timm', 'a text encoder', 'weights of classes in a pickle'],
 )
-def test_a_segmentor_that_does_more_than_compute_is_refused(model, message):
+def test_a_segmentor_that_does_more_than_compute_is_rejected(model, message):
     with pytest.raises(InputError, match=message):
         read_config(model.pretty_text, WEIGHTS)
 
@@ -245,34 +291,40 @@ def test_a_segmentor_that_does_more_than_compute_is_refused(model, message):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ({'seg_map_suffix': '/../../passwords.png'}, 'no plain word'),
-        ({'type': 'DSDLSegDataset'}, 'not known to read local images only'),
-        ({'pipeline': [{'type': 'LoadBiomedicalData'}]}, 'not known to read local images only'),
+        ({'seg_map_suffix': '/../../passwords.png'}, 'is not a plain word'),
+        ({'type': 'DSDLSegDataset'}, 'not known to read only local images'),
+        ({'pipeline': [{'type': 'LoadBiomedicalData'}]}, 'not known to read only local images'),
     ],
 )
-def test_data_of_a_segmentor_that_are_not_allowed_are_left_out(change, message):
-    dataset = {'type': 'BaseSegDataset', 'data_root': 'data', 'data_prefix': {'img_path': 'a'}, 'img_suffix': '.png', **change}
+def test_test_data_that_is_not_allowed_is_left_out(change, message):
+    dataset = {
+        'type': 'BaseSegDataset',
+        'data_root': 'data',
+        'data_prefix': {'img_path': 'a'},
+        'img_suffix': '.png',
+        **change,
+    }
     config = {**segmentor(RESNET).to_dict(), 'test_dataloader': {'dataset': dataset}}
     read, left_out = read_config(write_config(config), WEIGHTS)
     assert 'test_dataloader' not in read
     assert message in left_out['test_dataloader']
 
 
-def test_an_evaluator_that_writes_is_left_out():
+def test_an_evaluator_that_writes_files_is_left_out():
     config = {**segmentor(RESNET).to_dict(), 'test_evaluator': {'type': 'IoUMetric', 'output_dir': 'x'}}
     _, left_out = read_config(write_config(config), WEIGHTS)
     assert 'may not be set' in left_out['test_evaluator']
 
 
-def test_its_attention_is_known():
+def test_attention_in_its_mobilenet_is_known():
     init_default_scope('mmseg')
     network = MODELS.build({'type': 'MobileNetV3', 'arch': 'small'})
     names = set(attention_modules(network))
     assert len(names) == 9
-    assert not [site for site in OREPA.sites(network) if site.rpartition('.se.')[0] + '.se' in names]
+    assert not [site for site in OREPA.default_sites(network) if site.rpartition('.se.')[0] + '.se' in names]
 
 
-def test_missing_cityscapes_is_named_with_where_it_goes(tmp_path, refusal):
+def test_missing_cityscapes_is_reported_with_its_source(tmp_path, refusal):
     message = refusal('train.py', ROOT / 'configs/pspnet_r50_asr_se.py', cwd=tmp_path)
-    assert 'data/cityscapes/leftImg8bit/train is not there' in message
+    assert 'data/cityscapes/leftImg8bit/train does not exist' in message
     assert 'https://www.cityscapes-dataset.com/downloads/' in message

@@ -1,0 +1,133 @@
+"""Tests of attach: sites, errors that leave the network unchanged, and state dicts."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import mmasr
+from mmasr.convolutions.acnet import ACNet
+from mmasr.core.compat import FUSED_PATH_RESPECTS_HOOKS
+from mmasr.core.host import Host
+from mmasr.errors import InputError, is_bug
+
+
+def test_a_stock_checkpoint_lacks_only_the_keys_of_the_asrs():
+    model = mmasr.attach(torchvision.models.resnet18(), {'type': 'SE'})
+    result = model.load_state_dict(torchvision.models.resnet18().state_dict(), strict=False)
+    assert not result.unexpected_keys
+    assert result.missing_keys
+    assert all('.asr.' in key for key in result.missing_keys)
+
+
+def test_sites_are_names_or_a_regular_expression_for_whole_names():
+    def hosts(sites):
+        model = mmasr.attach(torchvision.models.vgg11_bn(init_weights=False), {'type': 'SE'}, sites=sites)
+        return [name for name, m in model.named_modules() if isinstance(m, Host)]
+
+    assert hosts(['features.1', 'features.5']) == ['features.1', 'features.5']
+    assert hosts(r'features\.[15]') == ['features.1', 'features.5']
+    assert hosts('features.25') == ['features.25']
+
+
+def test_a_site_that_is_named_twice_gets_one_asr():
+    model = mmasr.attach(nn.Sequential(nn.BatchNorm2d(4)), {'type': 'SE'}, sites=['0', '0'])
+    assert len([module for module in model.modules() if isinstance(module, mmasr.ASR)]) == 1
+
+
+@pytest.mark.parametrize(
+    ('sites', 'message'),
+    [
+        ('bn3', "no module whose whole name matches 'bn3'"),
+        (['features.1', 'bn3'], 'no module named bn3'),
+        (['features.1', 'features.2'], r"features\.2 \(ReLU\) can't carry an ASR; a host is a BatchNorm"),
+    ],
+    ids=['no match', 'a missing name', 'an unsuitable layer'],
+)
+def test_wrong_sites_are_rejected_and_nothing_changes(sites, message):
+    model = torchvision.models.vgg11_bn(init_weights=False)
+    before = [type(m) for m in model.modules()]
+    with pytest.raises(InputError, match=message):
+        mmasr.attach(model, {'type': 'SE'}, sites=sites)
+    assert [type(m) for m in model.modules()] == before
+
+
+def test_an_unknown_network_is_rejected_with_layers_that_are_possible_sites():
+    message = r'AlexNet is not a network with known sites; pass sites=.*features\.0, features\.3'
+    with pytest.raises(InputError, match=message):
+        mmasr.attach(torchvision.models.AlexNet(), {'type': 'SE'})
+
+
+@pytest.mark.parametrize('kind', ['SE', 'ACNet'])
+def test_a_layer_with_an_asr_is_rejected(kind):
+    network = mmasr.attach(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1)), {'type': 'SE'}, sites=['0'])
+    with pytest.raises(InputError, match=r'^0 \(HostConv2d\) already has an ASR'):
+        mmasr.attach(network, {'type': kind}, sites=['0'])
+
+
+def test_branches_inside_a_block_with_branches_are_rejected():
+    network = nn.Sequential(ACNet(4, 4))
+    message = r'^0\.square\.0 is in 0 \(ACNet\), which has branches of its own'
+    with pytest.raises(InputError, match=message):
+        mmasr.attach(network, {'type': 'DBB'}, sites=['0.square.0'])
+    assert type(network[0].square[0]) is nn.Conv2d
+
+
+def test_a_layer_with_an_overridden_forward_is_rejected():
+    """The hooks of accelerate override it on the instance, which would hide the forward of the host."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3))
+    model[0].forward = model[0].forward
+    with pytest.raises(InputError, match=r'^0 \(Conv2d\) has an overridden forward; call attach before'):
+        mmasr.attach(model, {'type': 'SE'}, sites=['0'])
+
+
+@pytest.mark.skipif(FUSED_PATH_RESPECTS_HOOKS, reason='newer versions of torch support it')
+def test_a_site_that_the_fused_path_of_a_transformer_layer_would_ignore_is_rejected():
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    with pytest.raises(InputError, match=r'linear2 is in an nn\.TransformerEncoderLayer, whose fused path'):
+        mmasr.attach(layer, {'type': 'SE'}, sites=['linear2'])
+
+
+@pytest.mark.parametrize(
+    ('spec', 'options', 'message'),
+    [
+        ({'type': 'SE', 'ration': 4}, {}, r"got an unexpected keyword argument 'ration'$"),
+        ({'type': 'SE'}, {'detla': 2}, r"__init__\(\) got an unexpected keyword argument 'detla'$"),
+        ({'type': 'ACNet', 'ratio': 4}, {}, r"__init__\(\) got an unexpected keyword argument 'ratio'$"),
+    ],
+    ids=['of the attention', 'of ASR', 'of the branches'],
+)
+def test_an_unexpected_option_is_an_error_that_names_it_and_not_a_bug(spec, options, message):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1))
+    with pytest.raises((InputError, TypeError), match=message) as caught:
+        mmasr.attach(model, spec, sites=['1'], **options)
+    assert not is_bug(caught.value)
+    assert [type(module) for module in model] == [nn.Conv2d, nn.Conv2d]
+
+
+def test_an_error_in_an_option_names_the_site():
+    with pytest.raises(InputError, match=r'^1: delta is the number of attention modules') as caught:
+        mmasr.attach(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4)), {'type': 'SE'}, sites=['1'], delta=0)
+    assert isinstance(caught.value.__cause__, InputError)
+
+
+def test_a_whole_model_that_is_one_convolution_is_returned_as_its_replacement():
+    conv = nn.Conv2d(3, 4, 3, padding=1)
+    replaced = mmasr.attach(conv, {'type': 'ACNet'}, sites='')
+    assert isinstance(replaced, ACNet)
+    assert torch.equal(replaced.square[0].weight, conv.weight)
+
+
+@pytest.mark.parametrize(
+    ('spec', 'sites', 'options', 'message'),
+    [
+        ({'type': 'SE'}, 3, {}, 'sites must be a regular expression or a sequence of names, not 3'),
+        ({'type': 'SE'}, [3], {}, r'sites must be .*, not \[3\]'),
+        ({'type': 'SE'}, ['0'], {'delta': '2'}, "delta is the number of attention modules .* not '2'"),
+        ({'type': 'SE', 'ratio': 0}, ['0'], {}, 'ratio must be a positive number, not 0'),
+        ({'type': 'SE', 'ratio': 'a'}, ['0'], {}, "ratio must be a positive number, not 'a'"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_an_input_error(spec, sites, options, message):
+    with pytest.raises(InputError, match=message):
+        mmasr.attach(nn.Sequential(nn.BatchNorm2d(8)), spec, sites, **options)

@@ -1,0 +1,318 @@
+"""Tests of batched effective parameters against those that every host computes alone."""
+
+import copy
+import pickle
+import threading
+import types
+import weakref
+
+import pytest
+import torch
+import torchvision
+from helpers import randomize
+from torch import nn
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+from versions import FULL_GRAPH
+
+import mmasr
+from mmasr.attention import asr_attentions
+from mmasr.attention.se import SE
+from mmasr.core.batched import disable_batching
+from mmasr.core.compat import CAN_BATCH
+from mmasr.core.host import active_passes
+
+needs_batching = pytest.mark.skipif(not CAN_BATCH, reason='torch 2.8 added the required API')
+
+X = torch.randn(2, 3, 16, 16, dtype=torch.double)
+
+
+class Block(nn.Module):
+    def __init__(self, channels, with_cp=None):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
+        self.with_cp = with_cp
+
+    def inner(self, x):
+        return x + self.bn(self.conv(x)).relu()
+
+    def forward(self, x):
+        return (
+            self.inner(x) if self.with_cp is None else checkpoint(self.inner, x, use_reentrant=self.with_cp)
+        )
+
+
+def plain(**options):
+    """Return blocks of two widths, with other convolutions and a linear layer that may become hosts too."""
+    narrow, wide = (nn.Sequential(*[Block(channels, **options) for _ in range(3)]) for channels in (16, 32))
+    stem, down, fc = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 32, 3), nn.Linear(32, 32)
+    network = nn.Sequential(stem, narrow, down, wide, nn.AdaptiveAvgPool2d(1), nn.Flatten(), fc)
+    return randomize(network).double().train()
+
+
+def with_asr(network, kappa='SE', sites=r'.*\.bn', **options):
+    mmasr.attach(network, {'type': kappa} if isinstance(kappa, str) else kappa, sites=sites, **options)
+    for host in network.modules():
+        if hasattr(host, 'asr'):
+            randomize(host.asr)
+    return network
+
+
+def unbatched(network):
+    """Return a copy in which every host computes its own effective parameters."""
+    network = copy.deepcopy(network)
+    disable_batching(network)
+    return network
+
+
+def gradients(network, x=X, run=None):
+    network.zero_grad()
+    output = (run or network)(x)
+    output.square().sum().backward()
+    return {'': output, **{name: p.grad for name, p in network.named_parameters()}}
+
+
+def check(network, run=None):
+    """Compare output and gradients; in double precision the bound is far from rounding and any real error."""
+    expected = gradients(unbatched(network))
+    torch.testing.assert_close(gradients(network, run=run), expected, rtol=1e-9, atol=1e-9)
+    assert not active_passes.passes
+
+
+class Operators(TorchDispatchMode):
+    """Counts the operations that compute something, so no views."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not func.is_view and func.name() != 'aten::detach'
+        return func(*args, **(kwargs or {}))
+
+
+def operators(network, x=X):
+    with Operators() as found:
+        gradients(network, x)
+    return found.count
+
+
+@needs_batching
+@pytest.mark.parametrize('kappa', asr_attentions())
+@pytest.mark.parametrize(
+    'options', [{}, {'delta': 3}, {'init_identity': True}, {'psi': {'std': 1.0}, 'learnable': False}]
+)
+def test_outputs_and_gradients_equal_those_of_hosts_that_compute_alone(kappa, options):
+    network = with_asr(plain(), kappa, **options)
+    check(network)
+    assert operators(network) < operators(unbatched(network))
+
+
+@needs_batching
+@pytest.mark.parametrize(('delta', 'bound'), [(1, 70), (4, 160)])
+def test_the_number_of_operations_in_resnet50(delta, bound):
+    """Batched, ASR adds 63 and 152 operations per step; hosts that compute alone add 352 and 1072."""
+    network, x = torchvision.models.resnet50(), torch.randn(2, 3, 32, 32)
+    count = operators(network, x)
+    assert count > 400
+    assert operators(mmasr.attach(network, {'type': 'SE'}, delta=delta), x) - count <= bound
+
+
+class OtherSE(SE):
+    """Computes something else than its base class, so its base class must not batch it."""
+
+    def logits(self, x):
+        return super().logits(x) + 1
+
+
+def adapter(asr):
+    asr.attention[0].fc1 = nn.Sequential(asr.attention[0].fc1, nn.Tanh())
+
+
+def patched(asr):
+    layer = asr.attention[0].fc1
+    layer.forward = types.MethodType(lambda self, x: nn.Linear.forward(self, 2 * x), layer)
+
+
+# Each changes one ASR of a network so that it differs from the others.
+ODD = {
+    'a hook': lambda asr: asr.attention[0].fc2.register_forward_hook(lambda module, args, output: 2 * output),
+    'an adapter': adapter,
+    'an overridden forward': patched,
+    'a parametrization': lambda asr: nn.utils.parametrizations.spectral_norm(asr.attention[0].fc1),
+    'another ratio': lambda asr: asr.attention.__setitem__(0, SE(16, ratio=4).double()),
+    'another gate': lambda asr: asr.attention.__setitem__(0, SE(16, gate='tanh').double()),
+    'a subclass': lambda asr: asr.attention.__setitem__(0, OtherSE(16).double()),
+    'no bias': lambda asr: setattr(asr.attention[0].fc1, 'bias', None),
+    'frozen': lambda asr: asr.requires_grad_(False),
+    'shared': lambda asr: None,
+}
+
+
+@pytest.mark.parametrize('odd', ODD)
+@pytest.mark.parametrize('delta', [1, 2])
+def test_hosts_that_differ(odd, delta):
+    network = with_asr(plain(), delta=delta)
+    ODD[odd](network[1][1].bn.asr)
+    if odd == 'shared':
+        network[1][1].bn.asr.attention = network[1][0].bn.asr.attention
+        network[1][2] = network[1][0]
+    check(network)
+
+
+def test_kernels_of_different_sizes_for_the_same_number_of_channels():
+    network = with_asr(plain(), 'ECA')
+    network[1][1].bn.asr.attention[0].conv = randomize(nn.Conv1d(1, 1, 5, padding=2, bias=False)).double()
+    check(network)
+
+
+def test_hosts_of_many_kinds_in_one_network():
+    network = with_asr(plain(), 'SE', sites=['0', '2', '6', '1.0.bn', '3.0.bn'])
+    with_asr(network, 'ECA', sites=['1.1.bn', '3.1.bn'], delta=2)
+    with_asr(network, lambda channels: Custom(), sites=['1.2.bn'])
+    with_asr(network[3], 'SE', sites=['2.bn'])  # a network in the network; both find this host
+    check(network)
+
+
+class Custom(nn.Module):
+    """A custom attention module."""
+
+    def __init__(self):
+        super().__init__()
+        self.slope = nn.Parameter(torch.ones((), dtype=torch.double))
+
+    def weights(self, x):
+        return (self.slope * x).tanh()
+
+
+@pytest.mark.parametrize('reentrant', [False, True])
+def test_activation_checkpointing(reentrant):
+    network = with_asr(plain(with_cp=reentrant))
+    without = unbatched(network)
+    for block in without.modules():
+        block.with_cp = None
+    torch.testing.assert_close(gradients(network), gradients(without), rtol=1e-9, atol=1e-9)
+    check(network, lambda x: checkpoint(network, x.requires_grad_(), use_reentrant=reentrant))
+
+
+def test_parts_of_a_network_may_run_alone_or_twice():
+    network = with_asr(plain())
+    network(X)
+    check(network, lambda x: network[3:](network[2](network[1](network[0](x)))))
+    networks = network, unbatched(network)
+    twice = [gradients(each, run=lambda x, each=each: each(x) + each(2 * x)) for each in networks]
+    torch.testing.assert_close(*twice, rtol=1e-9, atol=1e-9)
+
+
+def test_an_error_in_a_forward_pass_leaves_no_active_pass():
+    network = with_asr(plain())
+    outer = nn.Sequential(network)
+    mmasr.attach(outer, {'type': 'SE'}, sites=['0.6'])
+    with pytest.raises(RuntimeError):
+        outer(X[:, :2])
+    assert not active_passes.passes
+    randomize(network)
+    x = torch.randn(2, 16, 8, 8, dtype=torch.double)
+    torch.testing.assert_close(network[1](x), unbatched(network)[1](x), rtol=1e-9, atol=1e-9)
+
+
+def test_an_interrupted_pass_does_not_keep_its_network_alive():
+    network = with_asr(plain())
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    hook = network[4].register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        network(X)
+    hook.remove()
+    check(network)
+    network[4].register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        network(X)
+    gone = weakref.ref(network)
+    del network
+    assert gone() is None
+    active_passes.passes.clear()
+
+
+def test_threads_can_share_a_network():
+    network = with_asr(plain())
+    inputs = [torch.randn_like(X) for _ in range(4)]
+    reference = unbatched(network)
+    expected = [
+        torch.autograd.grad(reference(x).square().sum(), tuple(reference.parameters())) for x in inputs
+    ]
+    found = {}
+
+    def run(number):
+        for _ in range(5):
+            loss = network(inputs[number]).square().sum()
+            found[number] = torch.autograd.grad(loss, tuple(network.parameters()))
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number, gradient in enumerate(expected):
+        torch.testing.assert_close(found[number], gradient, rtol=1e-9, atol=1e-9)
+
+
+def test_copies_compute_their_own_parameters():
+    network = with_asr(plain())
+    for copied in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        assert operators(copied) == operators(network)
+        randomize(copied)
+        check(copied)
+
+
+def test_scales_are_float32_under_autocast():
+    network = with_asr(plain()).float()
+    with torch.autocast('cpu', torch.bfloat16):
+        found, expected = network(X.float()), unbatched(network)(X.float())
+    # The scales differ by rounding in float32, which may change an output by one step of bfloat16.
+    torch.testing.assert_close(found, expected, rtol=2**-6, atol=2**-6)
+    assert found.dtype == torch.bfloat16
+
+
+def test_second_derivatives():
+    network = with_asr(plain())
+
+    def penalty(network):
+        x = X.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(network(x).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(slope.square().sum(), tuple(network.parameters()))
+
+    torch.testing.assert_close(penalty(network), penalty(unbatched(network)), rtol=1e-9, atol=1e-9)
+
+
+def test_gradients_with_torch_func():
+    network = with_asr(plain())
+    for block in (*network[1], *network[3]):
+        block.bn.eval()  # torch.func does not allow in-place updates of running statistics
+    parameters = {name: p.detach() for name, p in network.named_parameters()}
+    found = torch.func.grad(lambda values: functional_call(network, values, X).square().sum())(parameters)
+    expected = gradients(unbatched(network))
+    del expected['']
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_compiled_or_traced_graph_does_not_contain_the_parameters_of_one_pass():
+    network = with_asr(plain())
+    compiled = torch.compile(network, fullgraph=FULL_GRAPH, backend='aot_eager')
+    traced = torch.jit.trace(network, X, check_trace=False)
+    compiled(X), traced(X)
+    randomize(network)
+    for graph in (compiled, traced):
+        torch.testing.assert_close(graph(X), unbatched(network)(X), rtol=1e-9, atol=1e-9)
+
+
+def test_folding_removes_all_hooks():
+    network = with_asr(plain())
+    network(X)
+    mmasr.fold(network)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+    assert not network._forward_hooks_always_called

@@ -1,0 +1,51 @@
+"""Tests of fusing the bias of a merged convolution into the BatchNorm after it."""
+
+import copy
+
+import pytest
+import torch
+from helpers import randomize
+from mmcv.cnn import ConvModule
+from torch import nn
+
+import mmasr
+from mmasr.core.bias_fusion import fuse_biases
+from mmasr.errors import InputError
+
+
+def test_the_bias_is_fused_into_the_batch_norm_that_follows():
+    stock = ConvModule(4, 6, 3, padding=1, norm_cfg={'type': 'BN'})
+    module = randomize(mmasr.attach(copy.deepcopy(stock), {'type': 'ACNet'})).eval()
+    x = torch.randn(2, 4, 7, 7)
+    with torch.no_grad():
+        expected = module(x)
+        fuse_biases(mmasr.fold(module), ['conv'], lambda: module(x))
+        torch.testing.assert_close(module(x), expected, rtol=1e-5, atol=1e-5)
+    assert module.state_dict().keys() == stock.state_dict().keys()
+
+
+def test_a_convolution_without_a_batch_norm_after_it_is_rejected_and_nothing_changes():
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)
+    network = nn.Sequential(*layers).eval()
+    with pytest.raises(InputError, match=r"^2 can't be merged into a convolution without bias: no BatchNorm"):
+        fuse_biases(network, ['0', '2'], lambda: network(torch.randn(1, 3, 5, 5)))
+    assert network[0].bias is not None
+    assert network[1].running_mean.eq(0).all()
+    assert network[2].bias is not None
+
+
+def test_the_network_has_no_hooks_afterwards_even_if_the_run_fails():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+
+    def fail():
+        raise RuntimeError('no memory')
+
+    with pytest.raises(RuntimeError, match='no memory'):
+        fuse_biases(network, ['0'], fail)
+    fuse_biases(network, ['0'], lambda: network(torch.randn(1, 3, 5, 5)))
+    assert not any(module._forward_hooks for module in network)
+
+
+def test_without_names_the_network_does_not_run():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    assert fuse_biases(network, [], lambda: pytest.fail('it ran')) is network

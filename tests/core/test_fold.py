@@ -1,0 +1,133 @@
+"""Tests of fold: the stock network that is left, what cannot be folded, and the list of what is foldable."""
+
+import copy
+
+import pytest
+import timm
+import torch
+import torchvision
+from helpers import plugin, randomize_scales
+from mmengine.registry import MODELS
+from torch import nn
+
+import mmasr
+from mmasr.core.fold import Foldable, find_foldable
+from mmasr.core.host import Host
+from mmasr.errors import InputError
+
+C = 8
+
+
+@pytest.mark.parametrize(
+    'make',
+    [
+        torchvision.models.resnet18,
+        torchvision.models.resnext50_32x4d,
+        lambda: timm.create_model('resnet26'),
+        lambda: timm.create_model('seresnet50'),
+        lambda: timm.create_model('resnet18d', norm_layer=lambda c, **kw: nn.GroupNorm(4, c, **kw)),
+    ],
+)
+def test_a_network_folds_to_its_stock_form(make):
+    stock = make()
+    types = [type(m) for m in stock.modules()]
+    model = randomize_scales(mmasr.attach(copy.deepcopy(stock), {'type': 'SE'})).eval()
+    assert sum(isinstance(m, Host) for m in model.modules()) == sum(
+        type(m).__name__ in ('BasicBlock', 'Bottleneck') for m in model.modules()
+    )
+    x = torch.randn(2, 3, 64, 64)
+    before = model(x)
+    assert mmasr.fold(model) is model
+    # Float32, one more rounding per layer: 1e-5 of the largest value. A missing fold would be off by half.
+    assert (model(x) - before).abs().max() < 1e-5 * before.abs().max()
+    assert [type(m) for m in model.modules()] == types
+    assert model.state_dict().keys() == stock.state_dict().keys()
+
+
+def test_a_network_with_nothing_to_fold_stays_as_it_is():
+    model = torchvision.models.resnet18()
+    before = copy.deepcopy(model.state_dict())
+    assert mmasr.fold(model) is model
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_an_asr_without_a_host_is_rejected_and_nothing_is_folded():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bn = mmasr.attach(nn.BatchNorm2d(C), {'type': 'SE'}, sites='')
+            self.scale = mmasr.ASR({'type': 'SE'}, C)
+
+    block = Block()
+    with pytest.raises(InputError, match=r"^scale can't be folded: no layer has it as its ASR"):
+        mmasr.fold(block)
+    assert isinstance(block.bn, Host)
+
+
+def test_another_layer_that_shares_the_weight_keeps_it():
+    first, second = nn.Linear(C, C), nn.Linear(C, C)
+    second.weight = first.weight
+    model = mmasr.attach(nn.Sequential(first, second), {'type': 'SE'}, sites=['1'])
+    before = first.weight.clone()
+    x = torch.randn(3, C)
+    expected = model(x)
+    torch.testing.assert_close(mmasr.fold(model)(x), expected)
+    assert torch.equal(first.weight, before)
+
+
+def test_a_module_in_several_places_is_merged_once():
+    shared = mmasr.attach(nn.Conv2d(4, 4, 3, padding=1), {'type': 'ACNet'}, sites='')
+    network = mmasr.fold(nn.Sequential(shared, nn.ReLU(), shared))
+    assert type(network[0]) is nn.Conv2d
+    assert network[0] is network[2]
+
+
+def test_branches_that_stay_are_not_merged_but_their_asr_is_folded():
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1))
+    mmasr.attach(model, {'type': 'ACNet'})
+    kind = type(model[0])
+    mmasr.attach(model, {'type': 'SE'}, sites=['0'])
+    mmasr.fold(model, stay=['0'])
+    assert [type(module) for module in model] == [kind, nn.Conv2d]
+    assert not any(isinstance(module, mmasr.ASR) for module in model.modules())
+
+
+@pytest.fixture
+def model():
+    """Return a block of mmdet with a host and an ASR plugin, and branches without and with an ASR."""
+    plugins = [plugin('ASR', 'after_conv2', attention={'type': 'SE'})]
+    backbone = {'type': 'mmdet.ResNet', 'depth': 50, 'base_channels': 8, 'plugins': plugins}
+    block = MODELS.build(backbone).layer1[0]
+    branches = nn.Sequential(*[nn.Conv2d(4, 4, 3, padding=1) for _ in range(2)])
+    model = nn.ModuleDict({'block': block, 'branches': mmasr.attach(branches, {'type': 'ACNet'})})
+    return mmasr.attach(model, {'type': 'SE'}, sites=['block.bn3', 'branches.1'])
+
+
+def test_find_foldable_lists_hosts_plugins_and_branches_by_name(model):
+    found = find_foldable(model)
+    assert found.hosts == {'block.bn3': model['block'].bn3, 'branches.1': model['branches'][1]}
+    assert {name: plugin.asr for name, plugin in found.plugins.items()} == {'block.asr': model['block'].asr}
+    assert found.branches == {'branches.0': model['branches'][0], 'branches.1': model['branches'][1]}
+
+
+def test_the_names_of_a_foldable_are_listed_once(model):
+    assert find_foldable(model).names() == ['branches.0', 'branches.1', 'block.asr', 'block.bn3']
+
+
+def test_the_reparameterizations_of_a_foldable_are_those_of_hosts_and_plugins(model):
+    assert find_foldable(model).reparameterizations() == {
+        'block.asr': model['block'].asr,
+        'block.bn3': model['block'].bn3.asr,
+        'branches.1': model['branches'][1].asr,
+    }
+
+
+def test_a_foldable_is_false_once_everything_is_folded(model):
+    assert find_foldable(model)
+    assert not find_foldable(mmasr.fold(model))
+    assert not Foldable(hosts={}, plugins={}, branches={})
+
+
+@pytest.mark.parametrize('name', ['hosts', 'plugins', 'branches'])
+def test_a_foldable_with_any_entry_is_true(name):
+    assert Foldable(**{'hosts': {}, 'plugins': {}, 'branches': {}, name: {'a': nn.Identity()}})

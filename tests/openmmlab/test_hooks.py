@@ -1,0 +1,109 @@
+"""Hooks and optimizer wrappers: non-finite losses, channels_last, bfloat16."""
+
+import copy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
+
+import pytest
+import torch
+from helpers import train, write_image_config
+from mmcv.ops import RoIAlign
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPERS
+from torch import nn
+
+from mmasr.errors import InputError
+from mmasr.openmmlab.hooks import ChannelsLastHook
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """Change to a folder with a small classification dataset and a config."""
+    monkeypatch.chdir(tmp_path)
+    write_image_config(tmp_path)
+    return tmp_path
+
+
+#: A learning rate with which the loss becomes NaN in the second epoch at the latest.
+DIVERGE = ['optim_wrapper.optimizer.lr=1e30', 'train_cfg.max_epochs=3']
+
+
+def test_a_nan_loss_stops_the_training(data, refusal):
+    line = refusal('train.py', 'config.py', '--work-dir', 'work', '--cfg-options', *DIVERGE, cwd=data)
+    assert 'the loss is nan in iteration' in line
+    assert 'there is no good checkpoint yet' in line
+    assert not list(Path('work').glob('*.pth'))
+
+
+def test_the_error_names_the_last_good_checkpoint(data, refusal):
+    Path('work').mkdir()
+    state = {'meta': {'epoch': 1, 'iter': 2}, 'message_hub': {}}
+    torch.save({**state, 'state_dict': {'weight': torch.zeros(1000)}}, 'work/epoch_1.pth')
+    torch.save({**state, 'state_dict': {'weight': torch.full((1000,), torch.nan)}}, 'work/epoch_2.pth')
+    line = refusal('train.py', 'config.py', '--work-dir', 'work', '--cfg-options', *DIVERGE, cwd=data)
+    assert 'work/epoch_1.pth; ' in line
+
+
+@HOOKS.register_module()
+class Formats(Hook):
+    """Records whether the input of every step, and the weight of a convolution then, are channels_last."""
+
+    found: ClassVar = []
+
+    def before_train(self, runner):
+        runner.model.backbone.register_forward_pre_hook(lambda _, args: self.record(args[0]))
+        runner.model.backbone.layer1[0].conv1.register_forward_pre_hook(
+            lambda layer, args: self.record(layer.weight)
+        )
+
+    def record(self, tensor):
+        self.found.append(
+            tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+        )
+
+
+@pytest.mark.usefixtures('data')
+def test_channels_last_trains_the_same_network():
+    # With a learning rate of 0, the order of summation changes only BatchNorm's statistics.
+    constant = {'optim_wrapper.optimizer.lr': 0}
+    plain = train('plain', **constant)
+    with_hook = train(
+        'hook', **constant, custom_hooks=[{'type': 'mmasr.ChannelsLastHook'}, {'type': 'Formats'}]
+    )
+    assert Formats.found == [True] * 4
+    torch.testing.assert_close(with_hook, plain, rtol=1e-4, atol=1e-5)  # 17 layers of float32
+    expected, weights = (
+        torch.load(f'{name}/epoch_1.pth', weights_only=False)['state_dict'] for name in ('plain', 'hook')
+    )
+    assert all(weight.is_contiguous() for weight in weights.values())
+    assert weights._metadata == expected._metadata
+
+
+def test_channels_last_refuses_operators_of_mmcv_which_would_misread_it():
+    features = torch.randn(1, 2, 8, 8)
+    align, boxes = RoIAlign(2, sampling_ratio=1), torch.tensor([[0.0, 1, 1, 6, 6]])
+    misread = align(features.contiguous(memory_format=torch.channels_last), boxes)
+    assert not torch.allclose(misread, align(features, boxes))  # if equal, the hook need not refuse it
+    with pytest.raises(InputError, match=r'^ChannelsLastHook: 0 \(RoIAlign\) would misread such tensors'):
+        ChannelsLastHook().before_train(SimpleNamespace(model=nn.Sequential(align)))
+
+
+def test_the_bfloat16_wrapper_casts_only_the_forward_pass():
+    backbone = {'type': 'mmasr.ASRResNet', 'depth': 18, 'base_channels': 8, 'zero_init_residual': False}
+    # With fewer hidden units all of an SE's ReLUs can be dead.
+    model = MODELS.build({**backbone, 'asr': {'attention': {'type': 'SE', 'ratio': 1}}})
+    model.train()
+    wrapper = OPTIM_WRAPPERS.build(
+        {'type': 'mmasr.BFloat16OptimWrapper', 'optimizer': torch.optim.SGD(model.parameters(), lr=0.1)}
+    )
+    start = copy.deepcopy(model.state_dict())
+    x = torch.randn(2, 3, 64, 64)
+    with wrapper.optim_context(model):
+        out = model.conv1(x)
+        loss = sum(out.square().mean() for out in model(x))
+    assert out.dtype == torch.bfloat16
+    wrapper.update_params(loss)
+    assert model.conv1(x).dtype == torch.float32
+    assert all(value.dtype == start[name].dtype for name, value in model.state_dict().items())
+    assert not torch.equal(model.conv1.weight, start['conv1.weight'])

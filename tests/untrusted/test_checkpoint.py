@@ -1,0 +1,179 @@
+"""Checkpoints are read as data: only weights, numbers and text are accepted, and nothing runs."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from helpers import Call, Touch
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
+from mmengine.runner import checkpoint as loading
+
+from mmasr.errors import InputError
+from mmasr.untrusted.checkpoint import data_only, read_checkpoint
+
+WEIGHTS = {'conv.weight': torch.ones(2, 3), 'conv.bias': torch.zeros(2)}
+
+
+@pytest.mark.parametrize('mmap', [False, True], ids=['read', 'mmap'])
+def test_a_checkpoint_of_a_runner_is_read(tmp_path, mmap):
+    path = tmp_path / 'epoch_1.pth'
+    history = HistoryBuffer([1.0, 2.0], [1, 1])
+    history.mean()
+    history._statistics_methods = dict(history._statistics_methods)  # like mmengine's message hub
+    checkpoint = {
+        'meta': {
+            'cfg': 'a = 1',
+            'seed': np.int64(3),
+            'dataset_meta': {'classes': ('a', 'b'), 'palette': np.ones((2, 3))},
+        },
+        'state_dict': WEIGHTS,
+        'message_hub': {'log_scalars': {'loss': history}},
+        'optimizer': {
+            'state': {0: {'momentum_buffer': torch.ones(2, 3)}},
+            'param_groups': [{'lr': 0.1, 'params': [0]}],
+        },
+    }
+    torch.save(checkpoint, path)
+    read = read_checkpoint(path, mmap=mmap)
+    assert read['meta']['dataset_meta']['classes'] == ('a', 'b')
+    assert np.array_equal(read['meta']['dataset_meta']['palette'], np.ones((2, 3)))
+    assert read['meta']['seed'] == 3
+    assert torch.equal(read['state_dict']['conv.weight'], WEIGHTS['conv.weight'])
+    assert read['message_hub']['log_scalars']['loss'].mean() == 1.5
+    assert read['optimizer']['param_groups'][0]['lr'] == 0.1
+
+
+@pytest.mark.parametrize('old_format', [False, True], ids=['zip', 'old format'])
+def test_bare_weights_are_read_without_the_prefix_of_a_wrapper(tmp_path, old_format):
+    path = tmp_path / 'weights.pth'
+    torch.save(
+        {f'module.{name}': t for name, t in WEIGHTS.items()},
+        path,
+        _use_new_zipfile_serialization=not old_format,
+    )
+    read = read_checkpoint(path, mmap=True)
+    assert read['meta'] == {}
+    assert list(read['state_dict']) == list(WEIGHTS)
+
+
+# Files that replace a good checkpoint.
+BROKEN = {
+    'empty': lambda good: b'',
+    'text': lambda good: b'hello, world',
+    'truncated': lambda good: good[: len(good) // 2],
+    'short': lambda good: good[:10],
+    'image': lambda good: b'\x89PNG\r\n\x1a\n' + bytes(100),
+}
+
+
+@pytest.mark.parametrize('name', BROKEN)
+def test_a_file_that_is_not_a_checkpoint_is_refused(tmp_path, name):
+    path = tmp_path / f'{name}.pth'
+    torch.save({'state_dict': {'weight': torch.randn(1000)}}, path)
+    path.write_bytes(BROKEN[name](path.read_bytes()))
+    with pytest.raises(InputError, match=rf'{name}\.pth: not a PyTorch checkpoint') as caught:
+        read_checkpoint(path, mmap=True)
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        ([1, 2], 'a list'),
+        ({'state_dict': {}}, 'no dict of weights'),
+        ({'epoch': 3}, 'no dict of weights'),
+        ({'state_dict': {3: torch.zeros(1)}}, 'no dict of weights'),
+    ],
+    ids=['a list', 'an empty state_dict', 'not a tensor', 'a number as a name'],
+)
+def test_content_without_weights_is_refused(tmp_path, content, message):
+    torch.save(content, tmp_path / 'other.pth')
+    with pytest.raises(InputError, match=f'not a checkpoint.*{message}'):
+        read_checkpoint(tmp_path / 'other.pth')
+
+
+def test_a_missing_file_is_an_input_error(tmp_path):
+    with pytest.raises(InputError, match=r'none\.pth: No such file or directory'):
+        read_checkpoint(tmp_path / 'none.pth')
+
+
+def test_a_folder_is_an_input_error(tmp_path):
+    with pytest.raises(InputError, match='Is a directory'):
+        read_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize('old_format', [False, True], ids=['zip', 'old format'])
+@pytest.mark.parametrize('place', ['state_dict', 'meta', 'optimizer'])
+def test_nothing_runs_while_a_checkpoint_is_read(tmp_path, place, old_format):
+    proof = tmp_path / 'proof'
+    path = tmp_path / 'bad.pth'
+    checkpoint = {'state_dict': dict(WEIGHTS), 'meta': {}, 'optimizer': {}}
+    checkpoint[place]['x'] = Touch(proof)
+    torch.save(checkpoint, path, _use_new_zipfile_serialization=not old_format)
+    with pytest.raises(
+        InputError, match=r'bad\.pth: refused, since loading it would use posix\.mknod'
+    ) as caught:
+        read_checkpoint(path)
+    assert '\n' not in str(caught.value)
+    assert not proof.exists()
+    pickle.loads(pickle.dumps(checkpoint[place]))  # an unrestricted loader runs it
+    assert proof.exists()
+
+
+def test_getattr_returns_only_statistics(tmp_path):
+    path = tmp_path / 'bad.pth'
+    torch.save({'state_dict': WEIGHTS, 'meta': {'x': Call(getattr, HistoryBuffer, '__init__')}}, path)
+    with pytest.raises(InputError, match=r'would use builtins\.getattr'):
+        read_checkpoint(path)
+
+
+@pytest.fixture
+def loader():
+    """Return mmengine's loader, with another scheme that reads files like mmengine's own schemes."""
+    schemes = CheckpointLoader._schemes
+    CheckpointLoader._schemes = dict(schemes)
+    # Upstream mmengine calls torch.load directly, the maintained version through this function.
+    load = getattr(loading, '_safe_torch_load', lambda path: torch.load(path))
+    CheckpointLoader.register_scheme('elsewhere://', lambda path, map_location: load(path.split('://')[1]))
+    yield CheckpointLoader
+    CheckpointLoader._schemes = schemes
+
+
+@pytest.mark.parametrize('path', ['elsewhere://a.pth', 'a.pth'])
+def test_mmengine_gets_no_config_to_execute(tmp_path, monkeypatch, loader, path):
+    monkeypatch.chdir(tmp_path)
+    torch.save({'meta': {'epoch': 1, 'config': 'raise SystemExit'}, 'state_dict': WEIGHTS}, 'a.pth')
+    assert 'config' in loader.load_checkpoint(path)['meta']
+    with data_only():
+        assert loader.load_checkpoint(path)['meta'] == {'epoch': 1}
+    assert 'config' in loader.load_checkpoint(path)['meta']
+
+
+@pytest.mark.parametrize('path', ['elsewhere://a.pth', 'a.pth'])
+def test_mmengine_unpickles_nothing(tmp_path, monkeypatch, loader, path):
+    monkeypatch.chdir(tmp_path)
+    torch.save({'state_dict': {'x': Touch(tmp_path / 'proof')}}, 'a.pth')
+    with data_only(), pytest.raises((InputError, pickle.UnpicklingError), match=r'posix\.mknod'):
+        loader.load_checkpoint(path)
+    assert not (tmp_path / 'proof').exists()
+    loader.load_checkpoint(path)
+    assert (tmp_path / 'proof').exists()
+
+
+def test_torch_load_itself_still_loads_everything(tmp_path):
+    torch.save({'x': slice(3)}, tmp_path / 'features.pt')
+    with data_only():
+        assert torch.load(tmp_path / 'features.pt', weights_only=False) == {'x': slice(3)}
+
+
+@pytest.mark.parametrize('name', ['TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'])
+def test_environment_variables_of_torch_change_nothing(tmp_path, monkeypatch, name):
+    monkeypatch.setenv(name, '1')
+    torch.save({'state_dict': {'x': Touch(tmp_path / 'proof')}}, tmp_path / 'bad.pth')
+    torch.save({'state_dict': WEIGHTS}, tmp_path / 'good.pth')
+    read_checkpoint(tmp_path / 'good.pth')
+    with pytest.raises(InputError, match='refused'):
+        read_checkpoint(tmp_path / 'bad.pth')
+    assert not (tmp_path / 'proof').exists()
