@@ -35,7 +35,7 @@ class Difference:
 
     Attributes:
         output (str): Name of the output.
-        absolute (float): Largest absolute difference; infinite if one of the outputs is not finite.
+        absolute (float): Largest absolute difference.
         relative (float): The same, relative to the largest absolute value of the output.
     """
 
@@ -196,7 +196,7 @@ def compare(expected: dict[str, torch.Tensor], actual: dict[str, torch.Tensor]) 
         list[Difference]: The differences, one for each output that is not empty.
 
     Raises:
-        InputError: If names or shapes differ.
+        InputError: If names or shapes differ, or an output of either network is not finite.
     """
     shapes = [
         {name: tuple(tensor.shape) for name, tensor in outputs.items()} for outputs in (expected, actual)
@@ -207,7 +207,10 @@ def compare(expected: dict[str, torch.Tensor], actual: dict[str, torch.Tensor]) 
     for name, reference in expected.items():
         if not reference.numel():
             continue
-        absolute = (actual[name] - reference).abs().nan_to_num(torch.inf, torch.inf).max().item()
+        for network, output in (('trained', reference), ('deployed', actual[name])):
+            if not output.isfinite().all():
+                raise InputError(f'the output {name} of the {network} network contains NaN or Inf')
+        absolute = (actual[name] - reference).abs().max().item()
         largest = reference.abs().max().item()
         differences.append(Difference(name, absolute, absolute / largest if largest else absolute))
     return differences

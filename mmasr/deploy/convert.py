@@ -69,7 +69,7 @@ def convert(
     source = Path(source)
     opened = open_checkpoint(source)
     weights = opened.content['state_dict']
-    targets = output_files(source, out or source.with_name(f'{source.name.split(".")[0]}_asr.pth'), force)
+    targets = output_files([source], out or source.with_name(f'{source.name.split(".")[0]}_asr.pth'), force)
     if is_official_orepa(weights):
         backbone, renamed = from_official_orepa(weights, source)
     else:

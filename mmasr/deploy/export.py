@@ -109,7 +109,7 @@ def export(
     runtime = _runtime()
     source = Path(checkpoint)
     opened = open_checkpoint(source)
-    (target,) = output_files(source, out or source.with_suffix('.onnx'), force, ['.onnx'])
+    (target,) = output_files([source], out or source.with_suffix('.onnx'), force, ['.onnx'])
     network = opened.network(config, trust_imports)
     if foldable := find_deployable(network):
         raise InputError(

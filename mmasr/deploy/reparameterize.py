@@ -26,6 +26,7 @@ from ..stripes.mean_fold import fold_means, replaced
 from ..untrusted import Network, Origin, open_checkpoint, write_config
 from .calibrate import Calibration, MeanFold, calibrate
 from .compare import BOUNDS, NOISE, Difference, coarsest, compare, network_outputs, noise_images
+from .config_check import check_deployed_config
 from .deployed_config import deployed_config
 from .saving import write_checkpoint
 
@@ -109,7 +110,8 @@ def reparameterize(
     start = time.perf_counter()
     source = Path(checkpoint)
     opened = open_checkpoint(source)
-    targets = output_files(source, out or source.with_name(f'{source.stem}_deploy.pth'), force)
+    inputs = [source, *([config] if config else [])]
+    targets = output_files(inputs, out or source.with_name(f'{source.stem}_deploy.pth'), force)
     if 'mmasr' in opened.content['meta'] and not calibration:
         raise InputError(f'{source} is already deployed: its re-parameterization is folded')
     with temporary_files(*targets, force=force) as files:
@@ -191,6 +193,7 @@ def _deploy(
             _fold(model, foldable, attention)
             with as_input_error('the config has no deployed form'):
                 config = deployed_config(trained.config, list(attention.hosts) if attention else [], model)
+            check_deployed_config(trained.config.to_dict(), config.to_dict())
     became = {name: type(model.get_submodule(name)) for name in merged}
     deployed = _Deployed(
         origin=origin,
@@ -286,9 +289,12 @@ def _verify(
     origin, attention = deployed.origin, deployed.attention
     rebuilt = origin.rebuild(*files, deployed.config)
     with origin.limits():
-        differences = compare(deployed.expected, _outputs(rebuilt, deployed.images))
-        worst = max(differences, key=lambda difference: difference.relative)
-        if not worst.relative <= deployed.bound:
+        with with_source(origin.source):
+            differences = compare(deployed.expected, _outputs(rebuilt, deployed.images))
+        if too_large := [
+            difference for difference in differences if not difference.relative <= deployed.bound
+        ]:
+            worst = max(too_large, key=lambda difference: difference.relative)
             raise InputError(
                 f'{origin.source}: the deployed network differs from the trained one: {worst.output} by '
                 f'{worst.relative:.1e} of its largest value, more than {deployed.bound:.0e}; nothing was '

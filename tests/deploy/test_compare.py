@@ -134,12 +134,18 @@ def test_differences_are_absolute_and_relative_to_the_largest_value():
 
 @pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize('place', [0, 1], ids=['trained', 'deployed'])
-def test_an_output_that_is_not_finite_differs_infinitely(value, place):
-    outputs = [{'a': torch.ones(2)}, {'a': torch.ones(2)}]
-    outputs[place] = {'a': torch.tensor([1.0, value])}
-    (difference,) = compare(*outputs)
-    assert difference.absolute == math.inf
-    assert not difference.relative <= 1e-4
+def test_an_output_that_is_not_finite_is_an_input_error_that_names_it(value, place):
+    outputs = [{'a': torch.ones(2), 'b': torch.ones(2)}, {'a': torch.ones(2), 'b': torch.ones(2)}]
+    outputs[place]['b'] = torch.tensor([1.0, value])
+    network = ('trained', 'deployed')[place]
+    with pytest.raises(InputError, match=f'the output b of the {network} network contains NaN or Inf'):
+        compare(*outputs)
+
+
+def test_the_same_value_that_is_not_finite_in_both_networks_is_an_input_error():
+    outputs = {'a': torch.tensor([1.0, math.inf])}
+    with pytest.raises(InputError, match='the output a of the trained network'):
+        compare(outputs, {'a': outputs['a'].clone()})
 
 
 @pytest.mark.parametrize(

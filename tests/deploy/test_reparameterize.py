@@ -440,6 +440,16 @@ def test_an_existing_file_stays_without_force(good, tmp_path, name):
     refused(tmp_path, rf'{re.escape(name)} already exists; pass `force`', good)
 
 
+def test_force_does_not_replace_the_config_that_is_read(good, tmp_path):
+    config = tmp_path / 'mine.py'
+    small_detector().dump(config)
+    before = config.read_bytes()
+    with pytest.raises(InputError, match=r'mine\.py already exists'):
+        reparameterize(good, config=config, out=tmp_path / 'mine.pth', force=True)
+    assert config.read_bytes() == before
+    assert not (tmp_path / 'mine.pth').exists()
+
+
 def test_force_replaces_existing_files(good, tmp_path):
     for name in ('good_deploy.pth', 'good_deploy.py'):
         (tmp_path / name).write_text('mine')
