@@ -43,6 +43,8 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict:
         InputError: If the file is missing, unreadable, damaged, not a checkpoint, much larger in memory than
             on disk, or if it refers to anything but weights, numbers and text.
     """
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):  # a pipe would block
+        raise InputError(f'{path}: not a regular file')
     damaged = 'not a PyTorch checkpoint, or an empty, truncated or damaged one'
     try:
         checkpoint = read_torch_file(path, mmap)

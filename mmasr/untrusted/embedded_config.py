@@ -63,8 +63,9 @@ _PATH = re.compile(r'[\w .,@+()/-]*')
 _MAX_ENTRIES = 100_000
 #: Places with ``sites``; for each, the names of all weights are searched.
 _MAX_PLACES = 100
-#: Largest plausible numbers. All others are limited by the sandbox, which sees what they cost.
-_MAX_NUMBERS = {'batch_size': 1024, 'num_workers': 64}
+#: Largest plausible numbers. All others are limited by the sandbox, which sees what they cost. A product with
+#: RoIAlign's sampling ratio overflows in mmcv's native code.
+_MAX_NUMBERS = {'batch_size': 1024, 'num_workers': 64, 'sampling_ratio': 64}
 _MAX_NUMBER = 2**20
 
 
@@ -283,9 +284,11 @@ class _Check:
 
     def _model_arguments(self, where: str, config: dict) -> tuple[str, ...] | None:
         name = config['type']
-        if (
-            isinstance(name, str) and name in mmcv.ops.__all__
-        ):  # RoIAlign and nms, for example, are looked up there
+        if isinstance(name, str) and name in mmcv.ops.__all__:  # RoIAlign and nms, for example
+            if (
+                'Rotated' in name and not self.trusted
+            ):  # it reads beyond the boxes of MMDetection's extractors
+                raise InputError(f'{where} builds {name!r}, which needs rotated boxes')
             return None
         found = self._types.find(name)
         if not found and registered_name(config) in {**ATTENTIONS, **REPARAMETERIZATIONS}:  # of asr and convs

@@ -93,6 +93,8 @@ def _read_archive(file: BinaryIO, size: int, mmap: bool) -> Any:
                     storages[key] = torch.empty(0, dtype=dtype).set_(mapped[start : start + entry.file_size])
                 else:
                     storages[key] = _tensor_of(archive.read(entry), dtype)
+            if storages[key].dtype != dtype or storages[key].numel() != count:
+                raise UnpicklingError('a storage with two types or sizes')
             return storages[key]
 
         return _Unpickler(io.BytesIO(archive.read(f'{root}data.pkl')), storage).load()
@@ -120,6 +122,8 @@ def _read_old(file: BinaryIO, size: int) -> Any:
             if count < 0 or left < 0:
                 raise UnpicklingError('storages larger than the file')
             storages[key] = torch.zeros(count, dtype=dtype)
+        if storages[key].dtype != dtype or storages[key].numel() != count:
+            raise UnpicklingError('a storage with two types or sizes')
         return storages[key] if view is None else storages[key].narrow(0, *view[1:])
 
     content = _Unpickler(file, storage).load()
@@ -127,11 +131,20 @@ def _read_old(file: BinaryIO, size: int) -> Any:
     if sorted(keys) != sorted(storages):
         raise UnpicklingError('storages missing in the file')
     for key in keys:
-        (count,) = struct.unpack('<q', file.read(8))
-        if count != storages[key].numel():
-            raise UnpicklingError('a storage and its record differ in size')
-        storages[key].copy_(_tensor_of(file.read(storages[key].nbytes), storages[key].dtype))
+        _fill(storages[key], file)
+    if file.read(1):
+        raise UnpicklingError('more data than its storages')
     return content
+
+
+def _fill(storage: torch.Tensor, file: BinaryIO) -> None:
+    """Read a storage of the old format: its number of elements, and their bytes."""
+    (count,) = struct.unpack('<q', file.read(8))
+    data = file.read(storage.nbytes)
+    # Copying a single element would fill the whole storage.
+    if count != storage.numel() or len(data) < storage.nbytes:
+        raise UnpicklingError('a storage and its record differ in size')
+    storage.copy_(_tensor_of(data, storage.dtype))
 
 
 def _tensor_of(data: bytes, dtype: torch.dtype) -> torch.Tensor:

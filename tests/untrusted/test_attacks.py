@@ -374,6 +374,14 @@ ATTACKS = {
         config(model__backbone=dcn(deform_groups=3)),
         'ModulatedDeformConv2dPack has 32 channels, which 3 deform_groups do not divide',
     ),
+    'native code overflows': (
+        config(model__neck={'type': 'mmdet.FPN', 'roi_layer': {'type': 'RoIAlign', 'sampling_ratio': 10**5}}),
+        'sampling_ratio is 100000, and more than 64 is not plausible',
+    ),
+    'native code reads beyond its boxes': (
+        config(model__neck={'type': 'mmdet.FPN', 'roi_layer': {'type': 'RoIAlignRotated'}}),
+        "builds 'RoIAlignRotated', which needs rotated boxes",
+    ),
     'a stride of zero': (
         config(model__backbone={**dcn(), 'strides': (1, 0, 2, 2)}),
         r'Conv2d has a stride of \(0, 0\)',

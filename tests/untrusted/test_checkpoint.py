@@ -1,5 +1,6 @@
 """Checkpoints are read as data: only weights, numbers and text are accepted, and nothing runs."""
 
+import os
 import pickle
 
 import numpy as np
@@ -177,3 +178,9 @@ def test_environment_variables_of_torch_change_nothing(tmp_path, monkeypatch, na
     with pytest.raises(InputError, match='refused'):
         read_checkpoint(tmp_path / 'bad.pth')
     assert not (tmp_path / 'proof').exists()
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / 'a.pth')
+    with pytest.raises(InputError, match='not a regular file'):
+        read_checkpoint(tmp_path / 'a.pth')

@@ -186,18 +186,10 @@ def text(value):
     return pickle.BINUNICODE + len(value).to_bytes(4, 'little') + value.encode()
 
 
-def storage(key='0', count=4, kind='storage'):
-    """Return the id of a storage of this many floats."""
+def storage(key='0', count=4, kind='storage', dtype='FloatStorage'):
+    """Return the id of a storage of this many numbers."""
     number = pickle.BININT + count.to_bytes(4, 'little', signed=True)
-    return (
-        pickle.MARK
-        + text(kind)
-        + name('torch', 'FloatStorage')
-        + text(key)
-        + text('cpu')
-        + number
-        + pickle.TUPLE
-    )
+    return pickle.MARK + text(kind) + name('torch', dtype) + text(key) + text('cpu') + number + pickle.TUPLE
 
 
 def tuple_of(*numbers):
@@ -293,14 +285,14 @@ def test_an_archive_that_torch_does_not_write_is_refused(tmp_path, name):
         read_torch_file(tmp_path / 'a.pth')
 
 
-def old_file(keys, *records):
-    """Return a file of the old format with one tensor."""
+def old_file(keys, *records, content=None):
+    """Return a file of the old format with one tensor, or other content."""
     number = operations(pickle.LONG1 + b'\x0a' + (0x1950A86A20F9469CFC6C).to_bytes(10, 'little'))
     parts = [
         number,
         pickle.dumps(1001, 2),
         pickle.dumps({}, 2),
-        operations(tensor()),
+        operations(content or tensor()),
         pickle.dumps(keys, 2),
         *records,
     ]
@@ -322,12 +314,30 @@ def test_a_handmade_old_file_is_read():
         (['0'], [(3).to_bytes(8, 'little'), FLOATS]),
         (['0', '0'], [LENGTH, FLOATS, LENGTH, FLOATS]),
         (['1'], [LENGTH, FLOATS]),
+        (['0'], [LENGTH, FLOATS[:4]]),  # would be copied to all elements
+        (['0'], [LENGTH, FLOATS, b'\0']),
     ],
-    ids=['no storage', 'too short', 'another length', 'twice', 'another'],
+    ids=['no storage', 'too short', 'another length', 'twice', 'another', 'one element', 'too long'],
 )
 def test_an_old_file_without_all_its_storages_is_refused(keys, records):
     with pytest.raises(Exception, match=r'.'):
         read_torch_file(old_file(keys, *records))
+
+
+@FORMATS
+@pytest.mark.parametrize('of', [{'dtype': 'IntStorage'}, {'count': 3, 'size': (3,)}], ids=['types', 'sizes'])
+def test_a_storage_with_two_types_or_sizes_is_refused(tmp_path, old_format, of):
+    for other, is_good in (({}, True), (of, False)):
+        pair = pickle.EMPTY_LIST + pickle.MARK + tensor() + tensor(**other) + pickle.APPENDS
+        if old_format:
+            file = old_file(['0'], LENGTH, FLOATS, content=pair)
+        else:
+            file = archive(tmp_path / 'a.pth', [('data.pkl', operations(pair)), ('data/0', FLOATS)])
+        if is_good:
+            assert [t.tolist() for t in read_torch_file(file)] == [[0, 1, 2, 3]] * 2
+        else:
+            with pytest.raises(pickle.UnpicklingError, match='two types or sizes'):
+                read_torch_file(file)
 
 
 def test_a_tar_archive_is_refused(tmp_path):
