@@ -25,12 +25,12 @@ from .errors import InputError
 
 
 def output_files(
-    source: Path, out: str | Path, force: bool, suffixes: Sequence[str] = ('.pth', '.py')
+    inputs: Sequence[str | Path], out: str | Path, force: bool, suffixes: Sequence[str] = ('.pth', '.py')
 ) -> tuple[Path, ...]:
     """Return the paths of the output files, such as a checkpoint and its config, after checking them.
 
     Args:
-        source (Path): The checkpoint that is read. It is never replaced.
+        inputs (Sequence[str | Path]): The files that are read, such as a checkpoint. They are never replaced.
         out (str | Path): The first file to write.
         force (bool): Whether existing files may be replaced.
         suffixes (Sequence[str]): Suffixes of the first file and of the others next to it. Default: ``'.pth'``
@@ -50,9 +50,10 @@ def output_files(
     with _exclusive(targets):  # this first cleans up after a killed process
         for path in targets:
             # Unlike `exists`, `lexists` is also true for a broken symbolic link.
-            if os.path.lexists(path) and (
-                not force or path.is_dir() or (path.exists() and path.samefile(source))
-            ):
+            if not os.path.lexists(path):
+                continue
+            is_input = path.exists() and any(os.path.exists(file) and path.samefile(file) for file in inputs)
+            if not force or path.is_dir() or is_input:
                 raise _already_exists(path)
     return targets
 
@@ -114,6 +115,8 @@ def _exclusive(paths: Sequence[Path]) -> Iterator[Path]:
     )
     try:
         os.stat(paths[0].parent)  # raises if the folder does not exist; FileLock would create it
+        if lock.is_symlink():  # locking would truncate the file that it points to
+            raise InputError(f'{lock} is a symbolic link; remove it')
         with FileLock(lock, blocking=False):
             try:
                 if replacing.exists():
@@ -154,6 +157,8 @@ def _replace(folder: Path, paths: Sequence[Path]) -> None:
     for path in paths:
         if os.path.lexists(path):
             _link(path, folder / f'{path.name}.before')
+            if path.is_file():
+                shutil.copymode(path, folder / path.name)
     replacing = folder.rename(folder.with_suffix('.replacing'))
     try:
         for path in reversed(paths):

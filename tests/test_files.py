@@ -147,7 +147,7 @@ def test_a_kill_at_any_step_neither_loses_nor_mixes_files(tmp_path, before, step
         assert weights != 'new' or config == 'new'
         assert before == NONE or None not in (weights, config)
         # The next run cleans up.
-        output_files(SOURCE, tmp_path / 'a.pth', force=True)
+        output_files([SOURCE], tmp_path / 'a.pth', force=True)
         assert pair(tmp_path) in (before, NEW)
         assert {path.name for path in tmp_path.iterdir()} <= set(NAMES)
 
@@ -160,7 +160,7 @@ def test_a_second_kill_during_the_cleanup_loses_nothing(tmp_path, before, steps,
             restore(tmp_path, before)
             at_step(first, 'kill')
             kills += at_step(second, 'kill') == -signal.SIGKILL
-            output_files(SOURCE, tmp_path / 'a.pth', force=True)
+            output_files([SOURCE], tmp_path / 'a.pth', force=True)
             assert pair(tmp_path) in (before, NEW)
     assert kills > 25
 
@@ -168,7 +168,7 @@ def test_a_second_kill_during_the_cleanup_loses_nothing(tmp_path, before, steps,
 def test_an_error_at_any_step_keeps_the_old_files(tmp_path, before, steps):
     for status in steps('error'):
         assert pair(tmp_path) == (before if status == 3 else NEW)
-        output_files(SOURCE, tmp_path / 'a.pth', force=True)
+        output_files([SOURCE], tmp_path / 'a.pth', force=True)
         assert {path.name for path in tmp_path.iterdir()} <= set(NAMES)
 
 
@@ -205,13 +205,13 @@ def test_a_second_writer_is_refused(tmp_path):
         with pytest.raises(InputError, match='another process is writing it'):
             write(tmp_path, 'other')
         with pytest.raises(InputError, match='another process is writing it'):
-            output_files(SOURCE, tmp_path / 'a.pth', force=True)
+            output_files([SOURCE], tmp_path / 'a.pth', force=True)
     assert pair(tmp_path) == NEW
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_a_file_created_after_the_check_is_not_replaced_without_force(tmp_path, name):
-    output_files(SOURCE, tmp_path / 'a.pth', force=False)
+    output_files([SOURCE], tmp_path / 'a.pth', force=False)
     (tmp_path / name).write_text('other')
     with pytest.raises(InputError, match=rf'{name} already exists'):
         write(tmp_path, force=False)
@@ -222,20 +222,14 @@ def test_a_file_created_after_the_check_is_not_replaced_without_force(tmp_path, 
 def test_a_broken_link_counts_as_existing(tmp_path, name):
     (tmp_path / name).symlink_to(tmp_path / 'gone')
     with pytest.raises(InputError, match=rf'{name} already exists'):
-        output_files(SOURCE, tmp_path / 'a.pth', force=False)
+        output_files([SOURCE], tmp_path / 'a.pth', force=False)
     with pytest.raises(InputError, match=rf'{name} already exists'):
         write(tmp_path, force=False)
     assert (tmp_path / name).is_symlink()
-    output_files(SOURCE, tmp_path / 'a.pth', force=True)
+    output_files([SOURCE], tmp_path / 'a.pth', force=True)
     write(tmp_path)
     assert pair(tmp_path) == NEW
     assert not (tmp_path / 'gone').exists()
-
-
-def test_the_source_checkpoint_is_never_replaced(tmp_path):
-    (tmp_path / 'a.pth').write_text('old')
-    with pytest.raises(InputError, match=r'a\.pth already exists'):
-        output_files(tmp_path / 'a.pth', tmp_path / 'a.pth', force=True)
 
 
 def test_an_error_in_the_body_keeps_the_old_files(tmp_path, before):
@@ -248,9 +242,33 @@ def test_an_error_in_the_body_keeps_the_old_files(tmp_path, before):
 @pytest.mark.parametrize('name', ['x' * 300, 'x' * 245])
 def test_a_name_that_is_too_long_is_an_input_error(tmp_path, name):
     with pytest.raises(InputError, match="can't write here: File name too long; nothing was changed"):
-        output_files(SOURCE, tmp_path / f'{name}.pth', force=False)
+        output_files([SOURCE], tmp_path / f'{name}.pth', force=False)
 
 
 def test_a_missing_folder_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="can't write here: No such file or directory; nothing was changed"):
-        output_files(SOURCE, tmp_path / 'none/a.pth', force=False)
+        output_files([SOURCE], tmp_path / 'none/a.pth', force=False)
+
+
+def test_a_replaced_file_keeps_its_permissions(tmp_path):
+    write(tmp_path)
+    for path, mode in zip(paths(tmp_path), (0o600, 0o640), strict=True):
+        path.chmod(mode)
+    write(tmp_path)
+    assert [path.stat().st_mode & 0o777 for path in paths(tmp_path)] == [0o600, 0o640]
+
+
+def test_a_lock_that_is_a_symbolic_link_is_refused(tmp_path):
+    (tmp_path / 'mine.txt').write_text('mine')
+    (tmp_path / '.a.pth.lock').symlink_to(tmp_path / 'mine.txt')
+    with pytest.raises(InputError, match='is a symbolic link; remove it'):
+        write(tmp_path)
+    assert (tmp_path / 'mine.txt').read_text() == 'mine'
+
+
+def test_no_input_is_replaced_even_with_force(tmp_path):
+    write(tmp_path)
+    for number, path in enumerate(paths(tmp_path)):
+        inputs = [tmp_path / 'other', path] if number else [path]
+        with pytest.raises(InputError, match=rf'{path.name} already exists'):
+            output_files(inputs, tmp_path / 'a.pth', force=True)

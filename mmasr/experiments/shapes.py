@@ -30,6 +30,8 @@ def write_shapes(out: str | Path, train: int = 1600, val: int = 100, size: int =
         size (int): Height and width in pixels. Default: 128.
         seed (int): Seed of the random numbers. Default: 0.
     """
+    for split in ('train', 'val'):  # an interrupted run must not leave new images with old annotations
+        Path(out, f'{split}.json').unlink(missing_ok=True)
     for split, count, stream in (('train', train, 0), ('val', val, 1)):
         rng = np.random.default_rng([seed, stream])
         folder, maps = Path(out, split), Path(out, 'maps', split)

@@ -1,6 +1,7 @@
 """Resume a training from an untrusted checkpoint."""
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -58,8 +59,8 @@ def checkpoint_to_resume(given: str, work_dir: str) -> str | None:
     """Return the checkpoint to resume from.
 
     Args:
-        given (str): A checkpoint; or ``auto`` for the newest intact one in the work dir, which skips one that
-            was cut off.
+        given (str): A checkpoint; or ``auto`` for the latest one in the work dir that is intact and has
+            finite weights.
         work_dir (str): Folder of the training.
 
     Returns:
@@ -70,7 +71,8 @@ def checkpoint_to_resume(given: str, work_dir: str) -> str | None:
     """
     if given == 'auto':
         found = readable_checkpoints(Path(work_dir))
-        return next((str(path) for path, checkpoint in found if _has_state(checkpoint)), None)
+        usable = (path for path, checkpoint in found if _has_state(checkpoint) and _is_finite(checkpoint))
+        return next(map(str, usable), None)
     if '://' not in given and not _has_state(open_checkpoint(given).content):
         raise InputError(
             f'{given} contains only weights, not the state of a training; to start from them: `cfg_options` '
@@ -80,28 +82,36 @@ def checkpoint_to_resume(given: str, work_dir: str) -> str | None:
 
 
 def last_finite_checkpoint(work_dir: str | Path) -> Path | None:
-    """Return the newest checkpoint of a training whose weights are finite; None if there is none."""
-    for path, checkpoint in readable_checkpoints(Path(work_dir)):
-        weights = checkpoint['state_dict'].values()
-        if all(tensor.isfinite().all() for tensor in weights if tensor.is_floating_point()):
-            return path
-    return None
+    """Return the latest checkpoint of a training whose weights are finite; None if there is none."""
+    found = readable_checkpoints(Path(work_dir))
+    return next((path for path, checkpoint in found if _is_finite(checkpoint)), None)
 
 
 def readable_checkpoints(folder: Path) -> Iterator[tuple[Path, dict]]:
-    """Yield the checkpoints of a training that can be read and their content, newest first.
+    """Yield the checkpoints of a training that can be read and their content, the latest first.
 
-    The best checkpoints, which may be old, are skipped.
+    The order is that of the epochs or iterations in their names; copying a folder can change the times of the
+    files. The best checkpoints, which may be old, are skipped.
     """
     paths = {path for path in folder.glob('*.pth') if not path.name.startswith('best_')}
     last = folder / 'last_checkpoint'  # contains the name of one that may be in another folder
-    if last.is_file() and (named := last.read_text().strip()) and Path(named).is_file():
+    if last.is_file() and (named := last.read_text(errors='replace').strip()) and Path(named).is_file():
         paths = {path for path in paths if not path.samefile(named)} | {Path(named)}
-    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+    for path in sorted(paths, key=_progress, reverse=True):
         try:
             yield path, open_checkpoint(path).content
         except InputError as error:
             print(printable(f'skipped: {error}'))
+
+
+def _progress(path: Path) -> tuple[int, int]:
+    number = re.search(r'(?:epoch|iter)_(\d+)', path.name)
+    return int(number[1]) if number else -1, path.stat().st_mtime_ns
+
+
+def _is_finite(checkpoint: dict) -> bool:
+    weights = checkpoint['state_dict'].values()
+    return all(tensor.isfinite().all() for tensor in weights if tensor.is_floating_point())
 
 
 def _has_state(checkpoint: dict) -> bool:

@@ -46,3 +46,13 @@ def test_the_class_maps_agree_with_the_annotations(coco, tmp_path):
             expected[coco.annToMask(annotation) > 0] = annotation['category_id']
         assert set(np.unique(found)) == set(np.unique(expected))
         assert (found != expected).mean() < 0.03  # COCO's masks and the map differ on the outlines
+
+
+def test_an_interrupted_run_leaves_no_old_annotations(coco, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cv2, 'imencode', interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_shapes(tmp_path, train=2, val=2)
+    assert not list(tmp_path.glob('*.json'))

@@ -76,6 +76,23 @@ def test_auto_skips_a_damaged_last_checkpoint(run, capsys):
     assert 'skipped: ' in capsys.readouterr().out
 
 
+def test_the_order_is_that_of_the_epochs_and_not_of_the_times_of_the_files(run):
+    torch.save(STATE, 'epoch_10.pth')
+    os.utime('epoch_10.pth', (0, 0))  # as after copying the folder
+    assert Path(checkpoint_to_resume('auto', str(run))).name == 'epoch_10.pth'
+
+
+def test_auto_skips_weights_that_are_not_finite(run):
+    torch.save({**STATE, 'state_dict': {'weight': torch.tensor([torch.nan])}}, 'epoch_2.pth')
+    assert Path(checkpoint_to_resume('auto', str(run))).name == 'epoch_1.pth'
+
+
+@pytest.mark.parametrize('content', [b'\xff\xfe', b'\0', b'gone.pth'])
+def test_a_last_checkpoint_that_names_no_file_is_ignored(run, content):
+    Path('last_checkpoint').write_bytes(content)
+    assert Path(checkpoint_to_resume('auto', str(run))).name == 'epoch_2.pth'
+
+
 def test_the_last_checkpoint_may_be_in_another_folder(run):
     (run / 'work').mkdir()
     (run / 'work/last_checkpoint').write_text(str(run / 'epoch_1.pth'))
