@@ -76,17 +76,12 @@ def show(report: Report) -> None:
         table.add_row('modules with attention', str(len(report.means) + staying), str(staying))
     table.add_row('parameters', *(f'{count:,}' for count in report.parameters))
     table.add_row('checkpoint, MiB', *(f'{size:.1f}' for size in mebibytes))
-    folded = Table('layer', 'folded')
-    for layer, attention in report.folded.items():
-        folded.add_row(printable(layer), printable(attention))
-    for module, kind in report.merged.items():
-        folded.add_row(printable(module), printable(f'branches of {kind}'))
-    for module, host in report.means.items():
-        folded.add_row(
-            printable(module), printable(f'mean of {report.attention.stripes[module].kind}, into {host}')
-        )
     console = Console(markup=False)
-    console.print(folded, differences_table(report.differences, report.bound), table)
+    console.print(folded_table(report), differences_table(report.differences, report.bound), table)
+    if worst := report.worst_layer:
+        where = f'channel {worst.channel} of {worst.name}'
+        line = f'folded layers, compared one by one: at most {worst.relative:.1e} apart, in {where}'
+        console.print(printable(line), soft_wrap=True)
     if report.attention:
         show_attention(console, report)
     for reason in dict.fromkeys(report.left_out.values()):
@@ -99,6 +94,20 @@ def show(report: Report) -> None:
         )
     wrote = f'{report.seconds:.1f} s; wrote {report.checkpoint} and {report.config}'
     console.print(printable(wrote), soft_wrap=True)
+
+
+def folded_table(report: Report) -> Table:
+    """Return a table of all folded layers."""
+    folded = Table('layer', 'folded')
+    for layer, attention in report.folded.items():
+        folded.add_row(printable(layer), printable(attention))
+    for module, kind in report.merged.items():
+        folded.add_row(printable(module), printable(f'branches of {kind}'))
+    for module, host in report.means.items():
+        folded.add_row(
+            printable(module), printable(f'mean of {report.attention.stripes[module].kind}, into {host}')
+        )
+    return folded
 
 
 def show_attention(console: Console, report: Report) -> None:

@@ -78,6 +78,35 @@ class OREPA(ParameterReparameterization):
         with torch.autocast(layer.weight.device.type, enabled=False):
             return {'weight': self.kernel(layer.weight)}
 
+    def paper_form(self, layer: nn.Conv2d, output: torch.Tensor, *args: torch.Tensor) -> torch.Tensor:
+        """Add up the outputs of the branches, each on the feature map.
+
+        Args:
+            layer (nn.Conv2d): The convolution.
+            output (Tensor): Its output with its own parameters: the origin branch, and the bias.
+            *args (Tensor): Its input, (N, C, H, W).
+
+        Returns:
+            Tensor: The output.
+        """
+        if layer.bias is None:
+            return self.branch_sum(layer, output, *args)
+        bias = layer.bias.view(-1, 1, 1)
+        return self.branch_sum(layer, output - bias, *args) + bias
+
+    @abstractmethod
+    def branch_sum(self, layer: nn.Conv2d, origin: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Add up the outputs of all branches.
+
+        Args:
+            layer (nn.Conv2d): The convolution, whose stride, padding and dilation the branches have.
+            origin (Tensor): Output of the origin branch before its scale, (N, O, H', W').
+            x (Tensor): Input, (N, I, H, W).
+
+        Returns:
+            Tensor: The sum, (N, O, H', W').
+        """
+
     def init_layer(self, layer: nn.Conv2d) -> None:
         """Set the initial values of the origin branch; with ``init_identity`` keep the layer's weight."""
         if not self.init_identity:
@@ -230,6 +259,22 @@ class OREPA1x1(OREPA):
         if not self.init_identity:
             _kaiming(layer.weight, a=1.0)
 
+    def branch_sum(self, layer: nn.Conv2d, origin: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Add up the outputs of all branches; see :meth:`OREPA.branch_sum`.
+
+        Args:
+            layer (nn.Conv2d): The convolution.
+            origin (Tensor): Output of the origin branch.
+            x (Tensor): Input.
+
+        Returns:
+            Tensor: The sum.
+        """
+        s = self.scale.view(2, -1, 1, 1)
+        middle = conv2d(x, self.inner[..., None, None])
+        outer = self.outer[:, 0, :, None, None]
+        return s[0] * origin + s[1] * conv2d(middle, outer, None, layer.stride, layer.padding)
+
     def kernel(self, weight: torch.Tensor) -> torch.Tensor:
         """Squeeze all branches into one kernel; see :meth:`OREPA.kernel`."""
         return _Squeeze.apply(1, False, None, weight, self.scale, self.inner, self.outer, None, None, None)
@@ -305,6 +350,31 @@ class OREPAKxK(OREPA):
         if not self.init_identity:
             _kaiming(layer.weight, a=self.a)
 
+    def branch_sum(self, layer: nn.Conv2d, origin: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Add up the outputs of all branches; see :meth:`OREPA.branch_sum`.
+
+        Args:
+            layer (nn.Conv2d): The convolution.
+            origin (Tensor): Output of the origin branch.
+            x (Tensor): Input.
+
+        Returns:
+            Tensor: The sum.
+        """
+        window = {'stride': layer.stride, 'padding': layer.padding, 'dilation': layer.dilation}
+        outputs, own, k, _ = layer.weight.shape
+        first = self.inner + torch.eye(own).to(self.inner).repeat(len(self.inner) // own, 1)
+        middle = conv2d(x, first[..., None, None], groups=self.groups)
+        last = self.outer.transpose(1, 2).reshape(outputs, -1, k, k)
+        maps = [origin, conv2d(middle, last, groups=self.groups, **window)]
+        for point, basis in zip(self.points, self.basis.unbind(1), strict=True):
+            mapped = conv2d(x, point[..., None, None], groups=self.groups)
+            maps.append(conv2d(mapped, basis.view(-1, 1, k, k), groups=outputs, **window))
+        wide = conv2d(x, self.depthwise.view(-1, 1, k, k), groups=x.shape[1], **window)
+        point = self.pointwise.view(self.groups, -1, outputs // self.groups).transpose(1, 2)
+        maps.append(conv2d(wide, point.reshape(outputs, -1, 1, 1), groups=self.groups))
+        return sum(s.view(-1, 1, 1) * y for s, y in zip(self.scale, maps, strict=True))
+
     def kernel(self, weight: torch.Tensor) -> torch.Tensor:
         """Squeeze all branches into one kernel; see :meth:`OREPA.kernel`."""
         branches = self.scale, self.inner, self.outer, self.points, self.depthwise, self.pointwise
@@ -346,6 +416,25 @@ class OREPALargeKernel(OREPA):
             _kaiming(origin, a=0.0)
             branches.init_weights()
 
+    def branch_sum(self, layer: nn.Conv2d, origin: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Add up the outputs of both branches; see :meth:`OREPA.branch_sum`.
+
+        Args:
+            layer (nn.Conv2d): The convolution.
+            origin (Tensor): Output of the origin branch.
+            x (Tensor): Input.
+
+        Returns:
+            Tensor: The sum.
+        """
+        composed = None
+        for square, weight in zip(self.branches, self.origins, strict=True):
+            kernel = _kernel_by_impulses(square, weight)
+            composed = kernel if composed is None else _composed(composed, kernel)
+        own, deep = self.scale.view(2, -1, 1, 1)
+        window = layer.stride, layer.padding, layer.dilation
+        return own * origin + deep * conv2d(x, composed, None, *window)
+
     def kernel(self, weight: torch.Tensor) -> torch.Tensor:
         """Squeeze all branches into one kernel; see :meth:`OREPA.kernel`."""
         first, *others = (
@@ -356,6 +445,27 @@ class OREPALargeKernel(OREPA):
             composed = conv2d(composed, other, padding=2)
         own_scale, composed_scale = self.scale.view(2, -1, 1, 1, 1)
         return own_scale * weight + composed_scale * composed.transpose(0, 1)
+
+
+def _kernel_by_impulses(square: OREPAKxK, weight: torch.Tensor) -> torch.Tensor:
+    """Return the 3 x 3 kernel of a block as its response to an impulse in every input channel."""
+    outputs, inputs = weight.shape[:2]
+    layer = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False).to(weight)
+    layer.weight.copy_(weight)
+    impulses = torch.zeros(inputs, inputs, 3, 3).to(weight)
+    impulses[range(inputs), range(inputs), 1, 1] = 1
+    return square.branch_sum(layer, layer(impulses), impulses).flip(2, 3).transpose(0, 1)
+
+
+def _composed(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Compose two kernels without flipping, as the authors do, by adding up shifted products."""
+    k, n = first.shape[-1], second.shape[-1]
+    result = first.new_zeros(len(second), first.shape[1], k + n - 1, k + n - 1)
+    for a in range(n):
+        for b in range(n):
+            rows, columns = slice(n - 1 - a, n - 1 - a + k), slice(n - 1 - b, n - 1 - b + k)
+            result[..., rows, columns] += torch.einsum('om,mihw->oihw', second[..., a, b], first)
+    return result
 
 
 def frequency_prior(channels: int, size: int) -> torch.Tensor:

@@ -171,6 +171,25 @@ class ASR(ParameterReparameterization):
         """Return the layer's parameters times the scale; see :func:`mmasr.core.scaling.scaled`."""
         return scaled(layer, self.scale())
 
+    def paper_form(self, layer: nn.Module, output: torch.Tensor, *args: torch.Tensor) -> torch.Tensor:
+        """Multiply the layer's output by every κᵢ(ψᵢ), and divide it by the initial scale.
+
+        Args:
+            layer (nn.Module): The layer.
+            output (Tensor): The output of the stock layer with its own parameters.
+            *args (Tensor): The layer's inputs, which do not matter.
+
+        Returns:
+            Tensor: The output.
+        """
+        last = isinstance(layer, nn.Linear | nn.LayerNorm | nn.MultiheadAttention)
+        shape = [1] * output.dim()
+        shape[-1 if last else 1] = -1
+        for row, attention in enumerate(self.attention):
+            psi = self.psi[row].reshape(1, -1, 1, 1)
+            output = output * attention.weights(psi).reshape(shape)
+        return output / self.initial.reshape(shape)
+
     @classmethod
     def batched_effective_parameters(
         cls, hosts: Sequence[nn.Module]

@@ -32,11 +32,15 @@ class Plugin:
         """The ASR."""
         return getattr(self.block, self.name)
 
+    @property
+    def norm(self) -> nn.Module:
+        """The normalization before the plugin."""
+        return getattr(self.block, f'norm{self.position}')
+
     @torch.no_grad()
     def fold(self) -> None:
         """Multiply the normalization before the plugin by the scale, and remove the plugin."""
-        norm = getattr(self.block, f'norm{self.position}')
-        write_parameters(norm, scaled(norm, self.asr.scale()))
+        write_parameters(self.norm, scaled(self.norm, self.asr.scale()))
         delattr(self.block, self.name)
         getattr(self.block, f'after_conv{self.position}_plugin_names').remove(self.name)
         self.block.with_plugins = any(

@@ -135,6 +135,22 @@ class ParameterReparameterization(Reparameterization):
             dict[str, Tensor]: Name of a parameter in the layer -> tensor of its shape and dtype.
         """
 
+    @abstractmethod
+    def paper_form(self, layer: nn.Module, output: torch.Tensor, *args: torch.Tensor) -> torch.Tensor:
+        """Compute the layer's output on feature maps, without effective parameters, as the paper defines it.
+
+        Deploying compares folded layers with it, so it must not share code with
+        :meth:`effective_parameters`.
+
+        Args:
+            layer (nn.Module): The layer.
+            output (Tensor): The output of the stock layer with its own parameters.
+            *args (Tensor): The layer's inputs.
+
+        Returns:
+            Tensor: The output.
+        """
+
     @classmethod
     def batched_effective_parameters(
         cls, hosts: Sequence[nn.Module]

@@ -18,6 +18,7 @@ from ..core.class_surgery import stock_class
 from ..core.fold import Foldable, find_foldable, fold
 from ..core.merge import lacks_deployed_config
 from ..core.reparameterization import Reparameterization
+from ..core.verification import LayerDifference, TrainedLayers, check_layers
 from ..errors import InputError, as_input_error, shortened, with_source
 from ..files import output_files, temporary_files
 from ..openmmlab.data_sources import check_data
@@ -45,6 +46,7 @@ class Report:
         means (dict[str, str]): Attention modules whose mean was folded -> the layer that took it.
         parameters (tuple[int, int]): Number of parameters before and after.
         bytes (tuple[int, int]): Size of the checkpoint files before and after, in bytes.
+        worst_layer (LayerDifference, optional): The folded layer that differs most from the trained one.
         differences (list[Difference]): Differences of the two networks, output by output.
         bound (float): Largest difference allowed, relative to the largest value of an output.
         seconds (float): Duration.
@@ -62,6 +64,7 @@ class Report:
     means: dict[str, str]
     parameters: tuple[int, int]
     bytes: tuple[int, int]
+    worst_layer: LayerDifference | None
     differences: list[Difference]
     bound: float
     seconds: float
@@ -119,7 +122,7 @@ def reparameterize(
         deployed = _deploy(
             opened.network(config, trust_imports, bool(calibration)), files, calibration, track
         )
-        differences, after = _verify(deployed, files, track)
+        worst_layer, differences, after = _verify(deployed, files, track)
         size = files[0].stat().st_size
     return Report(
         checkpoint=targets[0],
@@ -130,6 +133,7 @@ def reparameterize(
         means=deployed.attention.hosts if deployed.attention else {},
         parameters=deployed.parameters,
         bytes=(source.stat().st_size, size),
+        worst_layer=worst_layer,
         differences=differences,
         bound=deployed.bound,
         seconds=time.perf_counter() - start,
@@ -151,6 +155,8 @@ class _Deployed:
         config (dict): The deployed config.
         folded, merged, ours (dict[str, str]): See :class:`Report`.
         parameters (tuple[int, int]): Number of parameters before and after.
+        layers (TrainedLayers): The trained layers, to compare the folded ones with.
+        dtypes (dict[str, torch.dtype]): Types of the trained weights, by name.
         attention (MeanFold, optional): The attention whose mean was folded.
         evaluator (dict | list, optional): Config of the metrics to evaluate it with.
     """
@@ -164,6 +170,8 @@ class _Deployed:
     merged: dict[str, str]
     ours: dict[str, str]
     parameters: tuple[int, int]
+    layers: TrainedLayers
+    dtypes: dict[str, torch.dtype]
     attention: MeanFold | None
     evaluator: dict | list | None
 
@@ -183,6 +191,8 @@ def _deploy(
         attention = calibrate(model, trained.config, calibration, track) if calibration else None
         with replaced(model, attention.constants() if attention else {}):
             expected = _run(model, foldable, origin.source, images)
+        means = {host: attention.means[name] for name, host in attention.hosts.items()} if attention else {}
+        layers = TrainedLayers(model, foldable, means)
         folded = {name: part.describe() for name, part in foldable.reparameterizations().items()}
         merged = {
             name: stock_class(type(module)).__name__
@@ -205,6 +215,8 @@ def _deploy(
         merged=merged,
         ours={n: kind.__name__ for n, kind in became.items() if kind.__module__.split('.')[0] == 'mmasr'},
         parameters=(before, _count(model)),
+        layers=layers,
+        dtypes=trained.dtypes,
         attention=attention,
         evaluator=trained.config.get('test_evaluator'),
     )
@@ -284,13 +296,16 @@ def _write(trained: Network, deployed: _Deployed, files: Sequence[Path]) -> None
 
 def _verify(
     deployed: _Deployed, files: Sequence[Path], track: Track
-) -> tuple[list[Difference], dict[str, float] | None]:
-    """Build a network from the written files, and compare it with the trained one; evaluate it as well."""
+) -> tuple[LayerDifference | None, list[Difference], dict[str, float] | None]:
+    """Build a network from the written files, and compare its layers and outputs with the trained one's."""
     origin, attention = deployed.origin, deployed.attention
     rebuilt = origin.rebuild(*files, deployed.config)
     with origin.limits():
         with with_source(origin.source):
-            differences = compare(deployed.expected, _outputs(rebuilt, deployed.images))
+            with deployed.layers.compared(rebuilt) as layers:
+                outputs = _outputs(rebuilt, deployed.images)
+            worst_layer = check_layers(layers, deployed.dtypes)
+            differences = compare(deployed.expected, outputs)
         if too_large := [
             difference for difference in differences if not difference.relative <= deployed.bound
         ]:
@@ -301,10 +316,11 @@ def _verify(
                 'written'
             )
         if not attention:
-            return differences, None
+            return worst_layer, differences, None
         rebuilt.to(get_device())
         description = 'evaluating the deployed network'
-        return differences, evaluate(rebuilt, attention.loader, deployed.evaluator, track, description)
+        metrics = evaluate(rebuilt, attention.loader, deployed.evaluator, track, description)
+        return worst_layer, differences, metrics
 
 
 def _count(model: nn.Module) -> int:

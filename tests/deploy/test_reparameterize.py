@@ -477,13 +477,15 @@ def lose_a_scale(model, stay):
 @pytest.mark.parametrize(
     'dtype', [torch.float32, torch.float16, torch.bfloat16], ids=['fp32', 'fp16', 'bf16']
 )
-def test_a_wrong_fold_is_detected_and_nothing_is_written(tmp_path, monkeypatch, dtype):
+@pytest.mark.parametrize('layers', [True, False], ids=['by its layer', 'by the outputs alone'])
+def test_a_wrong_fold_is_detected_and_nothing_is_written(tmp_path, monkeypatch, dtype, layers):
     path, _ = save(tmp_path / 'a.pth', small_detector(), dtype=dtype)
     monkeypatch.setattr(reparam, 'fold', lose_a_scale)
-    with (
-        pytest.raises(InputError, match=r'differs from the trained one: .* nothing was written'),
-        torch.no_grad(),
-    ):
+    message = r'folded layer backbone\.layer3\.0\.bn2 differs from the trained one in channel'
+    if not layers:
+        monkeypatch.setattr(reparam, 'check_layers', lambda *_: None)
+        message = 'differs from the trained one: .* nothing was written'
+    with pytest.raises(InputError, match=message), torch.no_grad():
         reparameterize(path)
     assert list(tmp_path.iterdir()) == [path]
 
