@@ -138,6 +138,19 @@ def without_asr(**backbone) -> Config:
     return config
 
 
+#: A backbone with ASR for checkpoints that are read, changed and written with all their tensors.
+TWO_STAGES = {
+    'type': 'mmasr.ASRResNet',
+    'depth': 18,
+    'base_channels': 8,
+    'num_stages': 2,
+    'strides': (1, 2),
+    'dilations': (1, 1),
+    'out_indices': (1,),
+    'asr': {'attention': {'type': 'SE'}},
+}
+
+
 def classifier(backbone: dict, channels: int, neck: bool = True) -> Config:
     """Return the config of a classifier of ten classes, without data."""
     head = {

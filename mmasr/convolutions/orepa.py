@@ -90,12 +90,12 @@ class OREPA(ParameterReparameterization):
             Tensor: The output.
         """
         if layer.bias is None:
-            return self.branch_sum(layer, output, *args)
+            return self._branch_sum(layer, output, *args)
         bias = layer.bias.view(-1, 1, 1)
-        return self.branch_sum(layer, output - bias, *args) + bias
+        return self._branch_sum(layer, output - bias, *args) + bias
 
     @abstractmethod
-    def branch_sum(self, layer: nn.Conv2d, origin: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    def _branch_sum(self, layer: nn.Conv2d, origin: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Add up the outputs of all branches.
 
         Args:
@@ -259,17 +259,8 @@ class OREPA1x1(OREPA):
         if not self.init_identity:
             _kaiming(layer.weight, a=1.0)
 
-    def branch_sum(self, layer: nn.Conv2d, origin: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Add up the outputs of all branches; see :meth:`OREPA.branch_sum`.
-
-        Args:
-            layer (nn.Conv2d): The convolution.
-            origin (Tensor): Output of the origin branch.
-            x (Tensor): Input.
-
-        Returns:
-            Tensor: The sum.
-        """
+    def _branch_sum(self, layer: nn.Conv2d, origin: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Add up the outputs of all branches; see :meth:`OREPA._branch_sum`."""
         s = self.scale.view(2, -1, 1, 1)
         middle = conv2d(x, self.inner[..., None, None])
         outer = self.outer[:, 0, :, None, None]
@@ -350,17 +341,8 @@ class OREPAKxK(OREPA):
         if not self.init_identity:
             _kaiming(layer.weight, a=self.a)
 
-    def branch_sum(self, layer: nn.Conv2d, origin: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Add up the outputs of all branches; see :meth:`OREPA.branch_sum`.
-
-        Args:
-            layer (nn.Conv2d): The convolution.
-            origin (Tensor): Output of the origin branch.
-            x (Tensor): Input.
-
-        Returns:
-            Tensor: The sum.
-        """
+    def _branch_sum(self, layer: nn.Conv2d, origin: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Add up the outputs of all branches; see :meth:`OREPA._branch_sum`."""
         window = {'stride': layer.stride, 'padding': layer.padding, 'dilation': layer.dilation}
         outputs, own, k, _ = layer.weight.shape
         first = self.inner + torch.eye(own).to(self.inner).repeat(len(self.inner) // own, 1)
@@ -416,17 +398,8 @@ class OREPALargeKernel(OREPA):
             _kaiming(origin, a=0.0)
             branches.init_weights()
 
-    def branch_sum(self, layer: nn.Conv2d, origin: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Add up the outputs of both branches; see :meth:`OREPA.branch_sum`.
-
-        Args:
-            layer (nn.Conv2d): The convolution.
-            origin (Tensor): Output of the origin branch.
-            x (Tensor): Input.
-
-        Returns:
-            Tensor: The sum.
-        """
+    def _branch_sum(self, layer: nn.Conv2d, origin: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Add up the outputs of both branches; see :meth:`OREPA._branch_sum`."""
         composed = None
         for square, weight in zip(self.branches, self.origins, strict=True):
             kernel = _kernel_by_impulses(square, weight)
@@ -454,7 +427,7 @@ def _kernel_by_impulses(square: OREPAKxK, weight: torch.Tensor) -> torch.Tensor:
     layer.weight.copy_(weight)
     impulses = torch.zeros(inputs, inputs, 3, 3).to(weight)
     impulses[range(inputs), range(inputs), 1, 1] = 1
-    return square.branch_sum(layer, layer(impulses), impulses).flip(2, 3).transpose(0, 1)
+    return square._branch_sum(layer, layer(impulses), impulses).flip(2, 3).transpose(0, 1)
 
 
 def _composed(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ from ..errors import InputError
 from .reparameterization import REPARAMETERIZATIONS, ParameterReparameterization
 from .scale_check import check_output_scales
 from .scaling import batch_key as layer_batch_key
-from .scaling import check_scalable, output_channels, output_layers, scaled, scaled_batch
+from .scaling import channel_dim, check_scalable, output_channels, output_layers, scaled, scaled_batch
 from .sites import find_sites, find_transformer_sites, no_sites
 
 
@@ -182,9 +182,8 @@ class ASR(ParameterReparameterization):
         Returns:
             Tensor: The output.
         """
-        last = isinstance(layer, nn.Linear | nn.LayerNorm | nn.MultiheadAttention)
         shape = [1] * output.dim()
-        shape[-1 if last else 1] = -1
+        shape[channel_dim(layer, output, *args)] = -1
         for row, attention in enumerate(self.attention):
             psi = self.psi[row].reshape(1, -1, 1, 1)
             output = output * attention.weights(psi).reshape(shape)

@@ -44,6 +44,31 @@ def output_channels(layer: nn.Module) -> int | None:
     return layer.num_features if is_batch_norm(layer) else None
 
 
+def channel_dim(layer: nn.Module, output: torch.Tensor, *args: torch.Tensor) -> int:
+    """Return the dimension of the channels of a layer's output.
+
+    Args:
+        layer (nn.Module): A layer that can be scaled.
+        output (Tensor): Its output with its own parameters.
+        *args (Tensor): Its inputs.
+
+    Returns:
+        int: 1 for (N, C, ...), the last one for (..., C).
+    """
+    first, last = min(1, output.dim() - 1), output.dim() - 1
+    if isinstance(layer, nn.Linear | nn.MultiheadAttention):
+        return last
+    if not isinstance(layer, nn.LayerNorm):
+        return first
+    if getattr(layer, 'stock', type(layer)).forward is nn.LayerNorm.forward:
+        return last
+    # ConvNeXt's LayerNorm2d takes both (N, C, H, W) and (N, H, W, C).
+    channels = layer.normalized_shape[-1]
+    if output.shape[first] == output.shape[last] == channels:
+        return last if torch.allclose(nn.LayerNorm.forward(layer, *args[:1]), output) else first
+    return last if output.shape[last] == channels else first
+
+
 def output_layers(layer: nn.Module) -> dict[str, nn.Module]:
     """Find the layers whose rows are the output channels of a layer.
 

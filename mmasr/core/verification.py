@@ -19,6 +19,7 @@ from .fold import Foldable
 from .host import Host
 from .merge import branch_ends
 from .reparameterization import ParameterReparameterization, Reparameterization
+from .scaling import channel_dim
 
 #: Largest difference of a layer, relative to the largest value of the channel, by the type of its weights. A
 #: folded parameter is rounded once or twice, which half precision does by up to an eps. float32 is also what
@@ -109,11 +110,13 @@ class _Measured:
             torch.default_generator.manual_seed(0)  # a layer that draws noise draws the same on both sides
             reference = self.trained.run(folded, given, kwargs)
             torch.default_generator.manual_seed(0)
-            actual = _tensor(copy.deepcopy(folded).double().eval().forward(*given, **kwargs))
+            layer = copy.deepcopy(folded).double().eval()
+            actual = _tensor(layer.forward(*given, **kwargs))
             if reference.shape != actual.shape:
                 shapes = f'{tuple(actual.shape)}, not {tuple(reference.shape)}'
                 raise InputError(f'{self.name}: the folded layer has an output of {shapes}')
-            others = [dim for dim in range(reference.dim()) if dim != self.trained.channel_dim(reference)]
+            own = channel_dim(layer, actual, *given)
+            others = [dim for dim in range(reference.dim()) if dim != own]
             largest = reference.abs().amax(others)
             distance = (actual - reference).abs().amax(others)
             if self.largest is not None:
@@ -143,20 +146,12 @@ class _TrainedLayer:
     asr: ParameterReparameterization | None
     mean: torch.Tensor | None
 
-    @property
-    def has_channels_last(self) -> bool:
-        """Return whether the channels are the last dimension of its output."""
-        return isinstance(self.layer, nn.Linear | nn.LayerNorm | nn.MultiheadAttention)
-
-    def channel_dim(self, output: torch.Tensor) -> int:
-        """Return the dimension of the channels of its output."""
-        return output.dim() - 1 if self.has_channels_last else min(1, output.dim() - 1)
-
     def cropped(self, value: object) -> object:
         """Return an input in double precision, a feature map cropped: a part shows as much as the whole."""
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():
             return value
-        if value.dim() == 4 and not self.has_channels_last:
+        is_map = value.dim() == 4 and not isinstance(self.layer, nn.Linear | nn.LayerNorm)
+        if is_map:  # the others may take (N, H, W, C)
             value = value[..., :_SIDE, :_SIDE]
         return value.double()
 

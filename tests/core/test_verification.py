@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from helpers import randomize
+from mmpretrain.models.utils.norm import LayerNorm2d
 from torch import nn
 
 import mmasr
@@ -201,3 +202,23 @@ def test_comparing_leaves_the_random_numbers_of_the_network_alone():
     before = torch.get_rng_state()
     assert differences(model, images=images).keys() == {'3'}
     assert torch.get_rng_state().equal(before)
+
+
+@pytest.mark.parametrize('layout', ['channel_first', 'channel_last'])
+@pytest.mark.parametrize('size', [16, 24], ids=['as many pixels as channels', 'more pixels'])
+def test_layer_norms_of_convnext_are_compared_in_both_layouts(layout, size):
+    norm = mmasr.attach(nn.ModuleDict({'norm': LayerNorm2d(16)}), {'type': 'SE'}, sites=['norm'])
+    randomize(norm).eval()
+    layers = TrainedLayers(norm, find_foldable(norm), {})
+    fold(norm)
+    images = torch.randn(2, 16, size, size)
+    with layers.compared(norm) as found:
+        norm['norm'](images if layout == 'channel_first' else images.permute(0, 2, 3, 1), layout)
+    check_layers(found, {})
+    with torch.no_grad():
+        norm['norm'].weight[3] *= 1.1
+        norm['norm'].bias[3] *= 1.1
+    with layers.compared(norm) as found:
+        norm['norm'](images if layout == 'channel_first' else images.permute(0, 2, 3, 1), layout)
+    with pytest.raises(InputError, match='the folded layer norm differs from the trained one'):
+        check_layers(found, {})

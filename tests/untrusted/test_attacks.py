@@ -14,7 +14,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from helpers import Call, Touch, classifier, save_network
+from helpers import TWO_STAGES, Call, Touch, classifier, save_network
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
@@ -25,24 +25,12 @@ from mmasr.untrusted import open_checkpoint, write_config
 from mmasr.untrusted.config_text import parse_config
 from mmasr.untrusted.embedded_config import read_config
 
-#: Two stages, since every file is read, changed and written with all its tensors.
-BACKBONE = {
-    'type': 'mmasr.ASRResNet',
-    'depth': 18,
-    'base_channels': 8,
-    'num_stages': 2,
-    'strides': (1, 2),
-    'dilations': (1, 1),
-    'out_indices': (1,),
-    'asr': {'attention': {'type': 'SE'}},
-}
-
 
 @pytest.fixture(scope='module')
 def good(tmp_path_factory):
     """Return the bytes of a small classifier's checkpoint."""
     path = tmp_path_factory.mktemp('good') / 'good.pth'
-    save_network(path, classifier(BACKBONE, 16))
+    save_network(path, classifier(TWO_STAGES, 16))
     return path.read_bytes()
 
 
@@ -622,7 +610,7 @@ def test_a_fuzzed_file_is_read_as_data_or_refused_in_one_line(good, canary, fuzz
 def good_config():
     """Return the text of a classifier's config with data, and the names of its weights."""
     backbone = {
-        **BACKBONE,
+        **TWO_STAGES,
         'plugins': [{'cfg': {'type': 'mmasr.SE'}, 'position': 'after_conv2'}],
         'convs': {'type': 'OREPA', 'sites': 'layer1.*'},
     }

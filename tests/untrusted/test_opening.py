@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from helpers import Touch, classifier, randomize_norms, save_network
+from helpers import TWO_STAGES, Touch, classifier, randomize_norms, save_network
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmengine.runner import CheckpointLoader
@@ -16,23 +16,13 @@ from mmasr.errors import InputError, with_source
 from mmasr.openmmlab.backbones.resnet import ASRResNet
 from mmasr.untrusted import open_checkpoint, write_config
 
-BACKBONE = {
-    'type': 'mmasr.ASRResNet',
-    'depth': 18,
-    'base_channels': 8,
-    'num_stages': 2,
-    'strides': (1, 2),
-    'dilations': (1, 1),
-    'out_indices': (1,),
-    'asr': {'attention': {'type': 'SE'}},
-}
 LOADER = {'batch_size': 1, 'num_workers': 0, 'dataset': {'type': 'CustomDataset', 'data_root': 'data'}}
 
 
 @pytest.fixture
 def path(tmp_path):
     """Return a checkpoint with its config, and with training data, test data and a hook in that."""
-    config = classifier(BACKBONE, 16)
+    config = classifier(TWO_STAGES, 16)
     config.update(
         {
             'train_dataloader': LOADER,
@@ -151,7 +141,7 @@ def test_trust_imports_allows_the_classes_of_a_module(path, tmp_path, monkeypatc
     )
     monkeypatch.syspath_prepend(tmp_path)
     imports = {'imports': ['user_module'], 'allow_failed_imports': False}
-    model = {**classifier({**BACKBONE, 'type': 'mmengine.UserBackbone'}, 16).model.to_dict()}
+    model = {**classifier({**TWO_STAGES, 'type': 'mmengine.UserBackbone'}, 16).model.to_dict()}
     change(path, set_config(custom_imports=imports, model=model))
     with pytest.raises(InputError, match='imports user_module, which was not run'):
         open_checkpoint(path).network()
@@ -263,9 +253,9 @@ def test_mmengine_loads_only_data_within_the_limits_of_a_users_config(path, tmp_
 
 def test_a_config_made_from_weights_builds_within_their_limits(path):
     opened = open_checkpoint(path)
-    small = classifier(BACKBONE, 16)
+    small = classifier(TWO_STAGES, 16)
     assert isinstance(opened.build(small).backbone, ASRResNet)
-    large = classifier({**BACKBONE, 'base_channels': 2000}, 16)
+    large = classifier({**TWO_STAGES, 'base_channels': 2000}, 16)
     with pytest.raises(InputError, match=r'a\.pth: the network is many times larger than its weights'):
         opened.build(large)
 
