@@ -11,7 +11,7 @@ from ..errors import InputError
 
 
 @torch.no_grad()
-def fuse_biases(model: nn.Module, names: Sequence[str], run: Callable[[], object]) -> nn.Module:
+def fuse_biases(model: nn.Module, names: Sequence[str], run: Callable[[], object]) -> dict[str, str]:
     """Fuse the biases of convolutions into the BatchNorms after them, in place.
 
     Merged branches have a bias, even where the stock network has none because a normalization follows.
@@ -22,13 +22,13 @@ def fuse_biases(model: nn.Module, names: Sequence[str], run: Callable[[], object
         run (callable): Runs the network once, to find the layer after each convolution.
 
     Returns:
-        nn.Module: ``model``, in which these convolutions have no bias.
+        dict[str, str]: Name of each convolution, which has no bias now -> name of the BatchNorm after it.
 
     Raises:
         InputError: If no BatchNorm directly follows one of them. The model is then unchanged.
     """
     if not names:
-        return model
+        return {}
     convs = {model.get_submodule(name): name for name in names}
     outputs, followers = WeakTensorKeyDictionary(), {}
 
@@ -54,4 +54,5 @@ def fuse_biases(model: nn.Module, names: Sequence[str], run: Callable[[], object
     for conv in convs:
         followers[conv].running_mean -= conv.bias
         conv.bias = None
-    return model
+    where = {module: name for name, module in model.named_modules()}
+    return {name: where[followers[conv]] for conv, name in convs.items()}

@@ -1,81 +1,17 @@
 """Fold all re-parameterization of a network into stock layers. Needs torch only."""
 
-import dataclasses
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import InputError
-from .batched import disable_batching
-from .class_surgery import replace_module, restore_classes
-from .host import Host
-from .merge import can_merge, merge
-from .plugin_folding import Plugin, find_plugins
-from .removal_guard import check_hosts_present, remove_guard
-from .reparameterization import ParameterReparameterization
-
-
-@dataclasses.dataclass
-class Foldable:
-    """Everything in a network that :func:`fold` folds, by name in the network.
-
-    Attributes:
-        hosts (dict[str, Host]): Layers with effective parameters.
-        plugins (dict[str, Plugin]): ASRs that are plugins of OpenMMLab blocks.
-        branches (dict[str, nn.Module]): Modules whose branches merge. One that carries an ASR is a host as
-            well.
-    """
-
-    hosts: dict[str, Host]
-    plugins: dict[str, Plugin]
-    branches: dict[str, nn.Module]
-
-    def __bool__(self) -> bool:
-        return bool(self.hosts or self.plugins or self.branches)
-
-    def names(self) -> list[str]:
-        """Return the names of everything that is folded, each once."""
-        return list(dict.fromkeys([*self.branches, *self.plugins, *self.hosts]))
-
-    def reparameterizations(self) -> dict[str, ParameterReparameterization]:
-        """Return the re-parameterizations of hosts and plugins, by the name of the host or plugin."""
-        found = {name: plugin.asr for name, plugin in self.plugins.items()}
-        found.update({name: host.reparameterization() for name, host in self.hosts.items()})
-        return {name: found[name] for name in self.names() if name in found}
-
-
-def find_foldable(model: nn.Module) -> Foldable:
-    """Find what :func:`fold` would fold in a network.
-
-    Args:
-        model (nn.Module): Any network.
-
-    Returns:
-        Foldable: What was found.
-
-    Raises:
-        InputError: If something cannot be folded; see :func:`fold`.
-    """
-    for module in model.modules():
-        check_hosts_present(module)
-    found = Foldable(
-        hosts={name: module for name, module in model.named_modules() if isinstance(module, Host)},
-        plugins=find_plugins(model),
-        branches={name: module for name, module in model.named_modules() if can_merge(module)},
-    )
-    for name, host in found.hosts.items():
-        host.reparameterization().check(name, host)
-    used = {part for child in found.reparameterizations().values() for part in child.modules()}
-    for name, module in model.named_modules():
-        if isinstance(module, ParameterReparameterization) and module not in used:
-            where = name or 'the model'
-            raise InputError(f"{where} can't be folded: no layer has it as its {module.title}")
-    return found
+from .foldable import fold_all
+from .verification import verify_fold
 
 
 @torch.no_grad()
-def fold(model: nn.Module, stay: Collection[str] = ()) -> nn.Module:
+def fold(model: nn.Module, stay: Collection[str] = (), verify: Any = None) -> nn.Module:
     """Fold all re-parameterization of a network into stock layers, in place.
 
     - A host, such as a layer with an ASR, gets its effective parameters written into it, and its stock class
@@ -90,6 +26,10 @@ def fold(model: nn.Module, stay: Collection[str] = ()) -> nn.Module:
     Args:
         model (nn.Module): A network or a single layer. One with nothing to fold stays as it is.
         stay (Collection[str]): Names of modules whose branches are not merged. Default: none.
+        verify (Any, optional): Inputs of the network: a tensor or other single argument, a tuple of
+            arguments, or a dict of keyword arguments. A copy of the network is then folded first and compared
+            with it in eval mode, as :mod:`mmasr.core.verification` describes: every folded layer, every
+            tensor, and the outputs on these inputs. Default: none, without this comparison.
 
     Returns:
         nn.Module: ``model``; or the merged layer, if ``model`` itself is a module with branches.
@@ -97,7 +37,8 @@ def fold(model: nn.Module, stay: Collection[str] = ()) -> nn.Module:
     Raises:
         InputError: If an ASR cannot be folded: it is neither in a host nor a plugin; it was removed from the
             network with its layer; it comes after attention that depends on the image; its scale is negative
-            after a ReLU; or its layer has no parameter to take the scale. The model is then unchanged.
+            after a ReLU; or its layer has no parameter to take the scale. With ``verify``, also if anything
+            differs, or a folded layer does not run on these inputs. The model is then unchanged.
 
     Example:
         >>> import torch, mmasr
@@ -108,19 +49,13 @@ def fold(model: nn.Module, stay: Collection[str] = ()) -> nn.Module:
         True
         >>> type(bn).__name__
         'BatchNorm2d'
+
+        Verified, on inputs of the network:
+
+        >>> conv = mmasr.attach(torch.nn.Conv2d(8, 8, 3), dict(type='OREPA'), sites='')
+        >>> type(mmasr.fold(conv, verify=x)).__name__
+        'Conv2d'
     """
-    found = find_foldable(model)  # raises before anything is changed
-    remove_guard(model)
-    disable_batching(model)
-    for plugin in found.plugins.values():
-        plugin.fold()
-    for host in found.hosts.values():
-        host.fold()
-    merged: dict[nn.Module, nn.Module] = {}  # a module may be in several places
-    for name, module in reversed(list(model.named_modules(remove_duplicate=False))):  # inner modules first
-        if module not in merged and can_merge(module) and name not in stay:
-            merged[module] = merge(module)
-        if module in merged:
-            model = replace_module(model, name, merged[module])
-    restore_classes(model)
-    return model
+    if verify is not None:
+        verify_fold(model, verify, stay)
+    return fold_all(model, stay)

@@ -1,7 +1,7 @@
 """Blocks and networks of other libraries that merge or fuse their own layers. Needs torch only.
 
 Their methods read the parameters of the layers inside from outside, which would ignore an ASR. So they are
-made to call :func:`mmasr.core.fold.fold` first.
+made to call :func:`mmasr.core.foldable.fold_all` first.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from torch import nn
 
 from .class_lookup import lookup_by_class
 from .class_surgery import Mixin, mixed_class
-from .fold import fold
+from .foldable import fold_all
 from .host import Host
 from .merge import merge_method
 from .reparameterization import Reparameterization
@@ -35,7 +35,9 @@ class FoldBeforeMerge(Mixin):
 
 def _folding_first(method: str) -> Callable:
     def merge(self: Mixin, *args, **kwargs):
-        fold(self, stay=[''])  # the method itself merges the branches of the block, and its class is restored
+        fold_all(
+            self, stay=['']
+        )  # the method itself merges the branches of the block, and its class is restored
         return getattr(self, method)(*args, **kwargs)
 
     return merge

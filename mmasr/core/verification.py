@@ -1,31 +1,43 @@
-"""Compare folded layers with the trained ones, in the paper's form. Needs torch only.
+"""Compare a folded network with the trained one, layer by layer and tensor by tensor. Needs torch only.
 
-The reference does not use the code that folds. A layer with an ASR is the stock layer, whose output is
-multiplied by κ(ψ); a layer with branches adds up the outputs of its branches. Both sides are computed in
-double precision, on the inputs that a layer receives in the network and on random ones, which reach every
-channel. Each channel is compared relative to its own largest value, so a small one counts as much as others.
+Three things must hold:
+
+1. Each folded layer computes what the trained one does *in the paper's form*: the output of the stock layer
+   times κ(ψ), or the sum of the outputs of all branches. This form shares no code with folding. Both sides
+   are computed in double precision, on the inputs that the layer receives in the network and on random ones,
+   which reach every channel. Each channel is compared relative to its own largest value, so that a small one
+   counts as much as the others.
+2. The tensors of each folded layer are those that were compared in 1, rounded to their own type.
+3. All other tensors are the trained ones, bit for bit.
 """
 
 import copy
 import dataclasses
-from collections.abc import Iterator
+import functools
+import itertools
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import InputError
-from .fold import Foldable
-from .host import Host
+from ..errors import InputError, shortened
+from .differences import BOUNDS, check_differences, coarsest, compare, tensors
+from .foldable import Foldable, find_foldable, fold_all
+from .host import Host, write_parameters
 from .merge import branch_ends
-from .reparameterization import ParameterReparameterization, Reparameterization
-from .scaling import channel_dim
+from .reparameterization import ParameterReparameterization
+from .scaling import channel_dim, scaled
 
-#: Largest difference of a layer, relative to the largest value of the channel, by the type of its weights. A
-#: folded parameter is rounded once or twice, which half precision does by up to an eps. float32 is also what
-#: kernels are merged in, and where γ and β nearly cancel their rounding shows more: up to 2e-5 was measured.
-BOUNDS = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
-_SIDE = 32  # pixels of a feature map that are compared
+#: Largest difference of a layer's outputs in double precision, relative to the largest value of the channel.
+#: Rounding is far below, but a layer may have parts that compute in float32.
+LAYER_BOUND = 1e-5
+#: Largest error that computing a folded parameter in float32 makes before it is rounded to its type, relative
+#: to the largest parameter of its channel.
+_COMPUTED = 1e-5
+_SCALES = (1, 10, 100)  # of random inputs; larger ones reach channels that an activation silences
+_SAMPLES, _SIDE = 2, 32  # of a batch of feature maps that are compared
 
 
 @dataclasses.dataclass
@@ -33,7 +45,7 @@ class LayerDifference:
     """Largest difference of a folded layer from the trained one.
 
     Attributes:
-        name (str): Name of the layer in the network.
+        name (str): Name of the layer, or of its tensor, in the network.
         channel (int): Output channel with the largest difference.
         relative (float): The difference, relative to the largest value of that channel.
     """
@@ -44,45 +56,183 @@ class LayerDifference:
 
 
 class TrainedLayers:
-    """Copies of the layers that folding changes, to compare them with the folded ones.
+    """Copies of the layers that folding changes, to verify the folded network with.
 
     Args:
         model (nn.Module): The trained network.
         foldable (Foldable): Everything that is about to be folded in it.
-        means (dict[str, Tensor]): Name of a layer -> values, (C,), that are multiplied into it as well.
+        weights (Mapping[str, Tensor]): Its state dict, perhaps in the types of a checkpoint; of a copy, as
+            folding may change tensors in place.
+        means (Mapping[str, Tensor], optional): Name of an attention module -> its mean values, (C,), which
+            are to replace it. Default: none.
+        hosts (Mapping[str, str], optional): Name of such a module -> name of the layer that they are
+            multiplied into. Default: none.
     """
 
-    def __init__(self, model: nn.Module, foldable: Foldable, means: dict[str, torch.Tensor]) -> None:
-        names = {module: name for name, module in model.named_modules()}
-        norms = {names[plugin.norm]: plugin.asr for plugin in foldable.plugins.values()}
+    def __init__(
+        self,
+        model: nn.Module,
+        foldable: Foldable,
+        weights: Mapping[str, torch.Tensor],
+        means: Mapping[str, torch.Tensor] | None = None,
+        hosts: Mapping[str, str] | None = None,
+    ) -> None:
+        hosts = hosts or {}
+        asrs = {plugin.norm: plugin.asr for plugin in foldable.plugins.values()}
+        values = {model.get_submodule(host): means[name] for name, host in hosts.items()}
+        merged = set(foldable.branches.values())
+        changed = {*merged, *foldable.hosts.values(), *asrs, *values}
+        modules = list(model.named_modules(remove_duplicate=False))
+        blocks = [name for name, module in modules if module in merged]
+        #: Name -> layer; a layer in several places has several names.
         self.layers = {
-            name: _TrainedLayer(*copy.deepcopy((layer, norms.get(name), means.get(name))))
-            for name, layer in model.named_modules()
-            if name in {*foldable.branches, *foldable.hosts, *norms, *means}
+            name: _TrainedLayer(*copy.deepcopy((layer, asrs.get(layer), values.get(layer))), layer in merged)
+            for name, layer in modules
+            # What is inside a module with branches is compared with it.
+            if layer in changed and not _is_inside(name, blocks)
         }
+        #: Name of a convolution whose bias went into the BatchNorm after it -> name of the BatchNorm.
+        self.fused: dict[str, str] = {}
+        #: The trained tensors by their names in the network, which a state dict may change.
+        self.trained = {name: weights[key] for name, key in _keys(model).items()}
+        plugins = {plugin.asr for plugin in foldable.plugins.values()}
+        self._changed = [*self.layers, *hosts, *(name for name, module in modules if module in plugins)]
+
+    @functools.cached_property
+    @torch.no_grad()
+    def references(self) -> dict[str, torch.Tensor]:
+        """State of all folded layers in double precision, by the names in the network."""
+        found = {
+            _join(name, key): tensor
+            for name, layer in self.layers.items()
+            for key, tensor in layer.folded().state_dict().items()
+        }
+        for conv, norm in self.fused.items():
+            mean = f'{norm}.running_mean'
+            found[mean] = found.get(mean, self.trained[mean].double()) - found.pop(f'{conv}.bias')
+        return found
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the type of a tensor of a folded layer: that of the trained tensor, or of the branches."""
+        if name in self.trained:
+            return self.trained[name].dtype
+        layer = next(layer for layer in self.layers if _is_inside(name, [layer]))
+        return coarsest(tensor.dtype for key, tensor in self.trained.items() if _is_inside(key, [layer]))
+
+    def stored(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """Convert the state dict of the folded network to the types of the trained one.
+
+        Args:
+            model (nn.Module): The folded network.
+
+        Returns:
+            dict[str, Tensor]: The tensors of folded layers, rounded; and all others as they were trained.
+        """
+        state = model.state_dict()
+        for name, key in _keys(model).items():
+            if name in self.references:
+                state[key] = state[key].to(self.dtype(name))
+            elif name in self.trained:
+                trained = self.trained[name]
+                converted = state[key].to(trained.dtype)
+                # A network in float32 does not hold float64 exactly.
+                state[key] = converted if torch.equal(converted, trained) else trained.clone()
+        return state
+
+    def check_tensors(
+        self,
+        model: nn.Module,
+        weights: Mapping[str, torch.Tensor] | None = None,
+        computed: torch.dtype | None = None,
+    ) -> LayerDifference | None:
+        """Account for every tensor of the folded network: it is a folded layer's, or as it was trained.
+
+        Args:
+            model (nn.Module): The folded network.
+            weights (Mapping[str, Tensor], optional): Its state dict in the types of a checkpoint. Default: in
+                its own types.
+            computed (torch.dtype, optional): Type in which folding computed them, before they were rounded.
+                Default: their own types.
+
+        Returns:
+            LayerDifference | None: The largest difference of a tensor of a folded layer; None if there is
+            none.
+
+        Raises:
+            InputError: If a tensor is missing, has no origin, or differs; the message names it.
+        """
+        weights = model.state_dict() if weights is None else weights
+        found = {name: weights[key] for name, key in _keys(model).items()}
+        expected = [name for name in self.trained if not _is_inside(name, self._changed)]
+        if missing := [name for name in (*self.references, *expected) if name not in found]:
+            raise InputError(f'the folded network lacks {shortened(missing)}')
+        differences = []
+        for name, tensor in found.items():
+            if name in self.references:
+                differences.append(self._compare_tensor(name, tensor, computed or tensor.dtype))
+            elif name not in self.trained or not _is_same(tensor, self.trained[name]):
+                raise InputError(
+                    f'{name} of the folded network is not the trained tensor, and not the result of folding'
+                )
+        return max(differences, key=lambda difference: difference.relative, default=None)
+
+    def _compare_tensor(self, name: str, tensor: torch.Tensor, computed: torch.dtype) -> LayerDifference:
+        reference, trained, dtype = self.references[name], self.trained.get(name), self.dtype(name)
+        if tensor.shape != reference.shape or tensor.dtype != dtype:
+            found, expected = (f'{tuple(t.shape)}, {t.dtype}' for t in (tensor, reference.to(dtype)))
+            raise InputError(f'{name} of the folded network has the shape and type {found}, not {expected}')
+        rows = reference.double().abs().reshape(len(reference) if reference.dim() else 1, -1)
+        distance = (tensor.double() - reference).abs().reshape(rows.shape)
+        largest = rows.amax(1, keepdim=True)
+        allowed = torch.zeros_like(rows)
+        if trained is None or trained.shape != reference.shape or not trained.double().equal(reference):
+            stored = torch.finfo(dtype)
+            # The terms of a merged bias may nearly cancel.
+            scale = rows.max() if rows.shape[1] == 1 and self._is_sum(name) else largest
+            allowed += stored.eps / 2 * rows + max(_COMPUTED, 4 * torch.finfo(computed).eps) * scale
+            allowed += stored.tiny * stored.eps  # the step between its smallest numbers
+        relative = torch.where(largest > 0, distance / largest, distance).nan_to_num(torch.inf).amax(1)
+        wrong = ~(distance <= allowed).all(1)
+        channel = int((relative * wrong if wrong.any() else relative).nan_to_num(torch.inf).argmax())
+        if wrong.any():
+            raise InputError(
+                f'{name} of the folded network differs from the trained layer in channel {channel} by '
+                f'{relative[channel]:.1e} of its largest value, more than the rounding of {dtype}'
+            )
+        return LayerDifference(name, channel, relative[channel].item())
+
+    def _is_sum(self, name: str) -> bool:
+        """Return whether a tensor is the sum of several: merged, or a mean that took a bias."""
+        merged = [layer for layer, trained in self.layers.items() if trained.merges]
+        return _is_inside(name, [*merged, *self.fused.values()])
 
     @contextmanager
     def compared(self, model: nn.Module) -> Iterator[dict[str, LayerDifference]]:
         """While active, compare every folded layer with the trained one whenever it runs.
 
+        The folded layer runs with the parameters in double precision that :meth:`check_tensors` compares its
+        own with.
+
         Args:
-            model (nn.Module): The folded network.
+            model (nn.Module): The folded network, in eval mode.
 
         Yields:
-            dict[str, LayerDifference]: Name of a layer that ran -> its largest difference so far.
+            dict[str, LayerDifference]: Name of a layer that ran -> its largest difference; filled at the end.
         """
-        measured: dict[str, _Measured] = {}
-        handles = []
+        shifts = {norm: layer for layer, norm in self.fused.items()}
+        measured = {}
         for name, layer in self.layers.items():
-            try:
-                folded = model.get_submodule(name)
-            except AttributeError:
-                # A block of another library has replaced its branches; it is compared as a whole.
-                if not any(name.startswith(f'{block}.') for block in self.layers):
-                    raise
-                continue
-            measured[name] = _Measured(name, layer)
-            handles.append(folded.register_forward_hook(measured[name].compare, with_kwargs=True))
+            references = {
+                key: self.references[_join(name, key)]
+                for key in model.get_submodule(name).state_dict()
+                if _join(name, key) in self.references
+            }
+            shift = self._bias(shifts[name]) if name in shifts else None
+            measured[name] = _Measured(name, layer, references, name in self.fused, shift)
+        handles = [
+            model.get_submodule(name).register_forward_hook(layer.compare, with_kwargs=True)
+            for name, layer in measured.items()
+        ]
         found: dict[str, LayerDifference] = {}
         try:
             yield found
@@ -93,12 +243,32 @@ class TrainedLayers:
             {name: layer.difference() for name, layer in measured.items() if layer.largest is not None}
         )
 
+    def _bias(self, conv: str) -> torch.Tensor:
+        """Return the bias of a folded convolution, which went into the BatchNorm after it."""
+        return self.layers[conv].folded().bias
+
 
 class _Measured:
-    """Largest values and differences of the channels of a layer, over all inputs."""
+    """Largest values and differences of the channels of a layer, over all inputs.
 
-    def __init__(self, name: str, trained: '_TrainedLayer') -> None:
-        self.name, self.trained = name, trained
+    Args:
+        name (str): Name of the layer.
+        trained (_TrainedLayer): The trained layer.
+        references (dict[str, Tensor]): State of the folded layer in double precision.
+        lost_bias (bool): Whether the BatchNorm after the layer took its bias.
+        shift (Tensor, optional): Bias, (C,), of the convolution before, which this layer took.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        trained: '_TrainedLayer',
+        references: dict[str, torch.Tensor],
+        lost_bias: bool,
+        shift: torch.Tensor | None,
+    ) -> None:
+        self.name, self.trained, self.references = name, trained, references
+        self.lost_bias, self.shift = lost_bias, shift
         self.largest = self.distance = None
 
     @torch.no_grad()
@@ -106,22 +276,39 @@ class _Measured:
     def compare(self, folded: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
         """Compare the folded layer with the trained one on its inputs, and on random ones; a forward hook."""
         inputs = [self.trained.cropped(arg) for arg in args]
-        for given in (inputs, [_random_like(arg) for arg in inputs]):
-            torch.default_generator.manual_seed(0)  # a layer that draws noise draws the same on both sides
-            reference = self.trained.run(folded, given, kwargs)
-            torch.default_generator.manual_seed(0)
-            layer = copy.deepcopy(folded).double().eval()
-            actual = _tensor(layer.forward(*given, **kwargs))
-            if reference.shape != actual.shape:
-                shapes = f'{tuple(actual.shape)}, not {tuple(reference.shape)}'
-                raise InputError(f'{self.name}: the folded layer has an output of {shapes}')
-            own = channel_dim(layer, actual, *given)
-            others = [dim for dim in range(reference.dim()) if dim != own]
-            largest = reference.abs().amax(others)
-            distance = (actual - reference).abs().amax(others)
-            if self.largest is not None:
-                largest, distance = largest.maximum(self.largest), distance.maximum(self.distance)
-            self.largest, self.distance = largest, distance
+        is_first = self.largest is None
+        self._compare(folded, inputs, kwargs)
+        for scale in _SCALES if is_first else ():
+            if scale == 1 or not self.largest.all():
+                self._compare(folded, [_random_like(arg, scale) for arg in inputs], kwargs)
+
+    def _compare(self, folded: nn.Module, args: list, kwargs: dict) -> None:
+        layer = copy.deepcopy(folded).double().eval()
+        layer.load_state_dict(self.references)
+        torch.default_generator.manual_seed(0)  # a layer that draws noise draws the same on both sides
+        actual = _tensor(layer.forward(*args, **kwargs))
+        torch.default_generator.manual_seed(0)
+        reference = self._reference(args, kwargs)
+        if reference.shape != actual.shape:
+            shapes = f'{tuple(actual.shape)}, not {tuple(reference.shape)}'
+            raise InputError(f'{self.name}: the folded layer has an output of {shapes}')
+        own = channel_dim(layer, actual, *args)
+        others = [dim for dim in range(reference.dim()) if dim != own]
+        largest = reference.abs().amax(others)
+        distance = (actual - reference).abs().amax(others)
+        if self.largest is not None:
+            largest, distance = largest.maximum(self.largest), distance.maximum(self.distance)
+        self.largest, self.distance = largest, distance
+
+    def _reference(self, args: list, kwargs: dict) -> torch.Tensor:
+        """Run the trained layer, with the bias that the folded one has from another layer, or gave away."""
+        if self.shift is not None:
+            args = [args[0] + self.shift.view(-1, *[1] * (args[0].dim() - 2)), *args[1:]]
+        output = self.trained.run(args, kwargs)
+        if self.lost_bias:
+            zeros = [torch.zeros_like(arg) if isinstance(arg, torch.Tensor) else arg for arg in args]
+            output = output - self.trained.run(zeros, kwargs)
+        return output
 
     def difference(self) -> LayerDifference:
         """Return the largest difference, relative to the largest value of its channel."""
@@ -131,20 +318,24 @@ class _Measured:
         return LayerDifference(self.name, channel, relative[channel].item())
 
 
-def _random_like(value: object) -> object:
+def _random_like(value: object, scale: float) -> object:
     if not isinstance(value, torch.Tensor) or not value.is_floating_point():
         return value
     generator = torch.Generator(value.device).manual_seed(0)
-    return torch.randn(value.shape, generator=generator, device=value.device, dtype=value.dtype)
+    return scale * torch.randn(value.shape, generator=generator, device=value.device, dtype=value.dtype)
 
 
 @dataclasses.dataclass
 class _TrainedLayer:
-    """A trained layer, and scales that come after it: an ASR that is a plugin, and the mean of attention."""
+    """A trained layer, the scales that come after it, and whether its branches are merged.
+
+    The scales are those of an ASR that is a plugin, and the mean of attention.
+    """
 
     layer: nn.Module
     asr: ParameterReparameterization | None
     mean: torch.Tensor | None
+    merges: bool
 
     def cropped(self, value: object) -> object:
         """Return an input in double precision, a feature map cropped: a part shows as much as the whole."""
@@ -152,16 +343,24 @@ class _TrainedLayer:
             return value
         is_map = value.dim() == 4 and not isinstance(self.layer, nn.Linear | nn.LayerNorm)
         if is_map:  # the others may take (N, H, W, C)
-            value = value[..., :_SIDE, :_SIDE]
+            value = value[:_SAMPLES, :, :_SIDE, :_SIDE]
         return value.double()
 
-    def run(self, folded: nn.Module, args: list, kwargs: dict) -> torch.Tensor:
+    @torch.no_grad()
+    def folded(self) -> nn.Module:
+        """Return the layer that it folds to, in double precision."""
+        layer = copy.deepcopy(self.layer).double().eval()
+        layer = fold_all(layer, () if self.merges else find_foldable(layer).branches)
+        scales = [] if self.asr is None else [copy.deepcopy(self.asr).double().scale()]
+        scales += [] if self.mean is None else [self.mean.double()]
+        for v in scales:
+            write_parameters(layer, scaled(layer, v))
+        return layer
+
+    def run(self, args: list, kwargs: dict) -> torch.Tensor:
         """Run the layer in the paper's form and in double precision.
 
         Args:
-            folded (nn.Module): The folded layer. Where a bias went from a merged convolution into the
-                normalization that follows, both differ by that constant: the comparison of the outputs of the
-                network is for it.
             args (list): Its arguments.
             kwargs (dict): Its keyword arguments.
 
@@ -169,13 +368,7 @@ class _TrainedLayer:
             Tensor: Its output.
         """
         layer = copy.deepcopy(self.layer).double().eval()
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is not None:
-            layer.running_mean.copy_(folded.running_mean)
         output = paper_form(layer, args, kwargs)
-        is_new = isinstance(layer, Reparameterization) and not layer.stock_bias
-        if is_new and getattr(folded, 'bias', None) is None:
-            zeros = [torch.zeros_like(arg) if isinstance(arg, torch.Tensor) else arg for arg in args]
-            output = output - paper_form(layer, zeros, kwargs)
         if self.asr is not None:
             output = copy.deepcopy(self.asr).double().eval().paper_form(layer, output, *args)
         if self.mean is not None:
@@ -187,26 +380,35 @@ def paper_form(layer: nn.Module, args: list, kwargs: dict) -> torch.Tensor:
     """Run a trained layer in the paper's form, on feature maps.
 
     Args:
-        layer (nn.Module): A host, or a module with branches, in eval mode.
+        layer (nn.Module): A host, or a module with branches, in eval mode. It always runs in this form
+            afterwards.
         args (list): Its arguments.
         kwargs (dict): Its keyword arguments.
 
     Returns:
         Tensor: Its output.
     """
-    if not isinstance(layer, Host):
-        return _tensor(layer(*args, **kwargs))
-    part = layer.reparameterization()
-    ends = branch_ends(layer)
+    for module in layer.modules():
+        if isinstance(module, Host):
+            module.forward = functools.partial(_host_in_paper_form, module)
+    return _tensor(layer(*args, **kwargs))
+
+
+def _host_in_paper_form(host: Host, *args, **kwargs) -> object:
+    part = host.reparameterization()
+    ends = branch_ends(host)
     if not ends:
-        return part.paper_form(layer, _tensor(layer.stock.forward(layer, *args, **kwargs)), *args)
+        output = host.stock.forward(host, *args, **kwargs)
+        if isinstance(output, tuple):  # of MultiheadAttention, with the attention weights
+            return part.paper_form(host, output[0], *args), *output[1:]
+        return part.paper_form(host, output, *args)
     # An activation may follow the sum, so the ASR scales every branch.
     handles = [
         end.register_forward_hook(lambda end, given, output: part.paper_form(end, output, *given))
         for end in ends.values()
     ]
     try:
-        return _tensor(layer.stock.forward(layer, *args, **kwargs))
+        return host.stock.forward(host, *args, **kwargs)
     finally:
         for handle in handles:
             handle.remove()
@@ -216,14 +418,11 @@ def _tensor(output: object) -> torch.Tensor:
     return output[0] if isinstance(output, tuple | list) else output
 
 
-def check_layers(
-    differences: dict[str, LayerDifference], dtypes: dict[str, torch.dtype]
-) -> LayerDifference | None:
+def check_layers(differences: Mapping[str, LayerDifference]) -> LayerDifference | None:
     """Check the differences of all layers.
 
     Args:
-        differences (dict[str, LayerDifference]): By the name of the layer.
-        dtypes (dict[str, torch.dtype]): Types of the weights in the file, by name.
+        differences (Mapping[str, LayerDifference]): By the name of the layer.
 
     Returns:
         LayerDifference | None: The largest one; None if no layer ran.
@@ -232,14 +431,90 @@ def check_layers(
         InputError: If one is too large; the message names the layer and the channel.
     """
     for name, found in differences.items():
-        if not found.relative <= (bound := _bound(name, dtypes)):
+        if not found.relative <= LAYER_BOUND:
             raise InputError(
                 f'the folded layer {name} differs from the trained one in channel {found.channel} by '
-                f'{found.relative:.1e} of its largest value, more than {bound:.0e}'
+                f'{found.relative:.1e} of its largest value, more than {LAYER_BOUND:.0e}'
             )
     return max(differences.values(), key=lambda found: found.relative, default=None)
 
 
-def _bound(layer: str, dtypes: dict[str, torch.dtype]) -> float:
-    types = [dtype for name, dtype in dtypes.items() if name.startswith(f'{layer}.') and dtype in BOUNDS]
-    return max((BOUNDS[dtype] for dtype in types), default=BOUNDS[torch.float32])
+@torch.no_grad()
+@torch.random.fork_rng([])
+def verify_fold(model: nn.Module, inputs: Any, stay: Collection[str] = ()) -> None:
+    """Fold a copy of a network, and verify it: every layer, every tensor, and the outputs on some inputs.
+
+    Args:
+        model (nn.Module): The network. It stays as it is.
+        inputs (Any): What it runs on, in eval mode: one argument, a tuple of arguments, or a dict of keyword
+            arguments.
+        stay (Collection[str]): Names of modules whose branches are not merged. Default: none.
+
+    Raises:
+        InputError: If the network cannot be folded; a folded layer does not run on these inputs; or anything
+            differs.
+    """
+    network = copy.deepcopy(model).eval()
+    found = find_foldable(network)
+    branches = {name: module for name, module in found.branches.items() if name not in stay}
+    layers = TrainedLayers(network, dataclasses.replace(found, branches=branches), model.state_dict())
+    expected = _outputs(network, inputs)
+    network = fold_all(network, stay)
+    layers.check_tensors(network)
+    with layers.compared(network) as differences:
+        actual = _outputs(network, inputs)
+    check_layers(differences)
+    if idle := [name for name in layers.layers if name not in differences]:
+        raise InputError(f'the inputs do not reach {shortened(idle)}, so folding it is not verified')
+    bound = BOUNDS[coarsest(layers.dtype(name) for name in layers.references)]
+    check_differences(compare(expected, actual), bound)
+
+
+def _outputs(network: nn.Module, inputs: Any) -> dict[str, torch.Tensor]:
+    torch.default_generator.manual_seed(0)  # for a network that draws noise
+    if isinstance(inputs, Mapping):
+        output = network(**inputs)
+    else:
+        output = network(*inputs) if isinstance(inputs, tuple) else network(inputs)
+    found = dict(tensors('output', output))
+    if not found:
+        raise InputError(f'the network returned no tensors to compare, but a {type(output).__name__}')
+    return {name: tensor.clone() for name, tensor in found.items()}
+
+
+def _keys(model: nn.Module) -> dict[str, str]:
+    """Return the names of a network's parameters and buffers -> their keys in its state dict.
+
+    They differ where a network changes them, as MMPretrain's wrapper of timm's does.
+    """
+    state = {
+        key: tensor
+        for key, tensor in model.state_dict(keep_vars=True).items()
+        if isinstance(tensor, torch.Tensor)
+    }
+    keys = {id(tensor): key for key, tensor in state.items()}
+    named = itertools.chain(
+        model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
+    )
+    found = {
+        name: name if state.get(name) is tensor else keys[id(tensor)]  # tied weights have several names
+        for name, tensor in named
+        if id(tensor) in keys
+    }
+    return found | {key: key for key in state.keys() - found.values()}
+
+
+def _join(name: str, key: str) -> str:
+    return f'{name}.{key}'.lstrip('.')
+
+
+def _is_inside(name: str, modules: Collection[str]) -> bool:
+    """Return whether a name is that of a tensor or module inside one of some modules."""
+    return any(not module or name.startswith(f'{module}.') for module in modules)
+
+
+def _is_same(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+    """Return whether two tensors are equal bit for bit."""
+    if tensor.dtype != other.dtype or tensor.shape != other.shape:
+        return False
+    return torch.equal(*(t.contiguous().reshape(-1).view(torch.uint8) for t in (tensor, other)))

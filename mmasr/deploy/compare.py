@@ -1,77 +1,52 @@
-"""Compare the raw outputs of two networks on the same inputs."""
+"""Run networks on the same images, to compare their raw outputs."""
 
-import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from ..core.class_lookup import lookup_by_class
+from ..core.differences import Difference, tensors
 from ..core.reparameterization import Reparameterization
 from ..errors import InputError, printable
+from .images import comparison_images
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-#: Side of a noise image in pixels, a multiple of all common strides and the input size of most classifiers;
-#: and the standard deviation of its noise.
-NOISE = (224, 1.0)
+#: Side of an image in pixels, a multiple of all common strides and the input size of most classifiers; and
+#: the standard deviation of noise.
+IMAGES = (224, 1.0)
 #: The same for a network with kernels that depend on the input.
-NOISES = (NOISE, (160, 0.5), (288, 2.0))
+ALL_IMAGES = (IMAGES, (160, 0.5), (288, 2.0))
 #: Classes of stems that rearrange pixels as channels before their convolution -> number of pixels.
 _PIXELS_AS_CHANNELS = {'mmdet.Focus': 4}
 
-#: Largest difference allowed, relative to the largest value of an output, by the coarsest type of the
-#: weights. Half precision rounds each folded product again, by up to eps / 2 (5e-4 and 4e-3). Its bounds are
-#: ten times as large, and about ten times as large as the differences measured on ResNets of 18 to 101
-#: layers.
-BOUNDS = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 
-
-@dataclasses.dataclass
-class Difference:
-    """Difference of two networks in one output.
-
-    Attributes:
-        output (str): Name of the output.
-        absolute (float): Largest absolute difference.
-        relative (float): The same, relative to the largest absolute value of the output.
-    """
-
-    output: str
-    absolute: float
-    relative: float
-
-
-def coarsest(dtypes: dict[str, torch.dtype]) -> torch.dtype:
-    """Return the coarsest type of some weights, float32 if there are none with a bound."""
-    return max((dtype for dtype in dtypes.values() if dtype in BOUNDS), key=BOUNDS.get, default=torch.float32)
-
-
-def noise_images(model: nn.Module) -> tuple[tuple[int, float], ...]:
-    """Return side and deviation of the noise images to compare a trained network on before and after folding.
+def images_for(model: nn.Module) -> tuple[tuple[int, float], ...]:
+    """Return side and deviation of the images to compare a trained network on before and after folding.
 
     One kind of image is enough, unless a folded kernel will depend on the input.
     """
     depends = any(isinstance(m, Reparameterization) and m.depends_on_input for m in model.modules())
-    return NOISES if depends else (NOISE,)
+    return ALL_IMAGES if depends else (IMAGES,)
 
 
 def network_outputs(
-    model: nn.Module, images: Sequence[tuple[int, float]] = (NOISE,)
+    model: nn.Module, images: Sequence[tuple[int, float]] = (IMAGES,)
 ) -> dict[str, torch.Tensor]:
-    """Run a detector, segmentor or classifier of OpenMMLab on two seeded noise images of each kind.
+    """Run a detector, segmentor or classifier of OpenMMLab on fixed images.
 
-    It runs in eval mode on the CPU. The outputs are raw, before thresholds and non-maximum suppression, which
-    can turn a difference in the last bit into one box more or less. For the same reason the second stage of a
-    two-stage detector gets fixed proposals. A segmentor's outputs are the logits of all pixels and of its
-    auxiliary heads.
+    It runs in eval mode on the CPU, on the four images of :mod:`images` for each kind. The outputs are raw,
+    before thresholds and non-maximum suppression, which can turn a difference in the last bit into one box
+    more or less. For the same reason the second stage of a two-stage detector gets fixed proposals. A
+    segmentor's outputs are the logits of all pixels and of its auxiliary heads.
 
     Args:
         model (nn.Module): A model with OpenMMLab's ``forward(inputs, data_samples, mode='tensor')``.
         images (Sequence[tuple[int, float]]): Side in pixels and standard deviation of the noise, for each
-            kind. Default: 224 and 1.
+            kind of images. Default: 224 and 1.
 
     Returns:
         dict[str, Tensor]: All output tensors by their place in the result; with several kinds also by the
@@ -92,7 +67,7 @@ def _outputs(model: nn.Module, size: int, deviation: float) -> dict[str, torch.T
     model.eval()
     torch.default_generator.manual_seed(0)  # for a network that draws noise
     generator = torch.Generator().manual_seed(0)
-    inputs = deviation * torch.randn(2, input_channels(model), size, size, generator=generator)
+    inputs = comparison_images(model, input_channels(model), size, deviation, generator)
     if lookup_by_class({'mmseg.BaseSegmentor': True}, model):
         return _segmentor_outputs(model, inputs)
     if not is_detector(model):
@@ -120,7 +95,7 @@ def _detector_outputs(
     roi_head = getattr(model, 'roi_head', None)
     if not isinstance(roi_head, CascadeRoIHead | StandardRoIHead) or isinstance(roi_head, SparseRoIHead):
         return dict(tensors('output', model(inputs, samples, mode='tensor')))
-    corner, extent = torch.rand(2, 2, 16, 2, generator=generator) * inputs.shape[-1] / 2
+    corner, extent = torch.rand(2, len(inputs), 16, 2, generator=generator) * inputs.shape[-1] / 2
     boxes = [torch.cat([c, c + e + 1], dim=1) for c, e in zip(corner, extent, strict=True)]
     features = model.extract_feat(inputs)
     proposals = [InstanceData(bboxes=b) for b in boxes]
@@ -166,54 +141,6 @@ def _shapes(inputs: torch.Tensor) -> dict[str, tuple[int, int]]:
 def is_detector(model: nn.Module) -> bool:
     """Return whether a model is a detector of MMDetection, without importing that."""
     return lookup_by_class({'mmdet.BaseDetector': True}, model) is not None
-
-
-def tensors(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Find all tensors in nested dicts, lists and tuples.
-
-    Args:
-        name (str): Start of their names.
-        value (Any): A tensor, or a container.
-
-    Yields:
-        tuple[str, Tensor]: Name, from the keys on the way to it, and tensor.
-    """
-    if isinstance(value, torch.Tensor):
-        yield name, value
-    elif isinstance(value, dict | list | tuple):
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from tensors(f'{name}.{key}'.lstrip('.'), item)
-
-
-def compare(expected: dict[str, torch.Tensor], actual: dict[str, torch.Tensor]) -> list[Difference]:
-    """Compare the outputs of two networks.
-
-    Args:
-        expected (dict[str, Tensor]): Outputs by name.
-        actual (dict[str, Tensor]): Outputs of the same names and shapes.
-
-    Returns:
-        list[Difference]: The differences, one for each output that is not empty.
-
-    Raises:
-        InputError: If names or shapes differ, or an output of either network is not finite.
-    """
-    shapes = [
-        {name: tuple(tensor.shape) for name, tensor in outputs.items()} for outputs in (expected, actual)
-    ]
-    if shapes[0] != shapes[1]:
-        raise InputError(f'the networks have different outputs: {shapes[0]} and {shapes[1]}')
-    differences = []
-    for name, reference in expected.items():
-        if not reference.numel():
-            continue
-        for network, output in (('trained', reference), ('deployed', actual[name])):
-            if not output.isfinite().all():
-                raise InputError(f'the output {name} of the {network} network contains NaN or Inf')
-        absolute = (actual[name] - reference).abs().max().item()
-        largest = reference.abs().max().item()
-        differences.append(Difference(name, absolute, absolute / largest if largest else absolute))
-    return differences
 
 
 def differences_table(differences: Sequence[Difference], bound: float) -> 'Table':

@@ -16,11 +16,12 @@ import torch
 from torch import nn
 
 from ..core.class_lookup import lookup_by_class
+from ..core.differences import BOUNDS, Difference, check_differences, compare, tensors
 from ..errors import InputError, as_input_error, shortened
 from ..files import output_files, temporary_files
 from ..openmmlab.evaluation import quiet
 from ..untrusted import open_checkpoint
-from .compare import BOUNDS, NOISE, Difference, compare, data_samples, input_channels, is_detector, tensors
+from .compare import IMAGES, data_samples, input_channels, is_detector
 from .reparameterize import find_deployable
 
 #: Version of ONNX's operators.
@@ -29,6 +30,8 @@ OPSET = 17
 #: It is traced with the first one, which has the requested size. The sides of the last one are odd however
 #: often they are halved, which pooling can get wrong.
 _IMAGES = ((2, None, 1.0), (1, (160, 288), 0.5), (3, (257, 193), 2.0))
+#: What errors call the networks that are compared.
+_NETWORKS = ('network in torch', 'graph in ONNX Runtime')
 #: Dynamic axes to try, the most first. A network may depend on the sizes that it was traced with.
 _DYNAMIC = (('batch', 'height', 'width'), ('batch',), ())
 #: Size limit of the weights in bytes: an ONNX file is limited to 2 GiB, and the graph needs some of it.
@@ -76,7 +79,7 @@ def export(
     out: str | Path | None = None,
     force: bool = False,
     trust_imports: bool = False,
-    size: Sequence[int] = (NOISE[0], NOISE[0]),
+    size: Sequence[int] = (IMAGES[0], IMAGES[0]),
 ) -> Export:
     """Export the network of a deployed checkpoint, or of any checkpoint without re-parameterization, to ONNX.
 
@@ -312,17 +315,12 @@ def _compare(
     worst: dict[str, Difference] = {}
     for image, outputs in zip(images, expected, strict=True):
         found = session.run(list(outputs), {'input': image.numpy()})
-        for difference in compare(outputs, dict(zip(outputs, map(torch.from_numpy, found), strict=True))):
+        actual = dict(zip(outputs, map(torch.from_numpy, found), strict=True))
+        for difference in compare(outputs, actual, _NETWORKS):
             known = worst.setdefault(difference.output, difference)
             # A difference that is NaN counts as larger.
             worst[difference.output] = known if difference.relative <= known.relative else difference
-    for name, difference in worst.items():
-        if not difference.relative <= BOUNDS[torch.float32]:
-            raise InputError(
-                f'ONNX Runtime computes something else than torch: {name} differs by '
-                f'{difference.relative:.1e} of its largest '
-                f'value, more than {BOUNDS[torch.float32]:.0e}'
-            )
+    check_differences(worst.values(), BOUNDS[torch.float32], _NETWORKS)
     return list(worst.values())
 
 

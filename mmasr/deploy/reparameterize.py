@@ -15,7 +15,9 @@ from torch import nn
 
 from ..core.bias_fusion import fuse_biases
 from ..core.class_surgery import stock_class
-from ..core.fold import Foldable, find_foldable, fold
+from ..core.differences import BOUNDS, Difference, check_differences, coarsest, compare
+from ..core.fold import fold
+from ..core.foldable import Foldable, find_foldable
 from ..core.merge import lacks_deployed_config
 from ..core.reparameterization import Reparameterization
 from ..core.verification import LayerDifference, TrainedLayers, check_layers
@@ -26,7 +28,7 @@ from ..openmmlab.evaluation import Track, evaluate, untracked
 from ..stripes.mean_fold import fold_means, replaced
 from ..untrusted import Network, Origin, open_checkpoint, write_config
 from .calibrate import Calibration, MeanFold, calibrate
-from .compare import BOUNDS, NOISE, Difference, coarsest, compare, network_outputs, noise_images
+from .compare import IMAGES, images_for, network_outputs
 from .config_check import check_deployed_config
 from .deployed_config import deployed_config
 from .saving import write_checkpoint
@@ -151,12 +153,13 @@ class _Deployed:
         origin (Origin): The limits of the network.
         images (Sequence[tuple[int, float]]): The images it ran on; see :func:`network_outputs`.
         expected (dict[str, Tensor]): Outputs of the trained network on them.
-        bound (float): Largest difference allowed.
+        rounded (dict[str, Tensor]): Outputs of the folded network, rounded to the types of the checkpoint; if
+            nothing is rounded, those of the trained network.
+        bound (float): Largest difference from the trained network allowed.
         config (dict): The deployed config.
         folded, merged, ours (dict[str, str]): See :class:`Report`.
         parameters (tuple[int, int]): Number of parameters before and after.
         layers (TrainedLayers): The trained layers, to compare the folded ones with.
-        dtypes (dict[str, torch.dtype]): Types of the trained weights, by name.
         attention (MeanFold, optional): The attention whose mean was folded.
         evaluator (dict | list, optional): Config of the metrics to evaluate it with.
     """
@@ -164,6 +167,7 @@ class _Deployed:
     origin: Origin
     images: Sequence[tuple[int, float]]
     expected: dict[str, torch.Tensor]
+    rounded: dict[str, torch.Tensor]
     bound: float
     config: dict
     folded: dict[str, str]
@@ -171,7 +175,6 @@ class _Deployed:
     ours: dict[str, str]
     parameters: tuple[int, int]
     layers: TrainedLayers
-    dtypes: dict[str, torch.dtype]
     attention: MeanFold | None
     evaluator: dict | list | None
 
@@ -186,13 +189,13 @@ def _deploy(
         check_data(trained.config, 'train_dataloader', 'test_dataloader', 'test_evaluator')
     elif not foldable:
         raise InputError(f'{origin.source} has no re-parameterization to fold')
-    before, images = _count(model), noise_images(model)
+    before, images = _count(model), images_for(model)
     with origin.limits():
         attention = calibrate(model, trained.config, calibration, track) if calibration else None
         with replaced(model, attention.constants() if attention else {}):
             expected = _run(model, foldable, origin.source, images)
-        means = {host: attention.means[name] for name, host in attention.hosts.items()} if attention else {}
-        layers = TrainedLayers(model, foldable, means)
+        removed = attention and (attention.means, attention.hosts)
+        layers = TrainedLayers(model, foldable, trained.weights, *removed or ())
         folded = {name: part.describe() for name, part in foldable.reparameterizations().items()}
         merged = {
             name: stock_class(type(module)).__name__
@@ -200,28 +203,48 @@ def _deploy(
             if name in foldable.branches
         }
         with with_source(origin.source):
-            _fold(model, foldable, attention)
+            layers.fused = _fold(model, foldable, attention)
             with as_input_error('the config has no deployed form'):
                 config = deployed_config(trained.config, list(attention.hosts) if attention else [], model)
             check_deployed_config(trained.config.to_dict(), config.to_dict())
+            weights, rounded = _round(model, layers, expected, images)
     became = {name: type(model.get_submodule(name)) for name in merged}
     deployed = _Deployed(
         origin=origin,
         images=images,
         expected=expected,
-        bound=BOUNDS[coarsest(trained.dtypes)],
+        rounded=rounded,
+        bound=BOUNDS[coarsest(map(layers.dtype, layers.references))],
         config=origin.deployed(config.to_dict()),
         folded=folded,
         merged=merged,
         ours={n: kind.__name__ for n, kind in became.items() if kind.__module__.split('.')[0] == 'mmasr'},
         parameters=(before, _count(model)),
         layers=layers,
-        dtypes=trained.dtypes,
         attention=attention,
         evaluator=trained.config.get('test_evaluator'),
     )
-    _write(trained, deployed, files)
+    _write(trained.meta, weights, deployed, files)
     return deployed
+
+
+def _round(
+    model: nn.Module,
+    layers: TrainedLayers,
+    expected: dict[str, torch.Tensor],
+    images: Sequence[tuple[int, float]],
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Convert the folded network to the types of the checkpoint; return its weights, and its outputs then.
+
+    Rounding may change the outputs by much more than folding does. So the folded network is compared with the
+    trained one before, and the network of the written files with the rounded one.
+    """
+    state, weights = model.state_dict(), layers.stored(model)
+    if all(torch.equal(weights[name].to(tensor.dtype), tensor) for name, tensor in state.items()):
+        return weights, expected
+    check_differences(compare(expected, _outputs(model, images)), BOUNDS[torch.float32])
+    model.load_state_dict(weights)
+    return weights, _outputs(model, images)
 
 
 def find_deployable(network: Network) -> Foldable:
@@ -260,8 +283,12 @@ def _run(
     return outputs
 
 
-def _fold(model: nn.Module, foldable: Foldable, attention: MeanFold | None) -> None:
-    """Fold a network, fuse the biases that its stock form does not have, and fold the means of attention."""
+def _fold(model: nn.Module, foldable: Foldable, attention: MeanFold | None) -> dict[str, str]:
+    """Fold a network, fuse the biases that its stock form does not have, and fold the means of attention.
+
+    Returns:
+        dict[str, str]: Name of a convolution whose bias was fused -> name of the BatchNorm that took it.
+    """
     stay = find_foldable(model).branches.keys() - foldable.branches.keys()
     without_bias = [
         name
@@ -270,13 +297,14 @@ def _fold(model: nn.Module, foldable: Foldable, attention: MeanFold | None) -> N
     ]
     fold(model, stay)
     biased = [name for name in without_bias if isinstance(model.get_submodule(name), nn.Conv2d)]
-    fuse_biases(model, biased, lambda: _outputs(model))
+    fused = fuse_biases(model, biased, lambda: _outputs(model))
     if attention:
         fold_means(model, attention.means, attention.hosts)
+    return fused
 
 
-def _write(trained: Network, deployed: _Deployed, files: Sequence[Path]) -> None:
-    """Write the folded network: a checkpoint in the types of the trained one, and its config."""
+def _write(meta: dict, weights: dict[str, torch.Tensor], deployed: _Deployed, files: Sequence[Path]) -> None:
+    """Write the folded network: a checkpoint, and its config."""
     with with_source(deployed.origin.source):
         text = write_config(deployed.config)
     record = {
@@ -285,48 +313,41 @@ def _write(trained: Network, deployed: _Deployed, files: Sequence[Path]) -> None
         'merged': deployed.merged,
         'means': deployed.attention.hosts if deployed.attention else {},
     }
-    new = coarsest(trained.dtypes)  # the type of a convolution that branches were merged into
-    state_dict = trained.model.state_dict()
-    weights = {name: tensor.to(trained.dtypes.get(name, new)) for name, tensor in state_dict.items()}
-    meta = {**trained.meta, 'mmasr': record, 'cfg': text}
     weights_file, config_file = files
     config_file.write_text(text, encoding='utf-8')
+    meta = {**meta, 'mmasr': record, 'cfg': text}
     write_checkpoint({'meta': meta, 'state_dict': weights}, weights_file)
 
 
 def _verify(
     deployed: _Deployed, files: Sequence[Path], track: Track
 ) -> tuple[LayerDifference | None, list[Difference], dict[str, float] | None]:
-    """Build a network from the written files, and compare its layers and outputs with the trained one's."""
+    """Build a network from the written files, and compare it with the trained one."""
     origin, attention = deployed.origin, deployed.attention
     rebuilt = origin.rebuild(*files, deployed.config)
     with origin.limits():
         with with_source(origin.source):
-            with deployed.layers.compared(rebuilt) as layers:
-                outputs = _outputs(rebuilt, deployed.images)
-            worst_layer = check_layers(layers, deployed.dtypes)
+            worst_tensor = deployed.layers.check_tensors(rebuilt.model, rebuilt.weights, torch.float32)
+            with deployed.layers.compared(rebuilt.model) as layers:
+                outputs = _outputs(rebuilt.model, deployed.images)
+            worst_layer = check_layers(layers)
+            check_differences(compare(deployed.rounded, outputs), BOUNDS[torch.float32])
             differences = compare(deployed.expected, outputs)
-        if too_large := [
-            difference for difference in differences if not difference.relative <= deployed.bound
-        ]:
-            worst = max(too_large, key=lambda difference: difference.relative)
-            raise InputError(
-                f'{origin.source}: the deployed network differs from the trained one: {worst.output} by '
-                f'{worst.relative:.1e} of its largest value, more than {deployed.bound:.0e}; nothing was '
-                'written'
-            )
+            check_differences(differences, deployed.bound)
+        found = [difference for difference in (worst_tensor, worst_layer) if difference]
+        worst = max(found, key=lambda difference: difference.relative, default=None)
         if not attention:
-            return worst_layer, differences, None
-        rebuilt.to(get_device())
+            return worst, differences, None
+        rebuilt.model.to(get_device())
         description = 'evaluating the deployed network'
-        metrics = evaluate(rebuilt, attention.loader, deployed.evaluator, track, description)
-        return worst_layer, differences, metrics
+        metrics = evaluate(rebuilt.model, attention.loader, deployed.evaluator, track, description)
+        return worst, differences, metrics
 
 
 def _count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _outputs(model: nn.Module, images: Sequence[tuple[int, float]] = (NOISE,)) -> dict[str, torch.Tensor]:
-    with as_input_error('the network does not run on noise images'):
+def _outputs(model: nn.Module, images: Sequence[tuple[int, float]] = (IMAGES,)) -> dict[str, torch.Tensor]:
+    with as_input_error('the network does not run on random images'):
         return network_outputs(model, images)

@@ -18,7 +18,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ..core.asr import ASR
 from ..core.attach import attach
 from ..core.class_surgery import replace_module
-from ..core.fold import find_foldable, fold
+from ..core.fold import fold
+from ..core.foldable import find_foldable
 from ..core.scaling import output_channels
 from ..errors import InputError
 from .modules import ValueReader, attention_modules

@@ -72,7 +72,7 @@ class Origin:
             return config
         return {name: value for name, value in config.items() if name not in CALIBRATION_PARTS}
 
-    def rebuild(self, weights_file: Path, config_file: Path, config: dict[str, Any]) -> nn.Module:
+    def rebuild(self, weights_file: Path, config_file: Path, config: dict[str, Any]) -> 'Network':
         """Build the network of a deployed pair of files.
 
         Args:
@@ -81,19 +81,19 @@ class Origin:
             config (dict): The config that was written there.
 
         Returns:
-            nn.Module: The network.
+            Network: The network.
 
         Raises:
             InputError: If the config does not read back as it was written, or the files do not fit together.
         """
-        weights = read_checkpoint(weights_file, mmap=True)['state_dict']
+        content = read_checkpoint(weights_file, mmap=True)
         read_back = parse_config(config_file.read_text(encoding='utf-8'))
         if repr(read_back) != repr(config):  # repr, because NaN is not equal to itself
             raise InputError(f'{self.source}: the deployed config does not read back as it was written')
         with self.limits():
             model = build_model(Config(read_back))
-            load_weights(model, weights, weights_file.name)
-        return model
+            load_weights(model, content['state_dict'], weights_file.name)
+        return Network(model, Config(read_back), content['meta'], content['state_dict'], self)
 
 
 @dataclasses.dataclass
@@ -104,14 +104,14 @@ class Network:
         model (nn.Module): The network with its weights, in float32, on the CPU.
         config (Config): Its config.
         meta (dict): The checkpoint's ``meta``.
-        dtypes (dict[str, torch.dtype]): Types of the weights in the checkpoint.
+        weights (dict[str, Tensor]): The weights in the types of the checkpoint, mapped from it.
         origin (Origin): Its limits, in which it must run.
     """
 
     model: nn.Module
     config: Config
     meta: dict
-    dtypes: dict[str, torch.dtype]
+    weights: dict[str, torch.Tensor]
     origin: Origin
 
 
@@ -169,7 +169,7 @@ class Checkpoint:
         broken = [name for name, t in weights.items() if t.is_floating_point() and not t.isfinite().all()]
         if broken:
             raise InputError(f'{self.source}: NaN or Inf in {shortened(broken)}; use an earlier checkpoint')
-        return Network(model, config, meta, {name: tensor.dtype for name, tensor in weights.items()}, origin)
+        return Network(model, config, meta, _as_loaded(weights, model), origin)
 
     def _origin(self, config: Config, left_out: dict[str, str] | None) -> Origin:
         sizes = {name: tensor.numel() for name, tensor in self.content['state_dict'].items()}
@@ -208,6 +208,17 @@ class Checkpoint:
                 '`config`'
             ) from error
         return Config(config), left_out
+
+
+def _as_loaded(weights: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return weights as a model has loaded them, in their own types; it may convert old ones."""
+    loaded = model.state_dict()
+    return {
+        name: tensor
+        if torch.equal(tensor.to(loaded[name].dtype), loaded[name])
+        else loaded[name].to(tensor.dtype)
+        for name, tensor in weights.items()
+    }
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:

@@ -472,7 +472,7 @@ def test_difference_at_another_size_or_scale_is_detected(tmp_path, monkeypatch, 
     monkeypatch.setattr('mmasr.deploy.reparameterize.check_layers', lambda *_: None)  # notices it first
     monkeypatch.setattr(DynamicConv, 'forward', wrong)
     with pytest.raises(
-        InputError, match=f'differs from the trained one: output, {size} px, × {deviation} by'
+        InputError, match=f'differs from the trained network: output, {size} px, × {deviation} by'
     ):
         reparameterize(tmp_path / 'a.pth')
     assert [path.name for path in tmp_path.iterdir()] == ['a.pth']

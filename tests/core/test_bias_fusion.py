@@ -19,7 +19,7 @@ def test_the_bias_is_fused_into_the_batch_norm_that_follows():
     x = torch.randn(2, 4, 7, 7)
     with torch.no_grad():
         expected = module(x)
-        fuse_biases(mmasr.fold(module), ['conv'], lambda: module(x))
+        assert fuse_biases(mmasr.fold(module), ['conv'], lambda: module(x)) == {'conv': 'bn'}
         torch.testing.assert_close(module(x), expected, rtol=1e-5, atol=1e-5)
     assert module.state_dict().keys() == stock.state_dict().keys()
 
@@ -48,4 +48,4 @@ def test_the_network_has_no_hooks_afterwards_even_if_the_run_fails():
 
 def test_without_names_the_network_does_not_run():
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-    assert fuse_biases(network, [], lambda: pytest.fail('it ran')) is network
+    assert fuse_biases(network, [], lambda: pytest.fail('it ran')) == {}

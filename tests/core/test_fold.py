@@ -11,7 +11,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 import mmasr
-from mmasr.core.fold import Foldable, find_foldable
+from mmasr.core.foldable import Foldable, find_foldable
 from mmasr.core.host import Host
 from mmasr.errors import InputError
 

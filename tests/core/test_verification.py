@@ -11,8 +11,9 @@ from torch import nn
 import mmasr
 from mmasr.convolutions.acnet import ACNet
 from mmasr.convolutions.orepa import OREPAKxK, OREPALargeKernel
-from mmasr.core.fold import find_foldable, fold
-from mmasr.core.verification import BOUNDS, TrainedLayers, check_layers
+from mmasr.core.fold import fold
+from mmasr.core.foldable import find_foldable
+from mmasr.core.verification import TrainedLayers, check_layers
 from mmasr.errors import InputError
 
 
@@ -28,21 +29,23 @@ def trained(spec, sites=('3',), **shape):
     return randomize(model).eval()
 
 
-def differences(model, change=lambda folded: None, images=None):
-    """Fold a copy of a network, change it, and compare its layers with the trained ones."""
+def verify(model, change=lambda folded: None, images=None):
+    """Fold a copy of a network, change it, and verify it; return the differences of its layers."""
     folded = copy.deepcopy(model)
-    layers = TrainedLayers(folded, find_foldable(folded), {})
+    layers = TrainedLayers(folded, find_foldable(folded), model.state_dict())
     fold(folded)
     with torch.no_grad():
         change(folded)
+    layers.check_tensors(folded)
     with layers.compared(folded) as found:
         folded(torch.randn(2, 3, 24, 24) if images is None else images)
+    check_layers(found)
     return found
 
 
-def refused(found):
-    with pytest.raises(InputError, match=r'the folded layer \d differs from the trained one in channel'):
-        check_layers(found, {})
+def refused(*args, **options):
+    with pytest.raises(InputError, match=r'differs from the trained'):
+        verify(*args, **options)
 
 
 NETWORKS = {
@@ -66,10 +69,9 @@ each_network = pytest.mark.parametrize('name', NETWORKS)
 @each_network
 def test_correctly_folded_layers_agree(name):
     spec, shape = NETWORKS[name]
-    found = differences(trained(spec, **shape))
+    found = verify(trained(spec, **shape))
     assert list(found) == list(shape.get('sites', ('3',)))
-    worst = check_layers(found, {})
-    assert worst.relative < 1e-5  # float32 rounds to 6e-8, in sums of some hundred products
+    assert check_layers(found).relative < 1e-12  # both sides are computed in double precision
 
 
 def scale_channel(factor, name):
@@ -86,14 +88,14 @@ def scale_channel(factor, name):
 def test_one_channel_that_is_scaled_wrongly_is_found(name, factor):
     spec, shape = NETWORKS[name]
     site = shape.get('sites', ('3',))[-1]
-    refused(differences(trained(spec, **shape), scale_channel(factor, site)))
+    refused(trained(spec, **shape), scale_channel(factor, site))
 
 
 def test_a_channel_that_is_silent_on_the_images_is_checked_too():
     model = trained({'type': 'SE'}, sites=('4',))
     with torch.no_grad():
         model[3].weight[5] = 0  # nothing of the images reaches channel 5 of the normalization
-    refused(differences(model, scale_channel(1.01, '4'), images=torch.zeros(2, 3, 24, 24)))
+    refused(model, scale_channel(1.01, '4'), images=torch.zeros(2, 3, 24, 24))
 
 
 def test_a_small_channel_counts_as_much_as_a_large_one():
@@ -101,7 +103,7 @@ def test_a_small_channel_counts_as_much_as_a_large_one():
     with torch.no_grad():
         for parameter in (model[4].weight, model[4].bias):
             parameter[5] *= 1e-6
-    refused(differences(model, scale_channel(1.01, '4')))
+    refused(model, scale_channel(1.01, '4'))
 
 
 #: A scale that is computed wrongly everywhere, in training and folding alike.
@@ -121,7 +123,7 @@ def test_a_scale_that_is_wrong_everywhere_is_found(monkeypatch, name):
     model = trained({'type': 'SE'}, sites=('1', '4'))
     scale = mmasr.ASR.scale
     monkeypatch.setattr(mmasr.ASR, 'scale', lambda self: WRONG_SCALES[name](scale(self)))
-    refused(differences(model))
+    refused(model)
 
 
 @pytest.mark.parametrize('wrong', ['only the first κ', 'without the initial scale'])
@@ -139,7 +141,7 @@ def test_a_scale_that_ignores_a_part_of_its_definition_is_found(monkeypatch, wro
         return product.flatten() / (self.initial if wrong == 'only the first κ' else 1)
 
     monkeypatch.setattr(mmasr.ASR, 'scale', scale)
-    refused(differences(model))
+    refused(model)
 
 
 @pytest.mark.parametrize('change', ['transposed', 'flipped', 'without a branch'])
@@ -161,7 +163,7 @@ def test_a_wrong_kernel_of_orepa_is_found(monkeypatch, change, kernel):
         return result
 
     monkeypatch.setattr(cls, 'kernel', wrong)
-    refused(differences(model))
+    refused(model)
 
 
 @pytest.mark.parametrize('branch', ['square', 'vertical', 'horizontal'])
@@ -174,25 +176,77 @@ def test_a_branch_whose_statistics_are_not_folded_is_found(monkeypatch, branch):
         return original(self)
 
     monkeypatch.setattr(ACNet, 'to_single_layer', wrong)
-    refused(differences(model))
+    refused(model)
 
 
 def test_a_layer_of_another_shape_is_refused():
-    def change(folded):
-        folded[3] = nn.Conv2d(16, 16, 3, bias=False)
+    def shape(folded):
+        folded[3].weight = nn.Parameter(torch.zeros(16, 16, 5, 5))
 
-    with pytest.raises(InputError, match=r'3: the folded layer has an output of \(2, 16, 20, 20\), not'):
-        differences(trained({'type': 'OREPA'}), change)
+    def stride(folded):
+        folded[3].stride = 1
+
+    model = trained({'type': 'OREPA'})
+    with pytest.raises(
+        InputError, match=r'3.weight .* has the shape and type \(16, 16, 5, 5\), torch.float32, not'
+    ):
+        verify(model, shape)
+    with pytest.raises(InputError, match=r'3: the folded layer has an output of \(2, 16, 22, 22\), not'):
+        verify(model, stride)
 
 
-def test_the_bound_is_that_of_the_types_of_the_layer():
-    found = differences(trained({'type': 'SE'}, sites=('1', '4')), scale_channel(1.01, '4'))
-    refused(found)
-    types = {'4.weight': torch.bfloat16, '1.weight': torch.float32, '3.weight': torch.bfloat16}
-    assert check_layers(found, types).name == '4'
-    assert BOUNDS[torch.float32] < found['4'].relative < BOUNDS[torch.bfloat16]
-    with pytest.raises(InputError):
-        check_layers(found, {**types, '4.weight': torch.float16})
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda folded: folded[0].weight[2, 1].mul_(1 + 1e-6), r'0\.weight .* is not the trained tensor'),
+        (
+            lambda folded: folded[1].num_batches_tracked.add_(1),
+            r'1\.num_batches_tracked .* is not the trained',
+        ),
+        (lambda folded: folded[4].running_var[3].mul_(1 + 1e-6), r'4\.running_var .* differs .* channel 3'),
+        (lambda folded: folded[0].half(), r'0\.weight .* is not the trained tensor'),
+        (lambda folded: folded[4].half(), r'4\.weight .* the shape and type .*float16, not .*float32'),
+        (
+            lambda folded: folded[1].register_buffer('new', torch.ones(1)),
+            r'1\.new .* is not the trained tensor',
+        ),
+        (lambda folded: folded.pop(0), r'the folded network lacks 4\.weight'),
+        (lambda folded: folded[1].register_parameter('weight', None), r'the folded network lacks 1\.weight'),
+    ],
+    ids=['weight', 'count', 'statistics', 'type', 'type of a result', 'new', 'a layer less', 'a tensor less'],
+)
+def test_every_tensor_is_the_trained_one_or_a_result(change, message):
+    model = trained({'type': 'SE'}, sites=('4',))
+    with pytest.raises(InputError, match=message):
+        verify(model, change)
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_the_bound_is_the_rounding_of_the_tensors_own_type(dtype):
+    """The others are in another type, which does not matter."""
+    model = trained({'type': 'SE'}, sites=('4',))
+    trained_weights = types(model, dtype)
+    layers = TrainedLayers(model, find_foldable(model), trained_weights)
+    fold(model)
+    weights = layers.stored(model)
+    assert weights['4.weight'].dtype == dtype
+    assert weights['1.weight'].dtype == torch.bfloat16
+    found = layers.check_tensors(model, weights, computed=torch.float32)
+    eps = torch.finfo(dtype).eps
+    assert found.relative <= max(eps / 2, 1e-6)
+    weights['4.weight'][5] *= 1 + max(2 * eps, 2e-5)
+    with pytest.raises(InputError, match=r'4\.weight .* in channel 5 by .*, more than the rounding of'):
+        layers.check_tensors(model, weights, computed=torch.float32)
+
+
+def types(model, dtype):
+    """Return the weights of a network in bfloat16, only those of layer 4 in a type."""
+    floats = {name: t for name, t in model.state_dict().items() if t.is_floating_point()}
+    converted = {name: t.to(dtype if name.startswith('4.') else torch.bfloat16) for name, t in floats.items()}
+    with torch.no_grad():
+        for name, tensor in floats.items():
+            tensor.copy_(converted[name])
+    return model.state_dict() | converted
 
 
 def test_comparing_leaves_the_random_numbers_of_the_network_alone():
@@ -200,25 +254,28 @@ def test_comparing_leaves_the_random_numbers_of_the_network_alone():
     images = torch.randn(2, 3, 24, 24)
     model = trained({'type': 'SE'})
     before = torch.get_rng_state()
-    assert differences(model, images=images).keys() == {'3'}
+    assert verify(model, images=images).keys() == {'3'}
     assert torch.get_rng_state().equal(before)
 
 
 @pytest.mark.parametrize('layout', ['channel_first', 'channel_last'])
 @pytest.mark.parametrize('size', [16, 24], ids=['as many pixels as channels', 'more pixels'])
-def test_layer_norms_of_convnext_are_compared_in_both_layouts(layout, size):
+def test_layer_norms_of_convnext_are_compared_in_both_layouts(monkeypatch, layout, size):
     norm = mmasr.attach(nn.ModuleDict({'norm': LayerNorm2d(16)}), {'type': 'SE'}, sites=['norm'])
     randomize(norm).eval()
-    layers = TrainedLayers(norm, find_foldable(norm), {})
-    fold(norm)
     images = torch.randn(2, 16, size, size)
-    with layers.compared(norm) as found:
-        norm['norm'](images if layout == 'channel_first' else images.permute(0, 2, 3, 1), layout)
-    check_layers(found, {})
-    with torch.no_grad():
-        norm['norm'].weight[3] *= 1.1
-        norm['norm'].bias[3] *= 1.1
-    with layers.compared(norm) as found:
-        norm['norm'](images if layout == 'channel_first' else images.permute(0, 2, 3, 1), layout)
+    if layout == 'channel_last':
+        images = images.permute(0, 2, 3, 1)
+
+    def verified():
+        folded = copy.deepcopy(norm)
+        layers = TrainedLayers(folded, find_foldable(folded), norm.state_dict())
+        fold(folded)
+        with layers.compared(folded) as found:
+            folded['norm'](images, layout)
+        return check_layers(found)
+
+    assert verified().relative < 1e-12
+    monkeypatch.setattr(mmasr.ASR, 'scale', lambda asr: torch.linspace(0.5, 1, 16).to(asr.psi))
     with pytest.raises(InputError, match='the folded layer norm differs from the trained one'):
-        check_layers(found, {})
+        verified()

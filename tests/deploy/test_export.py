@@ -229,7 +229,7 @@ def test_a_network_for_one_image_size_is_exported_for_that_size(tmp_path):
     report = export(tmp_path / 'a.pth', size=(48, 64))
     assert report.dynamic == ('batch',)
     # With other sizes, it would interpolate its positions.
-    assert 'ONNX Runtime computes something else than torch' in report.fixed
+    assert 'the graph in ONNX Runtime differs from the network in torch' in report.fixed
     assert report.inputs == [(2, 3, 48, 64), (1, 3, 48, 64), (3, 3, 48, 64)]
     assert run(report.path, torch.randn(5, 3, 48, 64))['logits'].shape == (5, 10)
 
@@ -269,7 +269,7 @@ def test_a_graph_that_differs_is_refused(plain, tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.onnx, 'export', other)
     message = (
-        'ONNX Runtime computes something else than torch: logits differs by .*, more than 1e-04; nothing'
+        'graph in ONNX Runtime differs from the network in torch: logits by .*, more than 1e-04; nothing'
     )
     refused(tmp_path, message, *(plain, None, None, True))
 

@@ -477,14 +477,12 @@ def lose_a_scale(model, stay):
 @pytest.mark.parametrize(
     'dtype', [torch.float32, torch.float16, torch.bfloat16], ids=['fp32', 'fp16', 'bf16']
 )
-@pytest.mark.parametrize('layers', [True, False], ids=['by its layer', 'by the outputs alone'])
-def test_a_wrong_fold_is_detected_and_nothing_is_written(tmp_path, monkeypatch, dtype, layers):
+def test_a_wrong_fold_is_seen_in_the_outputs_too_and_nothing_is_written(tmp_path, monkeypatch, dtype):
+    """The table in test_mutations.py has other errors, which the layers or tensors may show first."""
     path, _ = save(tmp_path / 'a.pth', small_detector(), dtype=dtype)
     monkeypatch.setattr(reparam, 'fold', lose_a_scale)
-    message = r'folded layer backbone\.layer3\.0\.bn2 differs from the trained one in channel'
-    if not layers:
-        monkeypatch.setattr(reparam, 'check_layers', lambda *_: None)
-        message = 'differs from the trained one: .* nothing was written'
+    monkeypatch.setattr(reparam.TrainedLayers, 'check_tensors', lambda *_: None)
+    message = 'a.pth: the folded network differs from the trained network: .*, more than 1e-04'
     with pytest.raises(InputError, match=message), torch.no_grad():
         reparameterize(path)
     assert list(tmp_path.iterdir()) == [path]

@@ -80,9 +80,10 @@ def test_the_network_of_the_embedded_config_has_the_weights(path):
     network = open_checkpoint(path).network()
     assert isinstance(network.model.backbone, ASRResNet)
     weights = network.model.state_dict()
-    assert weights.keys() == expected['state_dict'].keys() == network.dtypes.keys()
+    assert weights.keys() == expected['state_dict'].keys() == network.weights.keys()
     for name, tensor in expected['state_dict'].items():
-        assert network.dtypes[name] == tensor.dtype
+        assert network.weights[name].dtype == tensor.dtype
+        assert torch.equal(network.weights[name], tensor)
         assert weights[name].dtype == (torch.float32 if tensor.is_floating_point() else tensor.dtype)
         assert torch.equal(weights[name], tensor.to(weights[name].dtype))
     assert network.meta == expected['meta']
@@ -275,7 +276,7 @@ def test_a_pair_of_files_is_rebuilt(pair):
     origin, files, config = pair
     rebuilt = origin.rebuild(*files, config)
     expected = torch.load(files[0])['state_dict']
-    for name, tensor in rebuilt.state_dict().items():
+    for name, tensor in rebuilt.model.state_dict().items():
         assert torch.equal(tensor, expected[name])
 
 

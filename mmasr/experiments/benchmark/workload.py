@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...deploy.compare import tensors
+from ...core.differences import tensors
 from ...errors import as_input_error
 
 
