@@ -123,6 +123,9 @@ class ParameterReparameterization(Reparameterization):
 
     #: Its name in messages.
     title: str
+    #: Whether verification computes it in double precision. Not where rounding may change the effective
+    #: parameters much: then those count that the trained network computed, in its own type.
+    verified_in_double = True
 
     @abstractmethod
     def effective_parameters(self, layer: nn.Module) -> dict[str, torch.Tensor]:

@@ -20,7 +20,7 @@ from ..core.fold import fold
 from ..core.foldable import Foldable, find_foldable
 from ..core.merge import lacks_deployed_config
 from ..core.reparameterization import Reparameterization
-from ..core.verification import LayerDifference, TrainedLayers, check_layers
+from ..core.verification import LayerDifference, TrainedLayers
 from ..errors import InputError, as_input_error, shortened, with_source
 from ..files import output_files, temporary_files
 from ..openmmlab.data_sources import check_data
@@ -160,6 +160,7 @@ class _Deployed:
         folded, merged, ours (dict[str, str]): See :class:`Report`.
         parameters (tuple[int, int]): Number of parameters before and after.
         layers (TrainedLayers): The trained layers, to compare the folded ones with.
+        meta (dict): The ``meta`` of the trained checkpoint.
         attention (MeanFold, optional): The attention whose mean was folded.
         evaluator (dict | list, optional): Config of the metrics to evaluate it with.
     """
@@ -175,6 +176,7 @@ class _Deployed:
     ours: dict[str, str]
     parameters: tuple[int, int]
     layers: TrainedLayers
+    meta: dict
     attention: MeanFold | None
     evaluator: dict | list | None
 
@@ -221,10 +223,11 @@ def _deploy(
         ours={n: kind.__name__ for n, kind in became.items() if kind.__module__.split('.')[0] == 'mmasr'},
         parameters=(before, _count(model)),
         layers=layers,
+        meta=trained.meta,
         attention=attention,
         evaluator=trained.config.get('test_evaluator'),
     )
-    _write(trained.meta, weights, deployed, files)
+    _write(weights, deployed, files)
     return deployed
 
 
@@ -303,7 +306,7 @@ def _fold(model: nn.Module, foldable: Foldable, attention: MeanFold | None) -> d
     return fused
 
 
-def _write(meta: dict, weights: dict[str, torch.Tensor], deployed: _Deployed, files: Sequence[Path]) -> None:
+def _write(weights: dict[str, torch.Tensor], deployed: _Deployed, files: Sequence[Path]) -> None:
     """Write the folded network: a checkpoint, and its config."""
     with with_source(deployed.origin.source):
         text = write_config(deployed.config)
@@ -315,7 +318,7 @@ def _write(meta: dict, weights: dict[str, torch.Tensor], deployed: _Deployed, fi
     }
     weights_file, config_file = files
     config_file.write_text(text, encoding='utf-8')
-    meta = {**meta, 'mmasr': record, 'cfg': text}
+    meta = {**deployed.meta, 'mmasr': record, 'cfg': text}
     write_checkpoint({'meta': meta, 'state_dict': weights}, weights_file)
 
 
@@ -327,10 +330,11 @@ def _verify(
     rebuilt = origin.rebuild(*files, deployed.config)
     with origin.limits():
         with with_source(origin.source):
+            _check_meta(deployed.meta, rebuilt.meta)
             worst_tensor = deployed.layers.check_tensors(rebuilt.model, rebuilt.weights, torch.float32)
             with deployed.layers.compared(rebuilt.model) as layers:
                 outputs = _outputs(rebuilt.model, deployed.images)
-            worst_layer = check_layers(layers)
+            worst_layer = deployed.layers.check_layers(layers)
             check_differences(compare(deployed.rounded, outputs), BOUNDS[torch.float32])
             differences = compare(deployed.expected, outputs)
             check_differences(differences, deployed.bound)
@@ -342,6 +346,14 @@ def _verify(
         description = 'evaluating the deployed network'
         metrics = evaluate(rebuilt.model, attention.loader, deployed.evaluator, track, description)
         return worst, differences, metrics
+
+
+def _check_meta(trained: dict, written: dict) -> None:
+    changed = {
+        name for name in trained.keys() | written if repr(trained.get(name)) != repr(written.get(name))
+    }
+    if changed := changed - {'cfg', 'mmasr'}:
+        raise InputError(f'the deployed file has other meta data: {shortened(sorted(changed))}')
 
 
 def _count(model: nn.Module) -> int:

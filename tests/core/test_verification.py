@@ -13,7 +13,7 @@ from mmasr.convolutions.acnet import ACNet
 from mmasr.convolutions.orepa import OREPAKxK, OREPALargeKernel
 from mmasr.core.fold import fold
 from mmasr.core.foldable import find_foldable
-from mmasr.core.verification import TrainedLayers, check_layers
+from mmasr.core.verification import TrainedLayers
 from mmasr.errors import InputError
 
 
@@ -30,7 +30,7 @@ def trained(spec, sites=('3',), **shape):
 
 
 def verify(model, change=lambda folded: None, images=None):
-    """Fold a copy of a network, change it, and verify it; return the differences of its layers."""
+    """Fold a copy of a network, change it, and verify it; return the largest and all differences."""
     folded = copy.deepcopy(model)
     layers = TrainedLayers(folded, find_foldable(folded), model.state_dict())
     fold(folded)
@@ -39,8 +39,7 @@ def verify(model, change=lambda folded: None, images=None):
     layers.check_tensors(folded)
     with layers.compared(folded) as found:
         folded(torch.randn(2, 3, 24, 24) if images is None else images)
-    check_layers(found)
-    return found
+    return layers.check_layers(found), found
 
 
 def refused(*args, **options):
@@ -69,9 +68,9 @@ each_network = pytest.mark.parametrize('name', NETWORKS)
 @each_network
 def test_correctly_folded_layers_agree(name):
     spec, shape = NETWORKS[name]
-    found = verify(trained(spec, **shape))
+    worst, found = verify(trained(spec, **shape))
     assert list(found) == list(shape.get('sites', ('3',)))
-    assert check_layers(found).relative < 1e-12  # both sides are computed in double precision
+    assert worst.relative < 1e-7  # in double precision, except for the scale
 
 
 def scale_channel(factor, name):
@@ -233,8 +232,8 @@ def test_the_bound_is_the_rounding_of_the_tensors_own_type(dtype):
     assert weights['1.weight'].dtype == torch.bfloat16
     found = layers.check_tensors(model, weights, computed=torch.float32)
     eps = torch.finfo(dtype).eps
-    assert found.relative <= max(eps / 2, 1e-6)
-    weights['4.weight'][5] *= 1 + max(2 * eps, 2e-5)
+    assert found.relative <= max(eps, torch.finfo(torch.float32).eps)
+    weights['4.weight'][5] *= 1 + max(2 * eps, 1e-6)
     with pytest.raises(InputError, match=r'4\.weight .* in channel 5 by .*, more than the rounding of'):
         layers.check_tensors(model, weights, computed=torch.float32)
 
@@ -254,7 +253,7 @@ def test_comparing_leaves_the_random_numbers_of_the_network_alone():
     images = torch.randn(2, 3, 24, 24)
     model = trained({'type': 'SE'})
     before = torch.get_rng_state()
-    assert verify(model, images=images).keys() == {'3'}
+    assert verify(model, images=images)[1].keys() == {'3'}
     assert torch.get_rng_state().equal(before)
 
 
@@ -273,7 +272,7 @@ def test_layer_norms_of_convnext_are_compared_in_both_layouts(monkeypatch, layou
         fold(folded)
         with layers.compared(folded) as found:
             folded['norm'](images, layout)
-        return check_layers(found)
+        return layers.check_layers(found)
 
     assert verified().relative < 1e-12
     monkeypatch.setattr(mmasr.ASR, 'scale', lambda asr: torch.linspace(0.5, 1, 16).to(asr.psi))
