@@ -82,6 +82,9 @@ def show(report: Report) -> None:
         where = f'channel {worst.channel} of {worst.name}'
         line = f'folded layers, compared one by one: at most {worst.relative:.1e} apart, in {where}'
         console.print(printable(line), soft_wrap=True)
+    if report.config_changes:
+        line = f'the deployed config differs from the trained one in {", ".join(report.config_changes)}'
+        console.print(printable(line), soft_wrap=True)
     if report.attention:
         show_attention(console, report)
     for reason in dict.fromkeys(report.left_out.values()):

@@ -501,6 +501,7 @@ def verify_fold(model: nn.Module, inputs: Any, stay: Collection[str] = ()) -> No
 
 def _outputs(network: nn.Module, inputs: Any) -> dict[str, torch.Tensor]:
     torch.default_generator.manual_seed(0)  # for a network that draws noise
+    inputs = copy.deepcopy(inputs)  # which the network may change
     if isinstance(inputs, Mapping):
         output = network(**inputs)
     else:

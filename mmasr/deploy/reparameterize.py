@@ -52,6 +52,8 @@ class Report:
         differences (list[Difference]): Differences of the two networks, output by output.
         bound (float): Largest difference allowed, relative to the largest value of an output.
         seconds (float): Duration.
+        config_changes (list[str]): The parts of the model in which the deployed config differs from the
+            trained one, such as ``model.backbone.type``.
         left_out (dict[str, str]): Parts of the embedded config that the deployed one does not have -> why.
         attention (MeanFold, optional): Findings about attention that depends on the image, if it was to be
             folded.
@@ -70,6 +72,7 @@ class Report:
     differences: list[Difference]
     bound: float
     seconds: float
+    config_changes: list[str]
     left_out: dict[str, str]
     attention: MeanFold | None = None
     after: dict[str, float] | None = None
@@ -139,6 +142,7 @@ def reparameterize(
         differences=differences,
         bound=deployed.bound,
         seconds=time.perf_counter() - start,
+        config_changes=deployed.config_changes,
         left_out=deployed.origin.left_out or {},
         attention=deployed.attention,
         after=after,
@@ -157,6 +161,7 @@ class _Deployed:
             nothing is rounded, those of the trained network.
         bound (float): Largest difference from the trained network allowed.
         config (dict): The deployed config.
+        config_changes (list[str]): See :class:`Report`.
         folded, merged, ours (dict[str, str]): See :class:`Report`.
         parameters (tuple[int, int]): Number of parameters before and after.
         layers (TrainedLayers): The trained layers, to compare the folded ones with.
@@ -171,6 +176,7 @@ class _Deployed:
     rounded: dict[str, torch.Tensor]
     bound: float
     config: dict
+    config_changes: list[str]
     folded: dict[str, str]
     merged: dict[str, str]
     ours: dict[str, str]
@@ -208,7 +214,7 @@ def _deploy(
             layers.fused = _fold(model, foldable, attention)
             with as_input_error('the config has no deployed form'):
                 config = deployed_config(trained.config, list(attention.hosts) if attention else [], model)
-            check_deployed_config(trained.config.to_dict(), config.to_dict())
+            config_changes = check_deployed_config(trained.config.to_dict(), config.to_dict())
             weights, rounded = _round(model, layers, expected, images)
     became = {name: type(model.get_submodule(name)) for name in merged}
     deployed = _Deployed(
@@ -218,6 +224,7 @@ def _deploy(
         rounded=rounded,
         bound=BOUNDS[coarsest(map(layers.dtype, layers.references))],
         config=origin.deployed(config.to_dict()),
+        config_changes=config_changes,
         folded=folded,
         merged=merged,
         ours={n: kind.__name__ for n, kind in became.items() if kind.__module__.split('.')[0] == 'mmasr'},

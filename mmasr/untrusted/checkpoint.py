@@ -27,13 +27,13 @@ _META = {
 _MAX_ITEMS = 100_000  # in one of them
 
 
-def read_checkpoint(path: str | Path, mmap: bool = False) -> dict:
+def read_checkpoint(path: str | Path, weights_only: bool = False) -> dict:
     """Read a checkpoint of mmengine, or bare weights, without running anything in it.
 
     Args:
         path (str | Path): The file.
-        mmap (bool): Map the tensors from the file instead of reading them, if its format allows that. The
-            file must not change while they are in use. Default: False.
+        weights_only (bool): Read only the tensors of the ``state_dict``, if the format allows it; the others stay
+            zero. Default: False.
 
     Returns:
         dict: The checkpoint. The names in its ``state_dict`` have lost a common prefix ``module.``, and its
@@ -47,7 +47,7 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict:
         raise InputError(f'{path}: not a regular file')
     damaged = 'not a PyTorch checkpoint, or an empty, truncated or damaged one'
     try:
-        checkpoint = read_torch_file(path, mmap)
+        checkpoint = read_torch_file(path, weights_only)
     except OSError as error:
         # EINVAL: an archive points outside itself.
         problem = damaged if error.errno == errno.EINVAL else error.strerror or error

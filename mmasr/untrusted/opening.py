@@ -86,7 +86,7 @@ class Origin:
         Raises:
             InputError: If the config does not read back as it was written, or the files do not fit together.
         """
-        content = read_checkpoint(weights_file, mmap=True)
+        content = read_checkpoint(weights_file, weights_only=True)
         read_back = parse_config(config_file.read_text(encoding='utf-8'))
         if repr(read_back) != repr(config):  # repr, because NaN is not equal to itself
             raise InputError(f'{self.source}: the deployed config does not read back as it was written')
@@ -104,7 +104,7 @@ class Network:
         model (nn.Module): The network with its weights, in float32, on the CPU.
         config (Config): Its config.
         meta (dict): The checkpoint's ``meta``.
-        weights (dict[str, Tensor]): The weights in the types of the checkpoint, mapped from it.
+        weights (dict[str, Tensor]): The weights in the types of the checkpoint.
         origin (Origin): Its limits, in which it must run.
     """
 
@@ -225,8 +225,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open a checkpoint without running anything in it.
 
     Args:
-        path (str | Path): A checkpoint of mmengine's runner, or bare weights. It must not change while they
-            are in use.
+        path (str | Path): A checkpoint of mmengine's runner, or bare weights.
 
     Returns:
         Checkpoint: Its content. :meth:`Checkpoint.network` builds the network, safe to run.
@@ -234,4 +233,4 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         InputError: If it cannot be read, or contains anything but weights, numbers and text.
     """
-    return Checkpoint(Path(path), read_checkpoint(path, mmap=True))
+    return Checkpoint(Path(path), read_checkpoint(path, weights_only=True))

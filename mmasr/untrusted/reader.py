@@ -34,13 +34,13 @@ _LARGEST_KEY = 2**31
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 
-def read_torch_file(source: str | Path | BinaryIO, mmap: bool = False) -> Any:
+def read_torch_file(source: str | Path | BinaryIO, weights_only: bool = False) -> Any:
     """Read a file of ``torch.save`` without running anything it contains.
 
     Args:
         source (str | Path | BinaryIO): The file.
-        mmap (bool): Map the tensors from the file instead of reading them, if it is an archive on disk. It
-            must not change while they are in use. Default: False.
+        weights_only (bool): Read only the tensors of the ``state_dict``, or of the whole if it has none; in
+            an archive, the others stay zero and take no memory. Default: False.
 
     Returns:
         Any: Its content, with tensors on the CPU. Ordered dicts have lost their attributes.
@@ -58,14 +58,10 @@ def read_torch_file(source: str | Path | BinaryIO, mmap: bool = False) -> Any:
         file.seek(0)
         # One byte of a pickle makes an object of a hundred bytes.
         with limited_memory(2**30 + 4 * size):
-            return (
-                _read_archive(file, size, mmap and source is not file)
-                if is_archive
-                else _read_old(file, size)
-            )
+            return _read_archive(file, size, weights_only) if is_archive else _read_old(file, size)
 
 
-def _read_archive(file: BinaryIO, size: int, mmap: bool) -> Any:
+def _read_archive(file: BinaryIO, size: int, weights_only: bool) -> Any:
     with zipfile.ZipFile(file) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
         if len(entries) < len(archive.infolist()) or any(
@@ -79,7 +75,6 @@ def _read_archive(file: BinaryIO, size: int, mmap: bool) -> Any:
         (root,) = (name.removesuffix('data.pkl') for name in entries if name.endswith('/data.pkl'))
         if f'{root}byteorder' in entries and archive.read(f'{root}byteorder').decode() != sys.byteorder:
             raise UnpicklingError('it was written on a machine with another byte order')
-        mapped = torch.UntypedStorage.from_file(str(file.name), False, size) if mmap else None
         storages: dict[str, torch.Tensor] = {}
 
         def storage(kind: str, dtype: torch.dtype, key: str, location: str, count: int) -> torch.Tensor:
@@ -87,17 +82,25 @@ def _read_archive(file: BinaryIO, size: int, mmap: bool) -> Any:
                 entry = entries[f'{root}data/{key}']
                 if entry.file_size != count * dtype.itemsize:
                     raise UnpicklingError('a storage and its record differ in size')
-                file.seek(entry.header_offset + 26)  # its local header has the lengths of two fields to skip
-                start = entry.header_offset + 30 + sum(struct.unpack('<HH', file.read(4)))
-                if mmap and start % dtype.itemsize == 0:
-                    storages[key] = torch.empty(0, dtype=dtype).set_(mapped[start : start + entry.file_size])
-                else:
-                    storages[key] = _tensor_of(archive.read(entry), dtype)
+                storages[key] = torch.zeros(count, dtype=dtype)
             if storages[key].dtype != dtype or storages[key].numel() != count:
                 raise UnpicklingError('a storage with two types or sizes')
             return storages[key]
 
-        return _Unpickler(io.BytesIO(archive.read(f'{root}data.pkl')), storage).load()
+        content = _Unpickler(io.BytesIO(archive.read(f'{root}data.pkl')), storage).load()
+        weights = _addresses(content) if weights_only else None
+        for key, tensor in storages.items():
+            if weights is None or tensor.untyped_storage().data_ptr() in weights:
+                with archive.open(f'{root}data/{key}') as record:
+                    record.readinto(tensor.view(torch.uint8).numpy())
+        return content
+
+
+def _addresses(content: object) -> set[int]:
+    """Return the addresses of the storages of all weights."""
+    state_dict = content.get('state_dict', content) if isinstance(content, dict) else {}
+    values = state_dict.values() if isinstance(state_dict, dict) else ()
+    return {value.untyped_storage().data_ptr() for value in values if isinstance(value, torch.Tensor)}
 
 
 def _read_old(file: BinaryIO, size: int) -> Any:

@@ -12,7 +12,10 @@ from ..errors import InputError, printable
 from ..openmmlab.config import walk
 from .opening import open_checkpoint
 
-_MAX_ITEMS = 100_000  # in one entry; lists that contain each other can be endless
+_MAX_ITEMS = 100_000  # in one entry of the message hub
+#: The same for the state of an optimizer, and how deep anything may be nested. Lists that contain each other,
+#: or the same list many times, are endless or nearly so.
+_MAX_STATE, _MAX_DEPTH = 1_000_000, 50
 
 
 class ResumeHook(Hook):
@@ -30,7 +33,12 @@ class ResumeHook(Hook):
         Args:
             runner (Runner): The runner, with the checkpoint's path.
             checkpoint (dict): The checkpoint.
+
+        Raises:
+            InputError: If the state of the optimizer or anything else that is resumed is endless, or a
+                scheduler's is empty.
         """
+        _check_state(checkpoint, runner._load_from)
         folder = Path(runner.work_dir).resolve()
         own = Path(runner._load_from or '').resolve().parent == folder
 
@@ -49,6 +57,37 @@ class ResumeHook(Hook):
             part: {name: value for name, value in _items(hub.get(part)) if is_harmless(name, value)}
             for part in ('log_scalars', 'runtime_info', 'resumed_keys')
         }
+
+
+def _check_state(checkpoint: dict, source: str) -> None:
+    for part in ('optimizer', 'param_schedulers', 'message_hub'):
+        if not _is_finite_tree(checkpoint.get(part)):
+            raise InputError(
+                f'{source}: {part} contains itself, is nested more than {_MAX_DEPTH} levels deep, or has '
+                f'more than {_MAX_STATE} items'
+            )
+    schedulers = checkpoint.get('param_schedulers', ())
+    groups = schedulers.values() if isinstance(schedulers, dict) else [schedulers]
+    for group in groups:
+        if not isinstance(group, list | tuple) or not all(
+            isinstance(state, dict) and type(state.get('last_step')) is int for state in group
+        ):
+            raise InputError(
+                f'{source}: the state of a learning rate scheduler in param_schedulers is missing'
+            )
+
+
+def _is_finite_tree(value: object) -> bool:
+    remaining = [(value, 0)]
+    for _ in range(_MAX_STATE):
+        if not remaining:
+            return True
+        item, depth = remaining.pop()
+        children = item.values() if isinstance(item, dict) else item if isinstance(item, list | tuple) else ()
+        if children and depth == _MAX_DEPTH:
+            return False
+        remaining.extend((child, depth + 1) for child in children)
+    return not remaining
 
 
 def _items(value: object) -> Iterable[tuple[object, object]]:

@@ -6,13 +6,14 @@ import pytest
 import timm
 import torch
 import torchvision
-from helpers import plugin, randomize_scales
+from helpers import plugin, randomize, randomize_norms, randomize_scales
 from mmengine.registry import MODELS
 from torch import nn
 
 import mmasr
-from mmasr.core.foldable import Foldable, find_foldable
+from mmasr.core.foldable import Foldable, find_foldable, fold_all
 from mmasr.core.host import Host
+from mmasr.core.scaling import scaled
 from mmasr.errors import InputError
 
 C = 8
@@ -131,3 +132,112 @@ def test_a_foldable_is_false_once_everything_is_folded(model):
 @pytest.mark.parametrize('name', ['hosts', 'plugins', 'branches'])
 def test_a_foldable_with_any_entry_is_true(name):
     assert Foldable(**{'hosts': {}, 'plugins': {}, 'branches': {}, name: {'a': nn.Identity()}})
+
+
+class TwoInputs(nn.Module):
+    """Takes two inputs, changes one of them in place, and returns a dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, C, 3, padding=1)
+        self.bn = nn.BatchNorm2d(C)
+        self.unused = nn.BatchNorm2d(C)
+
+    def forward(self, x, offset):
+        features = self.bn(self.conv(x.relu_()))
+        return {'features': [features], 'sum': features.sum() + offset, 'count': x.numel()}
+
+
+def two_inputs(kind, sites=('bn',)):
+    model = mmasr.attach(TwoInputs(), {'type': kind}, sites=list(sites))
+    return randomize(model)
+
+
+@pytest.mark.parametrize(('kind', 'site'), [('SE', 'bn'), ('OREPA', 'conv'), ('DBB', 'conv')])
+@pytest.mark.parametrize('as_dict', [False, True], ids=['tuple', 'dict'])
+def test_a_verified_fold_compares_layers_and_outputs_and_folds(kind, site, as_dict):
+    model = two_inputs(kind, [site])
+    x, offset = torch.randn(2, 3, 9, 9), torch.ones(1)
+    before = x.clone()
+    expected = copy.deepcopy(model).eval()(x.clone(), offset)['sum']
+    model.train()
+    mmasr.fold(model, verify={'x': x, 'offset': offset} if as_dict else (x, offset))
+    assert model.training
+    assert torch.equal(x, before)
+    assert isinstance(model.get_submodule(site), nn.BatchNorm2d if kind == 'SE' else nn.Conv2d)
+    torch.testing.assert_close(model.eval()(x, offset)['sum'], expected, rtol=1e-4, atol=1e-4)
+
+
+def wrong_scale(self, layer):
+    return {name: 1.01 * tensor for name, tensor in scaled(layer, self.scale()).items()}
+
+
+def changed_tensor(model, stay=()):
+    fold_all(model, stay)
+    if isinstance(model, TwoInputs):
+        model.conv.weight.data[0, 0, 0, 0] += 1e-5
+    return model
+
+
+@pytest.mark.parametrize(
+    ('target', 'wrong', 'message'),
+    [
+        ('mmasr.core.asr.ASR.effective_parameters', wrong_scale, r'layer bn differs from the trained one'),
+        (
+            'mmasr.core.verification.fold_all',
+            changed_tensor,
+            r'conv\.weight of the folded network is not the',
+        ),
+    ],
+    ids=['layer', 'tensor'],
+)
+def test_a_fold_that_is_wrong_raises_and_leaves_the_network_unchanged(monkeypatch, target, wrong, message):
+    model = two_inputs('SE')
+    before = copy.deepcopy(model.state_dict())
+    types = [type(m) for m in model.modules()]
+    monkeypatch.setattr(target, wrong)
+    with pytest.raises(InputError, match=message):
+        mmasr.fold(model, verify=(torch.randn(2, 3, 9, 9), 0))
+    assert [type(m) for m in model.modules()] == types
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_a_verified_fold_needs_inputs_that_reach_every_folded_layer():
+    model = two_inputs('SE', ['bn', 'unused'])
+    with pytest.raises(InputError, match='the inputs do not reach unused, so folding it is not verified'):
+        mmasr.fold(model, verify=(torch.randn(2, 3, 9, 9), 0))
+    assert isinstance(model.bn, Host)
+
+
+def test_a_verified_fold_refuses_outputs_that_are_not_finite():
+    model = two_inputs('SE')
+    with pytest.raises(
+        InputError, match=r'the output output\.sum of the trained network contains NaN or Inf'
+    ):
+        mmasr.fold(model, verify=(torch.randn(2, 3, 9, 9), torch.tensor(torch.nan)))
+    assert isinstance(model.bn, Host)
+
+
+def test_a_verified_fold_needs_outputs_that_are_tensors():
+    model = mmasr.attach(nn.Sequential(nn.BatchNorm2d(3)), {'type': 'SE'}, sites=['0'])
+    model.register_forward_hook(lambda module, args, output: 'text')
+    with pytest.raises(InputError, match='the network returned no tensors to compare, but a str'):
+        mmasr.fold(model, verify=torch.randn(2, 3, 9, 9))
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('spec', [{'type': 'ASR', 'attention': {'type': 'SE'}, 'delta': 3}, {'type': 'DBB'}])
+def test_networks_in_other_types_are_verified(dtype, spec):
+    stock = nn.Sequential(nn.Conv2d(3, C, 3), nn.BatchNorm2d(C), nn.ReLU(), nn.Conv2d(C, C, 3, padding=1))
+    model = randomize(mmasr.attach(stock, spec, sites=['3'])).to(dtype)
+    mmasr.fold(model, verify=torch.randn(2, 3, 9, 9, dtype=dtype))
+    assert type(model[3]) is nn.Conv2d
+
+
+def test_stock_networks_are_verified_with_what_stays():
+    model = torchvision.models.resnet18()
+    mmasr.attach(model, {'type': 'ACNet'}, sites=['layer1.0.conv1', 'layer1.1.conv1'])
+    mmasr.attach(model, {'type': 'SE'})
+    randomize_norms(randomize_scales(model))
+    mmasr.fold(model, stay=['layer1.0.conv1'], verify=torch.randn(2, 3, 64, 64))
+    assert find_foldable(model).branches.keys() == {'layer1.0.conv1'}

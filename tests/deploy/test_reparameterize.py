@@ -497,6 +497,8 @@ def test_the_tool_prints_its_report(good, tmp_path):
         'parameters',
         'MiB',
         'relative (bound 1e-04)',
+        'folded layers, compared one by one: at most',
+        'the deployed config differs from the trained one in model.backbone.asr, model.backbone.type',
         'good_deploy.py',
     ):
         assert text in result.stdout

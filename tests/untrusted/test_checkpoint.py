@@ -17,8 +17,8 @@ from mmasr.untrusted.checkpoint import data_only, read_checkpoint
 WEIGHTS = {'conv.weight': torch.ones(2, 3), 'conv.bias': torch.zeros(2)}
 
 
-@pytest.mark.parametrize('mmap', [False, True], ids=['read', 'mmap'])
-def test_a_checkpoint_of_a_runner_is_read(tmp_path, mmap):
+@pytest.mark.parametrize('weights_only', [False, True], ids=['all', 'weights'])
+def test_a_checkpoint_of_a_runner_is_read(tmp_path, weights_only):
     path = tmp_path / 'epoch_1.pth'
     history = HistoryBuffer([1.0, 2.0], [1, 1])
     history.mean()
@@ -37,7 +37,7 @@ def test_a_checkpoint_of_a_runner_is_read(tmp_path, mmap):
         },
     }
     torch.save(checkpoint, path)
-    read = read_checkpoint(path, mmap=mmap)
+    read = read_checkpoint(path, weights_only=weights_only)
     assert read['meta']['dataset_meta']['classes'] == ('a', 'b')
     assert np.array_equal(read['meta']['dataset_meta']['palette'], np.ones((2, 3)))
     assert read['meta']['seed'] == 3
@@ -54,7 +54,7 @@ def test_bare_weights_are_read_without_the_prefix_of_a_wrapper(tmp_path, old_for
         path,
         _use_new_zipfile_serialization=not old_format,
     )
-    read = read_checkpoint(path, mmap=True)
+    read = read_checkpoint(path, weights_only=True)
     assert read['meta'] == {}
     assert list(read['state_dict']) == list(WEIGHTS)
 
@@ -75,7 +75,7 @@ def test_a_file_that_is_not_a_checkpoint_is_refused(tmp_path, name):
     torch.save({'state_dict': {'weight': torch.randn(1000)}}, path)
     path.write_bytes(BROKEN[name](path.read_bytes()))
     with pytest.raises(InputError, match=rf'{name}\.pth: not a PyTorch checkpoint') as caught:
-        read_checkpoint(path, mmap=True)
+        read_checkpoint(path, weights_only=True)
     assert '\n' not in str(caught.value)
 
 

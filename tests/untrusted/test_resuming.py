@@ -213,6 +213,44 @@ def test_a_message_hub_of_another_type_becomes_empty(hub):
     assert checkpoint['message_hub'] == {'log_scalars': {}, 'runtime_info': {}, 'resumed_keys': {}}
 
 
+def nested(levels):
+    """Return lists in lists."""
+    value = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def shared(levels):
+    """Return lists with 3**levels items, which take a few bytes per level in the file."""
+    value = []
+    for _ in range(levels):
+        value = [value, value, value]
+    return value
+
+
+ITSELF = []
+ITSELF.append(ITSELF)
+ENDLESS = {'itself': ITSELF, 'deep': nested(100_000), 'shared': shared(45)}
+
+
+@pytest.mark.parametrize('name', ENDLESS)
+@pytest.mark.parametrize('part', ['optimizer', 'param_schedulers', 'message_hub'])
+def test_an_endless_state_is_refused(part, name):
+    runner = SimpleNamespace(work_dir='work', _load_from='work/a.pth')
+    with pytest.raises(
+        InputError, match=rf'^work/a\.pth: {part} contains itself, is nested more than 50 levels'
+    ):
+        ResumeHook().after_load_checkpoint(runner, {part: {'state': {0: ENDLESS[name]}}})
+
+
+@pytest.mark.parametrize('states', [[{}], [None], 3, {'a': [{'last_step': 'x'}]}, {'a': None}])
+def test_a_missing_state_of_a_scheduler_is_refused(states):
+    runner = SimpleNamespace(work_dir='work', _load_from='work/a.pth')
+    with pytest.raises(InputError, match=r'a\.pth: the state of a learning rate scheduler .* is missing'):
+        ResumeHook().after_load_checkpoint(runner, {'param_schedulers': states})
+
+
 @pytest.mark.usefixtures('data')
 def test_a_resumed_training_with_random_augmentation_equals_an_uninterrupted_one():
     """As docs/training.md says: the workers of a dataloader start every epoch with the same seeds."""
