@@ -32,8 +32,8 @@ def read_checkpoint(path: str | Path, weights_only: bool = False) -> dict:
 
     Args:
         path (str | Path): The file.
-        weights_only (bool): Read only the tensors of the ``state_dict``, if the format allows it; the others stay
-            zero. Default: False.
+        weights_only (bool): Read only the tensors of the ``state_dict``, if the format allows it; all others
+            stay zero. Default: False.
 
     Returns:
         dict: The checkpoint. The names in its ``state_dict`` have lost a common prefix ``module.``, and its
