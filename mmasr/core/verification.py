@@ -367,7 +367,7 @@ class _TrainedLayer:
 
     @property
     def is_sum(self) -> bool:
-        """Whether its folded parameters are sums."""
+        """Return whether its folded parameters are sums."""
         is_product = (
             not isinstance(self.layer, Host) or not self.layer.reparameterization().verified_in_double
         )

@@ -469,7 +469,8 @@ def test_difference_at_another_size_or_scale_is_detected(tmp_path, monkeypatch, 
         return 1.1 * y if -(-size // 16) in x.shape else y  # the stride of stage 3 is 16
 
     trained(tmp_path / 'a.pth', {'branch': 'involution'})
-    monkeypatch.setattr('mmasr.deploy.reparameterize.check_layers', lambda *_: None)  # notices it first
+    # Another check notices it first.
+    monkeypatch.setattr('mmasr.core.verification.TrainedLayers.check_layers', lambda *_: None)
     monkeypatch.setattr(DynamicConv, 'forward', wrong)
     with pytest.raises(
         InputError, match=f'differs from the trained network: output, {size} px, × {deviation} by'
