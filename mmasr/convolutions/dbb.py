@@ -4,9 +4,11 @@ Diverse Branch Block: Building a Convolution as an Inception-like Unit, Ding et 
 https://arxiv.org/abs/2103.13425. Needs torch only.
 """
 
+import contextlib
 import math
 from abc import abstractmethod
 from collections import OrderedDict
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -331,12 +333,27 @@ class _Inner(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         norm, p = self.norm, self.padding
-        y = pad(norm(self.conv(x)), [p] * 4)
+        # Activation checkpointing runs it again in the backward pass. The border must be the same then, so
+        # the running statistics stay.
+        again = norm.training and torch._C._current_graph_task_id() != -1
+        with _frozen_statistics(norm) if again else contextlib.nullcontext():
+            y = pad(norm(self.conv(x)), [p] * 4)
         border = norm.bias - norm.running_mean * norm.weight / (norm.running_var + norm.eps).sqrt()
         border = border.detach().view(1, -1, 1, 1)
         for side in (y[:, :, :p], y[:, :, -p:], y[..., :p], y[..., -p:]):
             side.copy_(border.expand_as(side))
         return y
+
+
+@contextlib.contextmanager
+def _frozen_statistics(norm: nn.BatchNorm2d) -> Iterator[None]:
+    """While active, keep the running statistics of a BatchNorm in training mode as they are."""
+    momentum, norm.momentum = norm.momentum, 0.0
+    try:
+        yield
+    finally:
+        norm.momentum = momentum
+        norm.num_batches_tracked -= 1
 
 
 def chain(channels: int, **layers: nn.Module) -> nn.Sequential:

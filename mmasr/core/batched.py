@@ -4,12 +4,14 @@ One layer needs a dozen small operations, and launching these takes more time th
 of a network with the same structure need as many together.
 """
 
+import functools
 import weakref
 
 import torch
 from torch import nn
 from torch.jit import is_tracing
 
+from .class_lookup import lookup_by_class
 from .compat import CAN_BATCH, is_compiling
 from .host import Host, active_passes
 
@@ -54,7 +56,12 @@ def _compute(network: nn.Module) -> dict[nn.Module, dict[str, torch.Tensor]]:
     kinds: dict[type, dict[Host, None]] = {}
     modules = [network]
     for module in modules:  # takes a fifth of the time of network.modules(), which builds names
-        modules += [child for child in module._modules.values() if child is not None]
+        # The parameters of another unit are still sharded; its hosts compute their own.
+        modules += [
+            child
+            for child in module._modules.values()
+            if child is not None and not _is_sharded_unit(type(child))
+        ]
         if isinstance(module, Host):
             kinds.setdefault(type(module.reparameterization()), {})[module] = None
     computed = {}
@@ -62,6 +69,13 @@ def _compute(network: nn.Module) -> dict[nn.Module, dict[str, torch.Tensor]]:
         if 'batched_effective_parameters' in vars(kind):  # a subclass may compute something else
             computed.update(kind.batched_effective_parameters([*hosts]))
     return computed
+
+
+@functools.cache
+def _is_sharded_unit(cls: type[nn.Module]) -> bool:
+    """Return whether modules of a class are units of FSDP, which gathers their parameters when they run."""
+    units = {'torch.FSDPModule': True, 'torch.FullyShardedDataParallel': True}
+    return lookup_by_class(units, cls) is not None
 
 
 def enable_batching(network: nn.Module) -> None:

@@ -11,9 +11,10 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 from torch.nn.functional import avg_pool2d, conv2d
+from torch.utils.checkpoint import checkpoint
 
 import mmasr
-from mmasr.convolutions.dbb import DBB, OfflineOREPA
+from mmasr.convolutions.dbb import DBB, OfflineOREPA, _Inner
 from mmasr.convolutions.orepa import frequency_prior
 from mmasr.deploy.reparameterize import reparameterize
 
@@ -240,3 +241,32 @@ def test_sync_batch_norm_keeps_the_names_and_merges(kind):
         folded = mmasr.fold(synchronized)
         assert type(folded[0]) is nn.Conv2d
         torch.testing.assert_close(folded(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('use_reentrant', [False, True])
+@pytest.mark.parametrize('momentum', [0.1, None])
+def test_gradients_are_the_same_under_activation_checkpointing(use_reentrant, momentum):
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)) for _ in range(2)]
+    network = mmasr.attach(nn.Sequential(*layers), {'type': 'DBB'})
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = momentum
+    x, target = torch.randn(2, 8, 8, 8, requires_grad=True), torch.rand(2, 8, 8, 8)
+
+    def gradients(model, run):
+        (run(model, x).square() * target).mean().backward()
+        return [p.grad for p in model.parameters()], [m.num_batches_tracked for m in inner_norms(model)]
+
+    def again(model, x):
+        for layer in model:
+            x = checkpoint(layer, x, use_reentrant=use_reentrant)
+        return x
+
+    def inner_norms(model):
+        return [m.norm for m in model.modules() if isinstance(m, _Inner)]
+
+    expected, counts = gradients(copy.deepcopy(network), lambda model, x: model(x))
+    found, found_counts = gradients(network, again)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+    assert found_counts == counts

@@ -1,7 +1,10 @@
 """Tests of batched effective parameters against those that every host computes alone."""
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
 import threading
 import types
 import weakref
@@ -316,3 +319,62 @@ def test_folding_removes_all_hooks():
     mmasr.fold(network)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
     assert not network._forward_hooks_always_called
+
+
+SHARDED = """
+import os, sys
+import torch
+import torch.distributed as dist
+from helpers import randomize_scales
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+import mmasr
+
+
+def network():
+    torch.manual_seed(0)
+    blocks = [nn.Sequential(nn.Conv2d(3 if i == 0 else 8, 8, 3), nn.BatchNorm2d(8)) for i in range(3)]
+    model = nn.Sequential(*blocks, nn.Flatten(), nn.LazyLinear(4))
+    model(torch.randn(2, 3, 9, 9))
+    mmasr.attach(model, {'type': 'SE'}, sites=r'[012]\\.1')
+    return randomize_scales(mmasr.attach(model, {'type': 'OREPA'}, sites=r'[012]\\.0'))
+
+
+def shard(model, how):
+    if how == 'fully_shard':
+        mesh = init_device_mesh('cpu', (2,))
+        for block in list(model)[:3]:
+            fully_shard(block, mesh=mesh)
+        return fully_shard(model, mesh=mesh)
+    options = {'device_id': torch.device('cpu'), 'use_orig_params': how == 'FSDP1, own parameters'}
+    for i in range(3):
+        model[i] = FullyShardedDataParallel(model[i], **options)
+    return FullyShardedDataParallel(model, **options)
+
+
+def train(model):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        model(x).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        return model.eval()(x)
+
+
+rank, folder, how = int(sys.argv[1]), *sys.argv[2:]
+dist.init_process_group('gloo', store=dist.FileStore(folder + '/store', 2), rank=rank, world_size=2)
+x = torch.randn(4, 3, 9, 9, generator=torch.Generator().manual_seed(1))
+torch.testing.assert_close(train(shard(network(), how)), train(network()), rtol=1e-5, atol=1e-6)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize('how', ['fully_shard', 'FSDP1, own parameters', 'FSDP1, flat parameters'])
+def test_units_of_fsdp_compute_their_own_parameters(tmp_path, how):
+    """Their parameters are sharded until they run, after the batch is computed."""
+    arguments = [sys.executable, '-c', SHARDED]
+    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path), 'OMP_NUM_THREADS': '1'}
+    ranks = [subprocess.Popen([*arguments, str(rank), tmp_path, how], env=environment) for rank in (0, 1)]
+    assert [process.wait(timeout=120) for process in ranks] == [0, 0]
