@@ -13,30 +13,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 from torch.nn.functional import conv2d
 
-from ..attention import ChannelAttention
-from ..core.class_lookup import lookup_by_class
+from ..core.body import body_convolutions
 from ..core.merge import has_branches, merge_method
 from ..core.reparameterization import ParameterReparameterization
 from ..errors import InputError
 
-#: Modules of other libraries whose convolutions are not sites: their input is a pooled map, or they are a
-#: fixed sum.
-EXCLUDED_MODULES = {
-    f'{package}.{name}': True
-    for package, names in {
-        'torchvision': 'SqueezeExcitation',
-        'timm': 'SqueezeExcite SEModule EffectiveSEModule SplitAttn',
-        'mmdet': 'SELayer SplitAttentionConv2d',
-        'mmpretrain': 'SELayer SplitAttentionConv2d',
-        'segmentation_models_pytorch': 'SEModule SCSEModule',
-        'ultralytics': 'DFL',
-        'mmseg': 'SELayer SplitAttentionConv2d',
-    }.items()
-    for name in names.split()
-}
 #: Number of depthwise kernels per input channel.
 EXPANSION = 8
 
@@ -147,15 +131,13 @@ class OREPA(ParameterReparameterization):
     def default_sites(cls, model: nn.Module) -> list[str]:
         """Return the names of the convolutions that the authors replace.
 
-        These are all convolutions with an odd square kernel except depthwise convolutions, convolutions of
-        attention modules, and shortcuts of basic blocks. In a block that merges its own branches, only the
-        convolution of the 3 x 3 branch is a site.
+        These are all convolutions of the body (:func:`mmasr.core.body.body_convolutions`) with an odd square
+        kernel, except depthwise convolutions and shortcuts of basic blocks. In a block that merges its own
+        branches, only the convolution of the 3 x 3 branch is a site.
         """
         modules = dict(model.named_modules())
         return [
-            name
-            for name, layer in modules.items()
-            if isinstance(layer, nn.Conv2d) and cls._is_default_site(name, layer, modules)
+            name for name in body_convolutions(model) if cls._is_default_site(name, modules[name], modules)
         ]
 
     @classmethod
@@ -169,8 +151,6 @@ class OREPA(ParameterReparameterization):
         path = name.split('.')
         for i in range(len(path)):
             outer, inner = modules['.'.join(path[:i])], '.'.join(path[i:])
-            if isinstance(outer, ChannelAttention) or lookup_by_class(EXCLUDED_MODULES, outer):
-                return False
             if has_branches(outer) and inner not in ('branch_3x3.conv', 'conv_kxk.conv'):
                 return False
             if type(outer).__name__ == 'BasicBlock' and inner.split('.')[0] in ('downsample', 'shortcut'):
@@ -268,7 +248,7 @@ class OREPA1x1(OREPA):
 
     def kernel(self, weight: torch.Tensor) -> torch.Tensor:
         """Squeeze all branches into one kernel; see :meth:`OREPA.kernel`."""
-        return _Squeeze.apply(1, False, None, weight, self.scale, self.inner, self.outer, None, None, None)
+        return _squeeze(1, False, None, weight, self.scale, self.inner, self.outer, None, None, None)
 
 
 class OREPAKxK(OREPA):
@@ -360,7 +340,7 @@ class OREPAKxK(OREPA):
     def kernel(self, weight: torch.Tensor) -> torch.Tensor:
         """Squeeze all branches into one kernel; see :meth:`OREPA.kernel`."""
         branches = self.scale, self.inner, self.outer, self.points, self.depthwise, self.pointwise
-        return _Squeeze.apply(self.groups, True, self.basis, weight, *branches)
+        return _squeeze(self.groups, True, self.basis, weight, *branches)
 
 
 class OREPALargeKernel(OREPA):
@@ -478,6 +458,35 @@ def _init_scales(scale: torch.Tensor, values: tuple[float, ...], init_identity: 
     scale.copy_(torch.tensor(values)[:, None].expand_as(scale))
 
 
+def _squeeze(*args: object) -> torch.Tensor:
+    """Return the kernel that branches amount to; see :class:`_Squeeze` for the arguments."""
+    if torch._C._functorch.maybe_current_level() is not None:  # torch.func takes no function of this kind
+        return _squeezed(*args)
+    return _Squeeze.apply(*args)
+
+
+def _squeezed(
+    groups: int,
+    identity: bool,
+    basis: torch.Tensor | None,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    *branches: torch.Tensor | None,
+) -> torch.Tensor:
+    """Compute the kernel of :class:`_Squeeze` with automatic differentiation."""
+    views = _GroupedTensors(groups, identity, basis, weight, scale, *branches)
+    kernel = views.weight * views.s[0]
+    rows = torch.einsum('gokt,gti->goki', views.outer, views.inner).mul_(views.s[1])
+    if basis is not None:
+        rows += torch.einsum('gopk,pgoi->goki', views.basis * views.s_points, views.points)
+    kernel += rows.mT
+    del rows
+    if basis is not None:
+        columns = torch.einsum('gitk,gito->giko', views.depthwise, views.pointwise).mul_(views.s_pointwise)
+        kernel += columns.permute(0, 3, 1, 2)
+    return kernel.view_as(weight)
+
+
 class _Squeeze(torch.autograd.Function):
     """Squeezed kernel of :class:`OREPAKxK`, and of :class:`OREPA1x1`, which has only the first two branches.
 
@@ -499,24 +508,17 @@ class _Squeeze(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(basis, weight, scale, *branches)
         ctx.groups, ctx.identity = groups, identity
-        views = _GroupedTensors(groups, identity, basis, weight, scale, *branches)
-        kernel = views.weight * views.s[0]
-        rows = torch.einsum('gokt,gti->goki', views.outer, views.inner).mul_(views.s[1])
-        if basis is not None:
-            rows += torch.einsum('gopk,pgoi->goki', views.basis * views.s_points, views.points)
-        kernel += rows.mT
-        del rows
-        if basis is not None:
-            columns = torch.einsum('gitk,gito->giko', views.depthwise, views.pointwise).mul_(
-                views.s_pointwise
-            )
-            kernel += columns.permute(0, 3, 1, 2)
-        return kernel.view_as(weight)
+        return _squeezed(groups, identity, basis, weight, scale, *branches)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         basis, weight, scale, *branches = ctx.saved_tensors
+        if torch.is_grad_enabled():  # it may be differentiated again
+            given = [tensor for tensor in (weight, scale, *branches) if tensor is not None]
+            kernel = _squeezed(ctx.groups, ctx.identity, basis, weight, scale, *branches)
+            found = iter(torch.autograd.grad(kernel, given, gradient, create_graph=True, allow_unused=True))
+            gradients = [None if t is None else next(found) for t in (weight, scale, *branches)]
+            return None, None, None, *gradients
         views = _GroupedTensors(ctx.groups, ctx.identity, basis, weight, scale, *branches)
         with torch.autocast(gradient.device.type, enabled=False):
             d = gradient.reshape(views.weight.shape)

@@ -11,7 +11,7 @@ from .class_surgery import replace_module
 from .compat import FUSED_PATH_RESPECTS_HOOKS
 from .foreign import fold_before_merge
 from .host import Host, become_host
-from .merge import has_branches
+from .merge import merges_itself
 from .removal_guard import guard_hosts
 from .reparameterization import (
     BranchReparameterization,
@@ -19,7 +19,7 @@ from .reparameterization import (
     Reparameterization,
     resolve,
 )
-from .scaling import output_channels
+from .scaling import check_weight, output_channels
 
 
 def attach(
@@ -29,6 +29,8 @@ def attach(
     **options,
 ) -> nn.Module:
     """Insert re-parameterization into layers of a network, in place.
+
+    A layer that is used in several places gets it once, in all of them.
 
     A layer with an ASR or OREPA runs with effective parameters: no feature map is touched, and the state dict
         keeps its
@@ -63,21 +65,24 @@ def attach(
         (3, 3)
     """
     kind, given = resolve(spec)
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     names = _find_sites(model, modules, kind, sites)
     options_at = kind.options_at(model, names, {**given, **options})
+    places = {name: [place for place in modules if modules[place] is modules[name]] for name in names}
     for name in names:
-        _check_site(modules, kind, name)
+        for place in places[name]:
+            _check_site(modules, kind, place)
     made = {name: _from_layer(kind, name, modules[name], options_at[name]) for name in names}
     for name, new in made.items():
         if issubclass(kind, ParameterReparameterization):
             become_host(modules[name])
             setattr(modules[name], new.attribute, new)
         else:
-            model = replace_module(model, name, new)
+            for place in places[name]:
+                model = replace_module(model, place, new)
     fold_before_merge(model)
     if issubclass(kind, ParameterReparameterization):
-        guard_hosts(model, names)
+        guard_hosts(model, [place for name in names for place in places[name]])
         enable_batching(model)
     return model
 
@@ -108,7 +113,8 @@ def _find_sites(
             f' and {len(candidates) - 8} more' if len(candidates) > 8 else ''
         )
         raise InputError(f'{type(model).__name__} {problem}; pass sites=, for example some of {shown}')
-    return names
+    first = {module: name for name, module in model.named_modules()}  # a layer in several places is one site
+    return list(dict.fromkeys(first[modules[name]] for name in names))
 
 
 def _from_layer(kind: type[Reparameterization], name: str, layer: nn.Module, options: dict) -> nn.Module:
@@ -128,6 +134,20 @@ def _check_site(modules: dict[str, nn.Module], kind: type[Reparameterization], n
             f'{name} ({type(layer).__name__}) has an overridden forward; call attach before overriding it'
         )
     kind.check(name, layer)
+    check_weight(name, layer)
+    if issubclass(kind, BranchReparameterization):
+        owners = [
+            other
+            for other, module in modules.items()
+            if module is not layer and any(p is layer.weight for p in module._parameters.values())
+        ]
+        if owners:
+            raise InputError(f'{name} shares its weight with {owners[0]}, which branches would separate')
+        if any(hooks for key, hooks in vars(layer).items() if 'state_dict' in key and key.endswith('hooks')):
+            raise InputError(
+                f'{name} ({type(layer).__name__}) has hooks for its state dict, which has other names with '
+                'branches; remove them first'
+            )
     if not FUSED_PATH_RESPECTS_HOOKS and issubclass(kind, ParameterReparameterization):
         encoders = [module for module in modules.values() if isinstance(module, nn.TransformerEncoderLayer)]
         if any(layer in encoder.modules() for encoder in encoders):
@@ -136,8 +156,8 @@ def _check_site(modules: dict[str, nn.Module], kind: type[Reparameterization], n
                 'use a newer torch, or other sites'
             )
     around = next(
-        (outer for outer in modules if name.startswith(f'{outer}.') and has_branches(modules[outer])), None
+        (outer for outer in modules if name.startswith(f'{outer}.') and merges_itself(modules[outer])), None
     )
     if around and issubclass(kind, BranchReparameterization):
         kind_around = type(modules[around]).__name__
-        raise InputError(f'{name} is in {around} ({kind_around}), which has branches of its own')
+        raise InputError(f'{name} is in {around} ({kind_around}), which merges its own layers')

@@ -67,7 +67,8 @@ def mixed_class(mixin: type[Mixin], cls: type[nn.Module]) -> type[nn.Module]:
         type: The subclass, always the same one. Its ``stock`` is the class without any mixin.
     """
     made_of = mixin, *vars(cls).get('made_of', (cls,))
-    namespace = {'__module__': __name__, 'stock': stock_class(cls), 'made_of': made_of}
+    # With the module of its stock class it stays a leaf for torch.fx, if that is one.
+    namespace = {'__module__': cls.__module__, 'stock': stock_class(cls), 'made_of': made_of}
     return type(cls)(f'{mixin.__name__}{cls.__name__}', (mixin, cls), {**namespace, **mixin.overrides(cls)})
 
 
@@ -107,6 +108,23 @@ def with_parameters(module: nn.Module, cls: type[nn.Module], tensors: dict[str, 
         copies = {name: with_parameters(child, type(child), inner[name]) for name, child in children.items()}
         copied.__dict__['_modules'] = {**module._modules, **copies}
     return copied
+
+
+#: Hooks that mean the same for a module that replaces another. The others deal with names in its state dict.
+_HOOKS = (
+    *('_forward_hooks', '_forward_hooks_with_kwargs', '_forward_hooks_always_called', '_forward_pre_hooks'),
+    *('_forward_pre_hooks_with_kwargs', '_backward_hooks', '_backward_pre_hooks', '_is_full_backward_hook'),
+)
+
+
+def move_hooks(old: nn.Module, new: nn.Module) -> None:
+    """Give a module the hooks of the module that it replaces; their handles stay valid.
+
+    Args:
+        old (nn.Module): The module that is replaced.
+        new (nn.Module): The module that replaces it.
+    """
+    new.__dict__.update({name: vars(old)[name] for name in _HOOKS if name in vars(old)})
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> nn.Module:

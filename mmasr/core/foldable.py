@@ -1,6 +1,7 @@
 """Find everything in a network that folding changes, and fold it. Needs torch only."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Collection
 
 import torch
@@ -14,6 +15,7 @@ from .merge import can_merge, merge
 from .plugin_folding import Plugin, find_plugins
 from .removal_guard import check_hosts_present, remove_guard
 from .reparameterization import ParameterReparameterization
+from .scaling import check_weight, output_layers
 
 
 @dataclasses.dataclass
@@ -65,6 +67,7 @@ def find_foldable(model: nn.Module) -> Foldable:
         branches={name: module for name, module in model.named_modules() if can_merge(module)},
     )
     for name, host in found.hosts.items():
+        check_weight(name, host)
         host.reparameterization().check(name, host)
     used = {part for child in found.reparameterizations().values() for part in child.modules()}
     for name, module in model.named_modules():
@@ -91,6 +94,7 @@ def fold_all(model: nn.Module, stay: Collection[str] = ()) -> nn.Module:
     found = find_foldable(model)  # raises before anything is changed
     remove_guard(model)
     disable_batching(model)
+    _separate(model, [*found.hosts.values(), *(plugin.norm for plugin in found.plugins.values())])
     for plugin in found.plugins.values():
         plugin.fold()
     for host in found.hosts.values():
@@ -103,3 +107,18 @@ def fold_all(model: nn.Module, stay: Collection[str] = ()) -> nn.Module:
             model = replace_module(model, name, merged[module])
     restore_classes(model)
     return model
+
+
+def _separate(model: nn.Module, layers: Collection[nn.Module]) -> None:
+    """Give layers that are about to be scaled parameters that no other layer has."""
+    owners = Counter(
+        parameter
+        for module in model.modules()
+        for parameter in module._parameters.values()
+        if parameter is not None
+    )
+    for layer in layers:
+        for part in output_layers(layer).values():
+            for name, parameter in part._parameters.items():
+                if owners[parameter] > 1:
+                    setattr(part, name, nn.Parameter(parameter.data.clone(), parameter.requires_grad))

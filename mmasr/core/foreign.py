@@ -12,7 +12,7 @@ from .class_lookup import lookup_by_class
 from .class_surgery import Mixin, mixed_class
 from .foldable import fold_all
 from .host import Host
-from .merge import merge_method
+from .merge import fuse_method, merge_method
 from .reparameterization import Reparameterization
 
 #: Methods that fuse the convolutions of a whole network with their normalizations, by package and class.
@@ -20,7 +20,7 @@ FUSE_METHODS = {'ultralytics.BaseModel': 'fuse'}
 
 
 def _method(module: nn.Module | type[nn.Module]) -> str | None:
-    return merge_method(module) or lookup_by_class(FUSE_METHODS, module)
+    return merge_method(module) or lookup_by_class(FUSE_METHODS, module) or fuse_method(module)
 
 
 class FoldBeforeMerge(Mixin):

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import InputError
 from .class_surgery import Mixin, mixed_class, with_parameters
 from .compat import is_compiling
 from .eval_cache import cached, invalidate, without_cache
@@ -63,6 +64,23 @@ class Host(Mixin):
             if (parameters := active.effective_parameters(self)) is not None:
                 return parameters
         return self.reparameterization().effective_parameters(self)
+
+    @property
+    def qconfig(self) -> object:
+        """Configuration of torch's quantization, which a layer with re-parameterization cannot have.
+
+        Raises:
+            AttributeError: Always; an assignment raises an InputError.
+        """
+        raise AttributeError('qconfig')
+
+    @qconfig.setter
+    def qconfig(self, value: object) -> None:
+        # Quantization sets this everywhere, replaces layers by their exact class, and would leave this one.
+        raise InputError(
+            f'a {self.stock.__name__} with {self.reparameterization().title} cannot be quantized; call '
+            'mmasr.fold before preparing the network for quantization'
+        )
 
     def train(self, mode: bool = True) -> nn.Module:
         """Set training or eval mode, and invalidate the eval cache."""
@@ -127,17 +145,14 @@ def find_reparameterizations(model: nn.Module) -> Iterator[tuple[str, nn.Module,
 
 
 def write_parameters(layer: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
-    """Replace parameters of a layer by tensors.
+    """Set parameters of a layer, which stay the same objects, so that an optimizer keeps training them.
 
     Args:
         layer (nn.Module): The layer.
         tensors (dict[str, Tensor]): Name of a parameter of the layer or of a module inside -> its new value.
     """
     for name, tensor in tensors.items():
-        owner, _, parameter = name.rpartition('.')
-        # A new Parameter, because a layer without an ASR may share the old one.
-        old = layer.get_parameter(name)
-        setattr(layer.get_submodule(owner), parameter, nn.Parameter(tensor, old.requires_grad))
+        layer.get_parameter(name).data = tensor
 
 
 def become_host(layer: nn.Module) -> None:

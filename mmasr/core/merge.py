@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from .class_lookup import lookup_by_class
+from .class_surgery import stock_class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,21 @@ def merge_method(module: nn.Module | type[nn.Module]) -> str | None:
     """Return the method by which a block of another library merges its branches; None for others."""
     adapter = lookup_by_class(ADAPTERS, module)
     return adapter.method if adapter else None
+
+
+def fuse_method(module: nn.Module | type[nn.Module]) -> str | None:
+    """Return the method by which a block of timm merges its layers; None for others."""
+    cls = stock_class(module if isinstance(module, type) else type(module))
+    is_timm = cls.__module__.split('.')[0] == 'timm'
+    return next((name for name in ('fuse', 'reparameterize') if is_timm and hasattr(cls, name)), None)
+
+
+def merges_itself(module: nn.Module) -> bool:
+    """Return whether a module is a block that merges layers inside, so that these cannot have branches.
+
+    Merging a convolution with branches gives a bias, which the block does not expect.
+    """
+    return has_branches(module) or fuse_method(module) is not None
 
 
 def can_merge(module: nn.Module) -> bool:

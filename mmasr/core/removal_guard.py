@@ -5,7 +5,7 @@ which lack the scale, and replaces the host. Reading cannot be told from initial
 but the removal is visible.
 """
 
-import functools
+from collections import Counter
 
 from torch import nn
 
@@ -25,8 +25,7 @@ def guard_hosts(model: nn.Module, names: list[str]) -> None:
         '_guarded_hosts', {}
     )  # part of copies and pickles, not of the state dict
     for name in filter(None, names):
-        parent = model.get_submodule(name.rpartition('.')[0])
-        guarded[name] = type(parent).__name__, model.get_submodule(name)
+        guarded[name] = _ancestors(model, name), model.get_submodule(name)
     if guarded and check_hosts_present not in model._forward_pre_hooks.values():
         model.register_forward_pre_hook(check_hosts_present)
 
@@ -44,13 +43,15 @@ def check_hosts_present(model: nn.Module, args: tuple = ()) -> None:
     if is_compiling():
         return
     guarded = model.__dict__.get('_guarded_hosts', {})
-    gone = [name for name, (kind, host) in guarded.items() if _is_gone(model, name, kind, host)]
+    gone = [name for name, (ancestors, host) in guarded.items() if _is_gone(model, name, ancestors, host)]
     if not gone:
         return
-    present = set(model.modules())  # a host may be in a wrapper, or have moved
+    # A host may be in a wrapper, or have moved; but it must be in as many places as before.
+    present = Counter(module for _, module in model.named_modules(remove_duplicate=False))
+    recorded = Counter(host for _, host in guarded.values())
     for name in gone:
         _, host = guarded[name]
-        if host not in present:
+        if present[host] < recorded[host]:
             raise InputError(
                 f'{name} was removed from {type(model).__name__} with its '
                 f'{host.reparameterization().title}, which is '
@@ -60,17 +61,42 @@ def check_hosts_present(model: nn.Module, args: tuple = ()) -> None:
             )
 
 
-def _is_gone(model: nn.Module, name: str, kind: str, host: nn.Module) -> bool:
-    """Return whether a host that is not folded left its place in a parent of a certain class."""
-    *path, child = name.split('.')
+def _ancestors(model: nn.Module, name: str) -> list[tuple[str, frozenset[str]]]:
+    """Return the class and the names of the children of every module around a host, as far as they exist."""
+    found, module = [], model
+    for part in name.split('.'):
+        children = frozenset(child for child, value in module._modules.items() if value is not None)
+        found.append((type(module).__name__, children))
+        module = module._modules.get(part)
+        if module is None:
+            break
+    return found
+
+
+def _is_gone(
+    model: nn.Module, name: str, ancestors: list[tuple[str, frozenset[str]]], host: nn.Module
+) -> bool:
+    """Return whether a host that is not folded left its place, and something else took it.
+
+    It may be cut off with a part of the network. But if a module around it has another class, or children
+    that it did not have, it was merged into these.
+    """
     try:
-        parent = functools.reduce(lambda module, part: module._modules[part], path, model)
-        now = parent._modules.get(child)
-    except (KeyError, AttributeError):  # its parent is gone as well, or is None
-        return False
+        now = model.get_submodule(name)
+    except AttributeError:
+        now = None
     if now is host or isinstance(now, Host) or not isinstance(host, Host):
         return False
-    return now is not None or type(parent).__name__ == kind
+    if now is not None:
+        return True
+    remaining = _ancestors(model, name)
+    last = len(remaining) - 1
+    if (
+        remaining[last][0] != ancestors[last][0]
+    ):  # another module, unless a list lost items and was renumbered
+        return last == 0 or ancestors[last - 1][1] <= remaining[last - 1][1]
+    has_new_children = not remaining[last][1] <= ancestors[last][1]
+    return has_new_children or len(remaining) == len(ancestors)
 
 
 def remove_guard(model: nn.Module) -> None:

@@ -19,7 +19,9 @@ from torch import nn
 
 from ..attention import ATTENTIONS, registered_name
 from ..errors import InputError
-from .merge import ADAPTERS, Adapter, has_branches
+from .body import body_convolutions
+from .class_surgery import move_hooks
+from .merge import ADAPTERS, Adapter, merges_itself
 
 
 class Reparameterization(nn.Module, ABC):
@@ -199,10 +201,10 @@ class BranchReparameterization(Reparameterization):
         """
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        if (
-            self.main_weight and f'{prefix}weight' in state_dict
-        ):  # rename it before the children look for theirs
-            state_dict[f'{prefix}{self.main_weight}.weight'] = state_dict.pop(f'{prefix}weight')
+        # Rename what a plain checkpoint has before the children look for theirs.
+        for name, place in (('weight', self.main_weight), ('bias', self._main_bias)):
+            if place and f'{prefix}{name}' in state_dict:
+                state_dict[f'{prefix}{place}.{name}'] = state_dict.pop(f'{prefix}{name}')
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @classmethod
@@ -225,11 +227,12 @@ class BranchReparameterization(Reparameterization):
 
     @classmethod
     def default_sites(cls, model: nn.Module) -> list[str]:
-        """Return the names of all 3 x 3 convolutions outside blocks that have branches themselves."""
-        inside = {part for block in model.modules() if has_branches(block) for part in block.modules()}
+        """Return the names of all 3 x 3 convolutions of the body, outside blocks with branches."""
+        inside = {part for block in model.modules() if merges_itself(block) for part in block.modules()}
+        layers = {name: model.get_submodule(name) for name in body_convolutions(model)}
         return [
             name
-            for name, layer in model.named_modules()
+            for name, layer in layers.items()
             if type(layer) is nn.Conv2d and layer.kernel_size == (3, 3) and layer not in inside
         ]
 
@@ -242,8 +245,8 @@ class BranchReparameterization(Reparameterization):
     def from_layer(cls, layer: nn.Conv2d, **options) -> nn.Module:
         """Make one that replaces a convolution.
 
-        The convolution's weight goes to :attr:`main_weight`; all other parameters have their own initial
-        values.
+        The convolution's weight goes to :attr:`main_weight`, and its bias to the normalization of the same
+        branch. All other parameters have their own initial values. Hooks, mode and ``requires_grad`` stay.
 
         Args:
             layer (nn.Conv2d): A convolution that :meth:`check` accepts.
@@ -258,15 +261,48 @@ class BranchReparameterization(Reparameterization):
         names = ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups')
         made = cls(**{name: getattr(layer, name) for name in names}, **options).to(layer.weight)
         made.stock_bias = layer.bias is not None
+        # The parameters themselves, which an optimizer may have already.
         if made.main_weight:
-            made.get_submodule(made.main_weight).weight.data.copy_(layer.weight)
-        return made
+            made.get_submodule(made.main_weight).weight = layer.weight
+        if made.stock_bias and made._main_bias:
+            made.get_submodule(made._main_bias).bias = layer.bias
+        elif made.stock_bias and made.main_weight:
+            raise InputError(f'{cls.__name__} has no layer that could keep the bias of a convolution')
+        move_hooks(layer, made)
+        if not layer.weight.requires_grad:
+            made.requires_grad_(False)
+        return made.train(layer.training)
+
+    @property
+    def _main_bias(self) -> str | None:
+        """Name of the layer inside that has the bias of the convolution it replaces."""
+        return next((name for name in self.branch_ends if name in dict(self.named_modules())), None)
+
+    def merged(self) -> nn.Module:
+        """Merge the branches.
+
+        Returns:
+            nn.Module: The layer of :meth:`to_single_layer`, in the same mode, with the same hooks. Where its
+            weight replaces that of the convolution, it is the same parameter with another value, so that an
+            optimizer keeps training it.
+        """
+        layer = self.to_single_layer().train(self.training)
+        move_hooks(self, layer)
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            layer.requires_grad_(False)
+        kept = {'weight': self.main_weight, 'bias': self._main_bias}
+        for name, place in kept.items() if type(layer) is nn.Conv2d else ():
+            new, old = getattr(layer, name), getattr(self.get_submodule(place), name, None) if place else None
+            if new is not None and old is not None and old.shape == new.shape:
+                old.data = new.data
+                setattr(layer, name, old)
+        return layer
 
 
 ADAPTERS['mmasr.BranchReparameterization'] = Adapter(
     branch_ends=lambda module: module.branch_ends,
     can_merge=lambda module: True,
-    merge=lambda module: module.to_single_layer().train(module.training),
+    merge=lambda module: module.merged(),
 )
 
 #: Name in a spec or config -> class.

@@ -184,9 +184,25 @@ def check_scalable(name: str, layer: nn.Module) -> None:
         raise InputError(
             f'{name} is read by its MultiheadAttention and never called; name the MultiheadAttention'
         )
+    check_weight(name, layer)
+
+
+def check_weight(name: str, layer: nn.Module) -> None:
+    """Check that a layer has a weight that is a parameter, as every re-parameterization needs.
+
+    Args:
+        name (str): Name of the layer, for the error.
+        layer (nn.Module): Any module.
+
+    Raises:
+        InputError: If it does not. Weight norm, spectral norm and pruning compute it in every forward pass,
+            and a lazy layer has none yet.
+    """
+    kind = type(layer).__name__
     if any(part._parameters.get('weight') is None for part in output_layers(layer).values()):
         raise InputError(
-            f"{name} ({kind}) can't carry an ASR: it has no weight to scale (affine=False, or parametrized)"
+            f'{name} ({kind}) has no weight of its own: affine=False, or the weight is computed, as by '
+            'weight norm, spectral norm or pruning; remove that first'
         )
     if any(map(is_lazy, layer.parameters())):
         raise InputError(

@@ -92,8 +92,8 @@ class TrainedLayers:
             # What is inside a module with branches is compared with it.
             if layer in changed and not _is_inside(name, blocks)
         }
-        #: Name of a convolution whose bias went into the BatchNorm after it -> name of the BatchNorm.
-        self.fused: dict[str, str] = {}
+        #: Name of a convolution whose bias went into the BatchNorms after it -> names of the BatchNorms.
+        self.fused: dict[str, list[str]] = {}
         #: The trained tensors by their names in the network, which a state dict may change.
         self.trained = {name: weights[key] for name, key in _keys(model).items()}
         plugins = {plugin.asr for plugin in foldable.plugins.values()}
@@ -108,9 +108,12 @@ class TrainedLayers:
             for name, layer in self.layers.items()
             for key, tensor in layer.folded().state_dict().items()
         }
-        for conv, norm in self.fused.items():
+        biases = {norm: found[f'{conv}.bias'] for conv, norms in self.fused.items() for norm in norms}
+        for norm, bias in biases.items():
             mean = f'{norm}.running_mean'
-            found[mean] = found.get(mean, self.trained[mean].double()) - found.pop(f'{conv}.bias')
+            found[mean] = found.get(mean, self.trained[mean].double()) - bias
+        for conv in self.fused:
+            del found[f'{conv}.bias']
         return found
 
     def dtype(self, name: str) -> torch.dtype:
@@ -206,7 +209,7 @@ class TrainedLayers:
     def _is_sum(self, name: str) -> bool:
         """Return whether a tensor is a sum of several, and not just a product of one with a scale."""
         sums = [layer for layer, trained in self.layers.items() if trained.is_sum]
-        return _is_inside(name, [*sums, *self.fused.values()])
+        return _is_inside(name, [*sums, *itertools.chain(*self.fused.values())])
 
     @contextmanager
     def compared(self, model: nn.Module) -> Iterator[dict[str, LayerDifference]]:
@@ -221,7 +224,7 @@ class TrainedLayers:
         Yields:
             dict[str, LayerDifference]: Name of a layer that ran -> its largest difference; filled at the end.
         """
-        shifts = {norm: layer for layer, norm in self.fused.items()}
+        shifts = {norm: conv for conv, norms in self.fused.items() for norm in norms}
         measured = {}
         for name, layer in self.layers.items():
             references = {

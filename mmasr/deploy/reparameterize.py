@@ -293,11 +293,12 @@ def _run(
     return outputs
 
 
-def _fold(model: nn.Module, foldable: Foldable, attention: MeanFold | None) -> dict[str, str]:
+def _fold(model: nn.Module, foldable: Foldable, attention: MeanFold | None) -> dict[str, list[str]]:
     """Fold a network, fuse the biases that its stock form does not have, and fold the means of attention.
 
     Returns:
-        dict[str, str]: Name of a convolution whose bias was fused -> name of the BatchNorm that took it.
+        dict[str, list[str]]: Name of a convolution whose bias was fused -> names of the BatchNorms that took
+        it.
     """
     stay = find_foldable(model).branches.keys() - foldable.branches.keys()
     without_bias = [

@@ -436,3 +436,26 @@ def test_activation_checkpointing_and_deepcopy():
     assert all(
         isinstance(host.reparameterization(), OREPA) for host in copied.modules() if isinstance(host, Host)
     )
+
+
+@pytest.mark.parametrize('size', [1, 3, 7])
+def test_it_works_with_torch_func_and_is_differentiated_twice(size):
+    conv = mmasr.attach(nn.Conv2d(3, 4, size, padding=size // 2), {'type': 'OREPA'}, sites='').double()
+    nn.init.normal_(conv.orepa.scale)
+    x = torch.randn(2, 3, 8, 8).double()
+    names, parameters = zip(*conv.named_parameters(), strict=True)
+
+    def loss(given):
+        return torch.func.functional_call(conv, given, (x,)).square().sum()
+
+    def norm(gradients):
+        return sum(gradient.square().sum() for gradient in gradients)
+
+    given = dict(zip(names, parameters, strict=True))
+    first = torch.autograd.grad(conv(x).square().sum(), parameters)
+    torch.testing.assert_close(torch.func.grad(loss)(given), dict(zip(names, first, strict=True)))
+    once = torch.autograd.grad(conv(x).square().sum(), parameters, create_graph=True)
+    torch.testing.assert_close(once, first)
+    twice = torch.autograd.grad(norm(once), parameters)
+    expected = torch.func.grad(lambda given: norm(torch.func.grad(loss)(given).values()))(given)
+    torch.testing.assert_close(dict(zip(names, twice, strict=True)), expected)

@@ -68,7 +68,7 @@ def test_deployed_files_keep_branches_if_no_config_builds_the_merged_form(tmp_pa
 def test_blocks_with_branches_reject_other_branches_inside():
     with pytest.raises(
         ValueError,
-        match=r'stem\.branch_3x3\.conv is in stem \(RepVGGBlock\), which has branches of its own',
+        match=r'stem\.branch_3x3\.conv is in stem \(RepVGGBlock\), which merges its own layers',
     ):
         mmasr.attach(RepVGG('A0'), {'type': 'ACNet'}, sites=['stem.branch_3x3.conv'])
     with pytest.raises(ValueError, match='RepVGG has no 3 x 3 convolution'):

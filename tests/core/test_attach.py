@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+import torch.nn.utils.prune
 import torchvision
+from helpers import randomize
 from torch import nn
 
 import mmasr
 from mmasr.convolutions.acnet import ACNet
 from mmasr.core.compat import FUSED_PATH_RESPECTS_HOOKS
+from mmasr.core.foldable import find_foldable
 from mmasr.core.host import Host
 from mmasr.errors import InputError, is_bug
 
@@ -67,7 +70,7 @@ def test_a_layer_with_an_asr_is_rejected(kind):
 
 def test_branches_inside_a_block_with_branches_are_rejected():
     network = nn.Sequential(ACNet(4, 4))
-    message = r'^0\.square\.0 is in 0 \(ACNet\), which has branches of its own'
+    message = r'^0\.square\.0 is in 0 \(ACNet\), which merges its own layers'
     with pytest.raises(InputError, match=message):
         mmasr.attach(network, {'type': 'DBB'}, sites=['0.square.0'])
     assert type(network[0].square[0]) is nn.Conv2d
@@ -131,3 +134,70 @@ def test_a_whole_model_that_is_one_convolution_is_returned_as_its_replacement():
 def test_a_value_of_the_wrong_type_is_an_input_error(spec, sites, options, message):
     with pytest.raises(InputError, match=message):
         mmasr.attach(nn.Sequential(nn.BatchNorm2d(8)), spec, sites, **options)
+
+
+def shared_head(layers=3):
+    """Return a head whose levels share a convolution and a normalization, and have another one each."""
+    conv, last = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.GroupNorm(2, 8)
+    return nn.ModuleList(nn.Sequential(conv, nn.BatchNorm2d(8), nn.ReLU(), last) for _ in range(layers))
+
+
+@pytest.mark.parametrize('kind', ['DBB', 'ACNet', 'OfflineOREPA', 'XVolution', 'OREPA', 'SE'])
+@pytest.mark.parametrize('sites', [['0.0'], ['2.0'], ['0.0', '1.0'], r'.*\.0'], ids=str)
+def test_a_layer_in_several_places_gets_it_once_in_all(kind, sites):
+    head = randomize(shared_head())
+    x = torch.randn(2, 8, 6, 6)
+    mmasr.attach(head, {'type': kind}, sites=sites)
+    assert len({id(level[0]) for level in head}) == 1
+    assert len({id(level[3]) for level in head}) == 1
+    randomize(head).eval()
+    expected = [level(x) for level in head]
+    assert len(find_foldable(head).names()) == 1
+    mmasr.fold(head)
+    assert len({id(level[0]) for level in head}) == 1
+    if kind != 'XVolution':
+        assert type(head[1][0]) is nn.Conv2d
+    for level, output in zip(head, expected, strict=True):
+        assert (level(x) - output).abs().max() <= 1e-5 * output.abs().max()
+
+
+def test_branches_do_not_separate_weights_that_two_layers_share():
+    first, second = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+    second.weight = first.weight
+    model = nn.Sequential(first, second)
+    with pytest.raises(InputError, match=r'^0 shares its weight with 1, which branches would separate'):
+        mmasr.attach(model, {'type': 'DBB'}, sites=['0'])
+    assert type(model[0]) is nn.Conv2d
+
+
+def pruned(layer):
+    nn.utils.prune.l1_unstructured(layer, 'weight', 0.5)
+    return layer
+
+
+COMPUTED = {
+    'spectral norm': lambda: nn.utils.parametrizations.spectral_norm(nn.Conv2d(4, 4, 3, padding=1)),
+    'old spectral norm': lambda: nn.utils.spectral_norm(nn.Conv2d(4, 4, 3, padding=1)),
+    'weight norm': lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3, padding=1)),
+    'old weight norm': lambda: nn.utils.weight_norm(nn.Conv2d(4, 4, 3, padding=1)),
+    'pruning': lambda: pruned(nn.Conv2d(4, 4, 3, padding=1)),
+    'lazy': lambda: nn.LazyConv2d(4, 3, padding=1),
+}
+
+
+@pytest.mark.filterwarnings('ignore::FutureWarning')
+@pytest.mark.parametrize('kind', ['SE', 'OREPA', 'DBB', 'ACNet', 'OfflineOREPA', 'XVolution'])
+@pytest.mark.parametrize('name', COMPUTED)
+def test_no_kind_takes_a_layer_without_a_weight_of_its_own(kind, name):
+    model = nn.Sequential(COMPUTED[name]())
+    before = type(model[0]), list(model.state_dict())
+    with pytest.raises(InputError, match=r"^0 .*(has no weight of its own|has no weight yet|can't become)"):
+        mmasr.attach(model, {'type': kind}, sites=['0'])
+    assert (type(model[0]), list(model.state_dict())) == before
+
+
+def test_a_layer_with_hooks_for_its_state_dict_is_rejected():
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1))
+    model[0].register_state_dict_pre_hook(lambda *args: None)
+    with pytest.raises(InputError, match=r'^0 \(Conv2d\) has hooks for its state dict'):
+        mmasr.attach(model, {'type': 'DBB'}, sites=['0'])

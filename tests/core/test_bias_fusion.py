@@ -19,7 +19,7 @@ def test_the_bias_is_fused_into_the_batch_norm_that_follows():
     x = torch.randn(2, 4, 7, 7)
     with torch.no_grad():
         expected = module(x)
-        assert fuse_biases(mmasr.fold(module), ['conv'], lambda: module(x)) == {'conv': 'bn'}
+        assert fuse_biases(mmasr.fold(module), ['conv'], lambda: module(x)) == {'conv': ['bn']}
         torch.testing.assert_close(module(x), expected, rtol=1e-5, atol=1e-5)
     assert module.state_dict().keys() == stock.state_dict().keys()
 
@@ -27,7 +27,9 @@ def test_the_bias_is_fused_into_the_batch_norm_that_follows():
 def test_a_convolution_without_a_batch_norm_after_it_is_rejected_and_nothing_changes():
     layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)
     network = nn.Sequential(*layers).eval()
-    with pytest.raises(InputError, match=r"^2 can't be merged into a convolution without bias: no BatchNorm"):
+    with pytest.raises(
+        InputError, match=r"^2 can't be merged into a convolution without bias: no BatchNorm of"
+    ):
         fuse_biases(network, ['0', '2'], lambda: network(torch.randn(1, 3, 5, 5)))
     assert network[0].bias is not None
     assert network[1].running_mean.eq(0).all()
@@ -49,3 +51,25 @@ def test_the_network_has_no_hooks_afterwards_even_if_the_run_fails():
 def test_without_names_the_network_does_not_run():
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     assert fuse_biases(network, [], lambda: pytest.fail('it ran')) == {}
+
+
+def test_every_batch_norm_after_a_shared_convolution_takes_its_bias():
+    shared = nn.Conv2d(3, 4, 3)
+    network = nn.ModuleList(nn.Sequential(shared, nn.BatchNorm2d(4)) for _ in range(3)).eval()
+    x = torch.randn(2, 3, 5, 5)
+    with torch.no_grad():
+        expected = [level(x) for level in network]
+        fused = fuse_biases(network, ['0.0'], lambda: [level(x) for level in network])
+        assert fused == {f'{i}.0': ['0.1', '1.1', '2.1'] for i in range(3)}
+        torch.testing.assert_close([level(x) for level in network], expected, rtol=1e-5, atol=1e-5)
+    assert shared.bias is None
+
+
+def test_a_convolution_is_rejected_if_another_layer_reads_it_too_or_its_batch_norm_reads_another():
+    conv, other, norm = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4).eval()
+    x = torch.randn(2, 3, 5, 5)
+    network = nn.ModuleList([conv, other, norm])
+    for run in (lambda: (norm(conv(x)), conv(x)), lambda: (norm(conv(x)), norm(other(x)))):
+        with pytest.raises(InputError, match=r'^0 .*: no BatchNorm of its own follows it'):
+            fuse_biases(network, ['0', '1'], run)
+    assert conv.bias is not None

@@ -241,3 +241,25 @@ def test_stock_networks_are_verified_with_what_stays():
     randomize_norms(randomize_scales(model))
     mmasr.fold(model, stay=['layer1.0.conv1'], verify=torch.randn(2, 3, 64, 64))
     assert find_foldable(model).branches.keys() == {'layer1.0.conv1'}
+
+
+@pytest.mark.parametrize('spec', [{'type': 'SE'}, {'type': 'OREPA'}, {'type': 'DBB'}])
+def test_an_optimizer_keeps_training_the_parameters_that_remain(spec):
+    stock = nn.Sequential(nn.Conv2d(3, C, 3, padding=1, bias=False), nn.BatchNorm2d(C))
+    model = mmasr.attach(stock, spec, sites=['1'] if spec['type'] == 'SE' else ['0'])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    mmasr.fold(model)
+    known = {id(p) for group in optimizer.param_groups for p in group['params']}
+    assert {id(model[0].weight), id(model[1].weight), id(model[1].bias)} <= known
+    before = model[0].weight.clone()
+    model(torch.randn(2, 3, 8, 8)).square().mean().backward()
+    optimizer.step()
+    assert not torch.equal(model[0].weight, before)
+
+
+def test_a_state_dict_from_before_keeps_its_values():
+    model = mmasr.attach(nn.Sequential(nn.BatchNorm2d(C)), {'type': 'SE'}, sites=['0'])
+    before = model.state_dict()
+    copied = copy.deepcopy(before)
+    mmasr.fold(model)
+    torch.testing.assert_close(before, copied, rtol=0, atol=0)

@@ -6,16 +6,19 @@ import sys
 import types
 
 import pytest
+import timm
 import torch
-from helpers import randomize
+from helpers import randomize, randomize_norms
 from mmpretrain.models.backbones.repvgg import RepVGGBlock
 from timm.models.byobnet import RepVggBlock
+from timm.utils import reparameterize_model
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import mmasr
 from mmasr.core.foreign import FoldBeforeMerge
 from mmasr.core.host import Host
+from mmasr.errors import InputError
 
 DUPLICATE = {
     'itself': lambda model: model,
@@ -125,3 +128,27 @@ def test_a_network_of_ultralytics_folds_before_it_fuses(duplicate, convolution, 
         assert type(model) is stock
         assert [type(module) for module in model.modules()] == [stock, nn.Sequential, nn.Conv2d]
         torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['fastvit_t8', 'mobileone_s0', 'repvit_m1', 'levit_conv_128s'])
+def test_blocks_of_timm_fold_before_they_merge(name):
+    network = mmasr.attach(timm.create_model(name, num_classes=5), {'type': 'OREPA'})
+    randomize_norms(network)
+    size = 224 if 'levit' in name else 64
+    x = torch.randn(1, 3, size, size)
+    with torch.no_grad():
+        expected = reparameterize_model(mmasr.fold(copy.deepcopy(network)))(x)
+        merged = reparameterize_model(network)
+        assert torch.equal(merged(x), expected)
+        assert torch.equal(mmasr.fold(merged)(x), expected)
+
+
+@pytest.mark.parametrize('kind', ['DBB', 'ACNet'])
+def test_a_convolution_that_a_block_of_timm_merges_gets_no_branches(kind):
+    """Merging them would give a bias, which the block ignores."""
+    network = timm.create_model('repvit_m1', num_classes=5)
+    sites = [name for name, m in network.named_modules() if type(m) is nn.Conv2d and m.kernel_size == (3, 3)]
+    with pytest.raises(InputError, match=r'is in .* \(.*\), which merges its own layers'):
+        mmasr.attach(network, {'type': kind}, sites=sites[:1])
+    with pytest.raises(InputError, match='has no 3 x 3 convolution'):
+        mmasr.attach(network, {'type': kind})

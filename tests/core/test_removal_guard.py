@@ -157,3 +157,42 @@ def test_a_convolution_that_is_a_host_is_still_one_after_fusing():
     """The result is wrong and not detected; docs/method.md says so."""
     conv = mmasr.attach(nn.Conv2d(3, 8, 3), {'type': 'SE'}, sites='').eval()
     assert isinstance(fuse_conv_bn_eval(conv, nn.BatchNorm2d(8).eval()), Host)
+
+
+def test_a_host_that_is_replaced_in_one_of_several_places_is_an_error():
+    norm = nn.BatchNorm2d(3)
+    model = mmasr.attach(nn.Sequential(norm, nn.ReLU(), norm), {'type': 'SE'}, sites=['2']).eval()
+    model(X)
+    model[2] = nn.BatchNorm2d(3)
+    with pytest.raises(InputError, match=r'^2 was removed from Sequential with its ASR'):
+        model(X)
+
+
+class Merging(nn.Module):
+    """A block of an unknown library that merges its layers into a new one and deletes them."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+        self.merged = None
+
+    def forward(self, x):
+        return self.merged(x) if self.merged else self.inner(x)
+
+    def merge(self):
+        self.merged = fuse_conv_bn_eval(self.inner[0], self.inner[1])
+        del self.inner
+
+
+def test_a_host_that_its_block_merges_away_is_an_error():
+    model = mmasr.attach(nn.Sequential(Merging()), {'type': 'SE'}, sites=['0.inner.1']).eval()
+    model[0].merge()
+    with pytest.raises(InputError, match=r'^0\.inner\.1 was removed from Sequential with its ASR'):
+        model(X)
+
+
+def test_a_host_whose_parent_is_replaced_is_an_error():
+    model = mmasr.attach(nn.Sequential(Merging()), {'type': 'SE'}, sites=['0.inner.1']).eval()
+    model[0].inner = nn.Conv2d(3, 3, 1)
+    with pytest.raises(InputError, match=r'^0\.inner\.1 was removed from Sequential with its ASR'):
+        model(X)

@@ -117,3 +117,56 @@ def test_branches_know_whether_the_stock_convolution_has_a_bias(bias):
     branches = ACNet.from_layer(conv)
     assert branches.stock_bias == bias
     assert {parameter.dtype for parameter in branches.parameters()} == {torch.double}
+
+
+BRANCHES = ['DBB', 'OfflineOREPA', 'XVolution', 'ACNet']
+with_branches = pytest.mark.parametrize('kind', BRANCHES)
+
+
+@pytest.mark.parametrize('kind', ['DBB', 'OfflineOREPA', 'XVolution'])
+def test_the_bias_is_kept_also_from_a_plain_checkpoint(kind):
+    plain = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1)).eval()
+    nn.init.uniform_(plain[0].bias, -5, 5)
+    x = torch.randn(2, 4, 8, 8)
+    spec = {'type': kind, 'init_identity': True}
+    with torch.no_grad():
+        expected = plain(x)
+        model = mmasr.attach(copy.deepcopy(plain), spec, sites=['0'])
+        torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+        other = mmasr.attach(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1)), spec, sites=['0']).eval()
+        assert not other.load_state_dict(plain.state_dict(), strict=False).unexpected_keys
+        torch.testing.assert_close(other(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@with_branches
+def test_a_replaced_layer_keeps_type_mode_hooks_and_parameters(kind):
+    conv = nn.Conv2d(4, 4, 3, padding=1).double().eval()
+    calls = []
+    handle = conv.register_forward_hook(lambda module, args, output: calls.append(type(module).__name__))
+    conv.register_forward_pre_hook(lambda module, args, kwargs: calls.append('before'), with_kwargs=True)
+    weight, bias = conv.weight, conv.bias
+    model = mmasr.attach(nn.Sequential(conv), {'type': kind}, sites=['0'])
+    x = torch.randn(2, 4, 8, 8, dtype=torch.double)
+    model(x)
+    assert calls == ['before', kind]
+    assert not any(module.training for module in model[0].modules())
+    assert all(p.dtype == torch.double for p in model.parameters())
+    assert {id(weight), id(bias)} <= {id(p) for p in model.parameters()}
+    mmasr.fold(model)
+    calls.clear()
+    model(x)
+    assert calls == ['before', type(model[0]).__name__]
+    handle.remove()
+    model(x)
+    assert calls[2:] == ['before']
+    if kind != 'XVolution':
+        assert model[0].weight is weight
+        assert model[0].bias is bias
+
+
+@with_branches
+def test_the_branches_of_a_frozen_layer_are_frozen(kind):
+    frozen = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1).requires_grad_(False))
+    model = mmasr.attach(frozen, {'type': kind}, sites=['0'])
+    assert not any(p.requires_grad for p in model.parameters())
+    assert not any(p.requires_grad for p in mmasr.fold(model).parameters())

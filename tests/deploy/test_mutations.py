@@ -381,7 +381,7 @@ def test_a_bias_that_no_normalization_takes_is_found(checkpoint, tmp_path, monke
     def lose(model, names, run):
         means = {n: t.clone() for n, t in model.named_buffers() if n.endswith('running_mean')}
         fused = fuse_biases(model, names, run)
-        mean = f'{list(fused.values())[-1]}.running_mean'
+        mean = f'{list(fused.values())[-1][0]}.running_mean'
         model.get_buffer(mean).copy_(means[mean])
         return fused
 

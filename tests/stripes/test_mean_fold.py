@@ -139,7 +139,7 @@ WITHOUT_HOST = {
     ),
     'nothing to scale': (
         Net(se(), lambda n, x: n.se(n.plain(n.conv(x))), plain=nn.InstanceNorm2d(8)),
-        "can't carry an ASR: it has no weight to scale",
+        'has no weight of its own',
     ),
     'it does not run': (Net(se(), lambda n, x: n.norm(n.conv(x))), 'it did not run'),
 }
