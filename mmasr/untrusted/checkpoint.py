@@ -14,8 +14,9 @@ import torch
 from mmengine.runner import CheckpointLoader
 
 from ..errors import InputError, one_line
-from .reader import read_torch_file
+from .reader import CONTAINERS, read_torch_file, weights_of
 
+_PREFIXES = ('module.', '_orig_mod.')  # of wrappers: DataParallel and torch.compile
 #: Entries of ``meta`` that are kept besides the text of the config, and their types. mmengine would execute
 #: its ``config``.
 _META = {
@@ -36,8 +37,9 @@ def read_checkpoint(path: str | Path, weights_only: bool = False) -> dict:
             stay zero. Default: False.
 
     Returns:
-        dict: The checkpoint. The names in its ``state_dict`` have lost a common prefix ``module.``, and its
-        ``meta`` is a dict of plain data with the entries that mmengine needs.
+        dict: The checkpoint. Its ``state_dict`` has the weights, whatever the file calls them
+        (:data:`mmasr.untrusted.reader.CONTAINERS`). Their names have lost a common prefix ``module.`` or
+        ``_orig_mod.``. Its ``meta`` is a dict of plain data with the entries that mmengine needs.
 
     Raises:
         InputError: If the file is missing, unreadable, damaged, not a checkpoint, much larger in memory than
@@ -76,16 +78,17 @@ def _checked(checkpoint: object, source: str | Path) -> dict:
     """Return what was read from anywhere in the form of :func:`read_checkpoint`."""
     if not isinstance(checkpoint, dict):
         raise InputError(f'{source}: not a checkpoint but a {type(checkpoint).__name__}')
-    if 'state_dict' not in checkpoint:
-        checkpoint = {'state_dict': checkpoint}
-    state_dict = checkpoint['state_dict']
-    is_valid = (
-        isinstance(state_dict, dict) and state_dict and all(map(_is_weight, state_dict, state_dict.values()))
-    )
-    if not is_valid:
-        raise InputError(f'{source}: not a checkpoint: it contains no dict of weights')
-    prefix = 'module.' if all(name.startswith('module.') for name in state_dict) else ''
-    state_dict = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items()}
+    state_dict = weights_of(checkpoint)
+    if not state_dict or not all(map(_is_weight, state_dict, state_dict.values())):
+        raise InputError(
+            f'{source}: not a checkpoint: it contains no dict of weights, neither itself nor as '
+            f'{" or ".join(CONTAINERS)}'
+        )
+    if weights_of(checkpoint) is checkpoint:
+        checkpoint = {}
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in state_dict):
+            state_dict = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items()}
     return {**checkpoint, 'state_dict': state_dict, 'meta': _plain_meta(checkpoint.get('meta'))}
 
 

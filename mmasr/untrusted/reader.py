@@ -29,6 +29,8 @@ from mmengine.logging import HistoryBuffer
 
 from .memory import limited_memory
 
+#: Names under which training programs save the weights: mmengine, torchvision, timm and others.
+CONTAINERS = ('state_dict', 'model', 'model_state_dict', 'model_ema', 'ema', 'params')
 _LARGEST_KEY = 2**31
 # The start of a file that is not an archive, as before torch 1.6.
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -96,10 +98,14 @@ def _read_archive(file: BinaryIO, size: int, weights_only: bool) -> Any:
         return content
 
 
+def weights_of(content: dict) -> dict:
+    """Return the dict of weights in a checkpoint: the first entry of :data:`CONTAINERS`, or the whole."""
+    return next((content[name] for name in CONTAINERS if isinstance(content.get(name), dict)), content)
+
+
 def _addresses(content: object) -> set[int]:
     """Return the addresses of the storages of all weights."""
-    state_dict = content.get('state_dict', content) if isinstance(content, dict) else {}
-    values = state_dict.values() if isinstance(state_dict, dict) else ()
+    values = weights_of(content).values() if isinstance(content, dict) else ()
     return {value.untyped_storage().data_ptr() for value in values if isinstance(value, torch.Tensor)}
 
 

@@ -59,6 +59,18 @@ def test_bare_weights_are_read_without_the_prefix_of_a_wrapper(tmp_path, old_for
     assert list(read['state_dict']) == list(WEIGHTS)
 
 
+@pytest.mark.parametrize('weights_only', [False, True], ids=['all', 'weights'])
+@pytest.mark.parametrize('prefix', ['', 'module.', '_orig_mod.', 'module._orig_mod.'])
+@pytest.mark.parametrize('name', ['model', 'model_state_dict', 'model_ema', 'ema', 'params'])
+def test_the_weights_may_have_the_names_of_other_programs(tmp_path, name, prefix, weights_only):
+    weights = {f'{prefix}{key}': tensor for key, tensor in WEIGHTS.items()}
+    torch.save({'epoch': 3, 'optimizer': {'state': {}}, name: weights}, tmp_path / 'a.pth')
+    read = read_checkpoint(tmp_path / 'a.pth', weights_only=weights_only)
+    assert read['state_dict'].keys() == WEIGHTS.keys()
+    assert all(torch.equal(read['state_dict'][key], tensor) for key, tensor in WEIGHTS.items())
+    assert read['meta'] == {}
+
+
 # Files that replace a good checkpoint.
 BROKEN = {
     'empty': lambda good: b'',
