@@ -161,7 +161,52 @@ def classifier(backbone: dict, channels: int, neck: bool = True) -> Config:
     }
     pooling = {'type': 'GlobalAveragePooling'} if neck else None
     model = {'type': 'ImageClassifier', 'backbone': backbone, 'neck': pooling, 'head': head}
-    return Config({'model': model, 'default_scope': 'mmpretrain', 'custom_imports': {'imports': ['mmasr']}})
+    return config_of(model, 'mmpretrain')
+
+
+def config_of(model: dict, scope: str) -> Config:
+    """Return the config of a model without data."""
+    return Config({'model': model, 'default_scope': scope, 'custom_imports': {'imports': ['mmasr']}})
+
+
+def retinanet(backbone: dict) -> Config:
+    """Return the config of a narrow RetinaNet whose backbone is a ResNet-18 with 8 base channels."""
+    head = {
+        'type': 'RetinaHead',
+        'num_classes': 3,
+        'in_channels': 16,
+        'feat_channels': 16,
+        'stacked_convs': 1,
+        'anchor_generator': {
+            'type': 'AnchorGenerator',
+            'scales': [4],
+            'ratios': [1.0],
+            'strides': [8, 16, 32],
+        },
+    }
+    neck = {
+        'type': 'FPN',
+        'in_channels': [8, 16, 32, 64],
+        'start_level': 1,
+        'out_channels': 16,
+        'num_outs': 3,
+    }
+    model = {'type': 'RetinaNet', 'backbone': backbone, 'neck': neck, 'bbox_head': head}
+    return config_of(model, 'mmdet')
+
+
+def segmentor(backbone: dict, channels: int = 64, **options) -> Config:
+    """Return a segmentor's config without data; ``channels`` are those of the backbone's last feature map."""
+    head = {
+        'type': 'FCNHead',
+        'in_channels': channels,
+        'in_index': -1,
+        'channels': 8,
+        'num_classes': 3,
+        'loss_decode': {'type': 'CrossEntropyLoss'},
+    }
+    heads = {'decode_head': head, 'auxiliary_head': [head]}
+    return config_of({'type': 'EncoderDecoder', 'backbone': backbone, **heads, **options}, 'mmseg')
 
 
 def plugin(name: str, position: str = 'after_conv3', **options) -> dict:

@@ -17,6 +17,7 @@ from torch.autograd.function import FunctionCtx
 from torch.nn.functional import conv2d
 
 from ..core.body import body_convolutions
+from ..core.compat import functorch_level
 from ..core.merge import has_branches, merge_method
 from ..core.reparameterization import ParameterReparameterization
 from ..errors import InputError
@@ -459,8 +460,8 @@ def _init_scales(scale: torch.Tensor, values: tuple[float, ...], init_identity: 
 
 
 def _squeeze(*args: object) -> torch.Tensor:
-    """Return the kernel that branches amount to; see :class:`_Squeeze` for the arguments."""
-    if torch._C._functorch.maybe_current_level() is not None:  # torch.func takes no function of this kind
+    """Return the kernel that branches amount to; the arguments are those of :func:`_squeezed`."""
+    if functorch_level() is not None:  # torch.func takes no function of this kind
         return _squeezed(*args)
     return _Squeeze.apply(*args)
 
@@ -497,18 +498,10 @@ class _Squeeze(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx,
-        groups: int,
-        identity: bool,
-        basis: torch.Tensor | None,
-        weight: torch.Tensor,
-        scale: torch.Tensor,
-        *branches: torch.Tensor | None,
-    ) -> torch.Tensor:
-        ctx.save_for_backward(basis, weight, scale, *branches)
-        ctx.groups, ctx.identity = groups, identity
-        return _squeezed(groups, identity, basis, weight, scale, *branches)
+    def forward(ctx: FunctionCtx, *args: object) -> torch.Tensor:
+        ctx.groups, ctx.identity, *tensors = args
+        ctx.save_for_backward(*tensors)
+        return _squeezed(*args)
 
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

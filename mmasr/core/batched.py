@@ -12,7 +12,7 @@ from torch import nn
 from torch.jit import is_tracing
 
 from .class_lookup import lookup_by_class
-from .compat import CAN_BATCH, is_compiling
+from .compat import CAN_BATCH, functorch_level, is_compiling
 from .host import Host, active_passes
 
 
@@ -49,7 +49,7 @@ def _context() -> tuple:
         if torch.cuda.is_initialized()
         else None
     )
-    return torch.is_grad_enabled(), hooks, torch._C._functorch.maybe_current_level(), stream
+    return torch.is_grad_enabled(), hooks, functorch_level(), stream
 
 
 def _compute(network: nn.Module) -> dict[nn.Module, dict[str, torch.Tensor]]:

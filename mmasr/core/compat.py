@@ -23,7 +23,20 @@ except ImportError:  # before 2.3
         torch.backends.cuda.sdp_kernel, enable_flash=False, enable_mem_efficient=False
     )
 
-__all__ = ['CAN_BATCH', 'FUSED_PATH_RESPECTS_HOOKS', 'GradScaler', 'is_compiling', 'unfused_attention']
+# Both return None outside the transforms of torch.func.
+try:
+    from torch._C._functorch import maybe_current_level as functorch_level
+except ImportError:  # in 2.1
+    from torch._C._functorch import peek_interpreter_stack as functorch_level
+
+__all__ = [
+    'CAN_BATCH',
+    'FUSED_PATH_RESPECTS_HOOKS',
+    'GradScaler',
+    'functorch_level',
+    'is_compiling',
+    'unfused_attention',
+]
 
 #: Whether torch reports which saved-tensor hooks of autograd are active, which :mod:`mmasr.core.batched`
 #: needs.

@@ -91,9 +91,8 @@ def _is_gone(
         return True
     remaining = _ancestors(model, name)
     last = len(remaining) - 1
-    if (
-        remaining[last][0] != ancestors[last][0]
-    ):  # another module, unless a list lost items and was renumbered
+    if remaining[last][0] != ancestors[last][0]:
+        # Another module, unless a list lost items and was renumbered.
         return last == 0 or ancestors[last - 1][1] <= remaining[last - 1][1]
     has_new_children = not remaining[last][1] <= ancestors[last][1]
     return has_new_children or len(remaining) == len(ancestors)

@@ -21,7 +21,7 @@ from ..attention import ATTENTIONS, registered_name
 from ..errors import InputError
 from .body import body_convolutions
 from .class_surgery import move_hooks
-from .merge import ADAPTERS, Adapter, merges_itself
+from .merge import ADAPTERS, Adapter, branch_ends, merges_itself
 
 
 class Reparameterization(nn.Module, ABC):
@@ -276,7 +276,7 @@ class BranchReparameterization(Reparameterization):
     @property
     def _main_bias(self) -> str | None:
         """Name of the layer inside that has the bias of the convolution it replaces."""
-        return next((name for name in self.branch_ends if name in dict(self.named_modules())), None)
+        return next(iter(branch_ends(self)), None)
 
     def merged(self) -> nn.Module:
         """Merge the branches.
@@ -302,7 +302,7 @@ class BranchReparameterization(Reparameterization):
 ADAPTERS['mmasr.BranchReparameterization'] = Adapter(
     branch_ends=lambda module: module.branch_ends,
     can_merge=lambda module: True,
-    merge=lambda module: module.merged(),
+    merge=BranchReparameterization.merged,
 )
 
 #: Name in a spec or config -> class.

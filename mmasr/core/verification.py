@@ -101,20 +101,27 @@ class TrainedLayers:
 
     @functools.cached_property
     @torch.no_grad()
-    def references(self) -> dict[str, torch.Tensor]:
-        """State of all folded layers in double precision, by the names in the network."""
-        found = {
+    def _folded(self) -> dict[str, torch.Tensor]:
+        """State of all folded layers in double precision, before biases are fused."""
+        return {
             _join(name, key): tensor
             for name, layer in self.layers.items()
             for key, tensor in layer.folded().state_dict().items()
         }
-        biases = {norm: found[f'{conv}.bias'] for conv, norms in self.fused.items() for norm in norms}
-        for norm, bias in biases.items():
+
+    @functools.cached_property
+    def references(self) -> dict[str, torch.Tensor]:
+        """State of all folded layers in double precision, by the names in the network."""
+        gone = [f'{conv}.bias' for conv in self.fused]
+        found = {name: tensor for name, tensor in self._folded.items() if name not in gone}
+        for norm, bias in self._shifts().items():
             mean = f'{norm}.running_mean'
             found[mean] = found.get(mean, self.trained[mean].double()) - bias
-        for conv in self.fused:
-            del found[f'{conv}.bias']
         return found
+
+    def _shifts(self) -> dict[str, torch.Tensor]:
+        """Return the bias, (C,), that each BatchNorm took from the convolution before it."""
+        return {norm: self._folded[f'{conv}.bias'] for conv, norms in self.fused.items() for norm in norms}
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the type of a tensor of a folded layer: that of the trained tensor, or of the branches."""
@@ -224,16 +231,14 @@ class TrainedLayers:
         Yields:
             dict[str, LayerDifference]: Name of a layer that ran -> its largest difference; filled at the end.
         """
-        shifts = {norm: conv for conv, norms in self.fused.items() for norm in norms}
-        measured = {}
+        shifts, measured = self._shifts(), {}
         for name, layer in self.layers.items():
             references = {
                 key: self.references[_join(name, key)]
                 for key in model.get_submodule(name).state_dict()
                 if _join(name, key) in self.references
             }
-            shift = self._bias(shifts[name]) if name in shifts else None
-            measured[name] = _Measured(name, layer, references, name in self.fused, shift)
+            measured[name] = _Measured(name, layer, references, name in self.fused, shifts.get(name))
         handles = [
             model.get_submodule(name).register_forward_hook(layer.compare, with_kwargs=True)
             for name, layer in measured.items()
@@ -267,10 +272,6 @@ class TrainedLayers:
                     f'{found.relative:.1e} of its largest value, more than {bound:.0e}'
                 )
         return max(differences.values(), key=lambda found: found.relative, default=None)
-
-    def _bias(self, conv: str) -> torch.Tensor:
-        """Return the bias of a folded convolution, which went into the BatchNorm after it."""
-        return self.layers[conv].folded().bias
 
 
 class _Measured:
@@ -371,10 +372,8 @@ class _TrainedLayer:
     @property
     def is_sum(self) -> bool:
         """Return whether its folded parameters are sums."""
-        is_product = (
-            not isinstance(self.layer, Host) or not self.layer.reparameterization().verified_in_double
-        )
-        return self.merges or not is_product
+        is_host = isinstance(self.layer, Host)
+        return self.merges or (is_host and self.layer.reparameterization().verified_in_double)
 
     def cropped(self, value: object) -> object:
         """Return an input in double precision, a feature map cropped: a part shows as much as the whole."""

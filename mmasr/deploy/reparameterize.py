@@ -202,8 +202,8 @@ def _deploy(
         attention = calibrate(model, trained.config, calibration, track) if calibration else None
         with replaced(model, attention.constants() if attention else {}):
             expected = _run(model, foldable, origin.source, images)
-        removed = attention and (attention.means, attention.hosts)
-        layers = TrainedLayers(model, foldable, trained.weights, *removed or ())
+        removed = (attention.means, attention.hosts) if attention else ()
+        layers = TrainedLayers(model, foldable, trained.weights, *removed)
         folded = {name: part.describe() for name, part in foldable.reparameterizations().items()}
         merged = {
             name: stock_class(type(module)).__name__

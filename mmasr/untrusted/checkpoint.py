@@ -84,12 +84,11 @@ def _checked(checkpoint: object, source: str | Path) -> dict:
             f'{source}: not a checkpoint: it contains no dict of weights, neither itself nor as '
             f'{" or ".join(CONTAINERS)}'
         )
-    if weights_of(checkpoint) is checkpoint:
-        checkpoint = {}
+    rest = {} if state_dict is checkpoint else checkpoint
     for prefix in _PREFIXES:
         if all(name.startswith(prefix) for name in state_dict):
             state_dict = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items()}
-    return {**checkpoint, 'state_dict': state_dict, 'meta': _plain_meta(checkpoint.get('meta'))}
+    return {**rest, 'state_dict': state_dict, 'meta': _plain_meta(rest.get('meta'))}
 
 
 def _is_weight(name: object, value: object) -> bool:

@@ -285,9 +285,8 @@ class _Check:
     def _model_arguments(self, where: str, config: dict) -> tuple[str, ...] | None:
         name = config['type']
         if isinstance(name, str) and name in mmcv.ops.__all__:  # RoIAlign and nms, for example
-            if (
-                'Rotated' in name and not self.trusted
-            ):  # it reads beyond the boxes of MMDetection's extractors
+            # It reads beyond the boxes of MMDetection's extractors.
+            if 'Rotated' in name and not self.trusted:
                 raise InputError(f'{where} builds {name!r}, which needs rotated boxes')
             return None
         found = self._types.find(name)

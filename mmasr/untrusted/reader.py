@@ -84,10 +84,7 @@ def _read_archive(file: BinaryIO, size: int, weights_only: bool) -> Any:
                 entry = entries[f'{root}data/{key}']
                 if entry.file_size != count * dtype.itemsize:
                     raise UnpicklingError('a storage and its record differ in size')
-                storages[key] = torch.zeros(count, dtype=dtype)
-            if storages[key].dtype != dtype or storages[key].numel() != count:
-                raise UnpicklingError('a storage with two types or sizes')
-            return storages[key]
+            return _storage(storages, key, dtype, count)
 
         content = _Unpickler(io.BytesIO(archive.read(f'{root}data.pkl')), storage).load()
         weights = _addresses(content) if weights_only else None
@@ -96,6 +93,15 @@ def _read_archive(file: BinaryIO, size: int, weights_only: bool) -> Any:
                 with archive.open(f'{root}data/{key}') as record:
                     record.readinto(tensor.view(torch.uint8).numpy())
         return content
+
+
+def _storage(storages: dict[str, torch.Tensor], key: str, dtype: torch.dtype, count: int) -> torch.Tensor:
+    """Return the storage of a key, which is filled later."""
+    if key not in storages:
+        storages[key] = torch.zeros(count, dtype=dtype)
+    if storages[key].dtype != dtype or storages[key].numel() != count:
+        raise UnpicklingError('a storage with two types or sizes')
+    return storages[key]
 
 
 def weights_of(content: dict) -> dict:
@@ -130,10 +136,8 @@ def _read_old(file: BinaryIO, size: int) -> Any:
             left -= count * dtype.itemsize
             if count < 0 or left < 0:
                 raise UnpicklingError('storages larger than the file')
-            storages[key] = torch.zeros(count, dtype=dtype)
-        if storages[key].dtype != dtype or storages[key].numel() != count:
-            raise UnpicklingError('a storage with two types or sizes')
-        return storages[key] if view is None else storages[key].narrow(0, *view[1:])
+        whole = _storage(storages, key, dtype, count)
+        return whole if view is None else whole.narrow(0, *view[1:])
 
     content = _Unpickler(file, storage).load()
     keys = _Unpickler(file).load()

@@ -371,6 +371,7 @@ dist.destroy_process_group()
 """
 
 
+@needs_batching
 @pytest.mark.parametrize('how', ['fully_shard', 'FSDP1, own parameters', 'FSDP1, flat parameters'])
 def test_units_of_fsdp_compute_their_own_parameters(tmp_path, how):
     """Their parameters are sharded until they run, after the batch is computed."""

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 import torch
-from helpers import SHAPES_CONFIG, Touch, classifier, run_tool, save_network
+from helpers import SHAPES_CONFIG, Touch, classifier, retinanet, run_tool, save_network
 from mmdet.models import ResNet
 from mmengine.config import Config
 from torch import nn
@@ -37,43 +37,15 @@ def classifying(**training):
 
 
 def one_stage(**training):
-    """Return the config of a narrow RetinaNet."""
-    head = {
-        **{
-            'type': 'RetinaHead',
-            'num_classes': 3,
-            'in_channels': 16,
-            'feat_channels': 16,
-            'stacked_convs': 1,
-        },
-        'anchor_generator': {
-            'type': 'AnchorGenerator',
-            'scales': [4],
-            'ratios': [1.0],
-            'strides': [8, 16, 32],
-        },
-    }
-    neck = {
-        'type': 'FPN',
-        'in_channels': [8, 16, 32, 64],
-        'start_level': 1,
-        'out_channels': 16,
-        'num_outs': 3,
-    }
-    preprocessor = {
+    """Return the config of a narrow RetinaNet whose data preprocessor normalizes."""
+    config = retinanet(resnet(**training))
+    config.model.data_preprocessor = {
         'type': 'DetDataPreprocessor',
         'mean': [1.0, 2.0, 3.0],
         'std': [4.0, 5.0, 6.5],
         'pad_size_divisor': 32,
     }
-    model = {
-        'type': 'RetinaNet',
-        'data_preprocessor': preprocessor,
-        'backbone': resnet(**training),
-        'neck': neck,
-        'bbox_head': head,
-    }
-    return Config({'model': model, 'default_scope': 'mmdet', 'custom_imports': {'imports': ['mmasr']}})
+    return config
 
 
 def two_stage(**training):

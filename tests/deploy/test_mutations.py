@@ -7,8 +7,16 @@ import functools
 
 import pytest
 import torch
-from helpers import classifier, randomize, randomize_norms, save_network, small_detector
-from mmengine.config import Config
+from helpers import (
+    classifier,
+    config_of,
+    randomize,
+    randomize_norms,
+    retinanet,
+    save_network,
+    segmentor,
+    small_detector,
+)
 from torch import nn
 
 import mmasr
@@ -44,7 +52,7 @@ def csp(kind, detector, head, **options):
         'neck': neck,
         'bbox_head': {'num_classes': 3, 'in_channels': 32, 'feat_channels': 32, **head},
     }
-    return Config({'model': model, 'default_scope': 'mmdet', 'custom_imports': {'imports': ['mmasr']}})
+    return config_of(model, 'mmdet')
 
 
 def rtmdet():
@@ -55,36 +63,6 @@ def rtmdet():
         'bbox_coder': {'type': 'DistancePointBBoxCoder'},
     }
     return csp('CSPNeXt', 'RTMDet', head, arch='P5', expand_ratio=0.5)
-
-
-def retinanet():
-    config = small_detector(norm_eval=False, asr=SE)
-    neck = {
-        'type': 'FPN',
-        'in_channels': [8, 16, 32, 64],
-        'start_level': 1,
-        'out_channels': 16,
-        'num_outs': 3,
-    }
-    anchors = {'type': 'AnchorGenerator', 'scales': [4], 'ratios': [1.0], 'strides': [8, 16, 32]}
-    head = {
-        'type': 'RetinaHead',
-        'num_classes': 3,
-        'in_channels': 16,
-        'feat_channels': 16,
-        'stacked_convs': 1,
-    }
-    head['anchor_generator'] = anchors
-    model = {'type': 'RetinaNet', 'backbone': config.model.backbone, 'neck': neck, 'bbox_head': head}
-    return Config({**config, 'model': model})
-
-
-def segmentor():
-    head = {'type': 'FCNHead', 'in_channels': 64, 'in_index': -1, 'channels': 8, 'num_classes': 3}
-    head['loss_decode'] = {'type': 'CrossEntropyLoss'}
-    backbone = {'type': 'mmasr.ASRResNetV1c', 'stem_channels': 8, **RESNET, 'out_indices': (0, 1, 2, 3)}
-    model = {'type': 'EncoderDecoder', 'backbone': {**backbone, 'asr': SE}, 'decode_head': head}
-    return Config({'model': model, 'default_scope': 'mmseg', 'custom_imports': {'imports': ['mmasr']}})
 
 
 def vit():
@@ -110,10 +88,10 @@ WITH_ASR = {
     'ResNet-18, plugins': lambda: resnet(plugins=[PLUGIN]),
     'ViT': vit,
     'Mask R-CNN': lambda: small_detector(asr=SE),
-    'RetinaNet': retinanet,
+    'RetinaNet': lambda: retinanet({**small_detector(asr=SE).model.backbone, 'norm_eval': False}),
     'RTMDet': rtmdet,
     'YOLOX': lambda: csp('CSPDarknet', 'YOLOX', {'type': 'YOLOXHead', 'stacked_convs': 1}),
-    'segmentor': segmentor,
+    'segmentor': lambda: segmentor({'type': 'mmasr.ASRResNetV1c', 'stem_channels': 8, **RESNET, 'asr': SE}),
 }
 #: The same with branches.
 WITH_BRANCHES = {
@@ -143,6 +121,8 @@ def checkpoint(tmp_path_factory):
 
     @functools.cache
     def made(name):
+        if name == 'segmentor':
+            pytest.importorskip('mmseg', reason='MMSegmentation is an optional extra')
         path = tmp_path_factory.mktemp('trained') / 'a.pth'
         network = save_network(path, {**WITH_ASR, **WITH_BRANCHES}[name](), as_trained)
         if dtype := TYPES.get(name[-4:]):

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from forked import run_python
-from helpers import ROOT, randomize, save_network
+from helpers import ROOT, randomize, save_network, segmentor
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
@@ -140,26 +140,6 @@ def test_stock_mmsegmentation_predicts_the_same(folder):
 def test_stripes_of_a_segmentor_are_drawn(folder):
     stripes = json.loads((folder / 'stripes/stripes.json').read_text())
     assert len(stripes['modules']) == 16
-
-
-def segmentor(backbone, channels=64, **options):
-    """Return a segmentor's config without data; ``channels`` are those of the backbone's last feature map."""
-    head = {
-        'type': 'FCNHead',
-        'in_channels': channels,
-        'in_index': -1,
-        'channels': 8,
-        'num_classes': 3,
-        'loss_decode': LOSS,
-    }
-    model = {
-        'type': 'EncoderDecoder',
-        'backbone': backbone,
-        'decode_head': head,
-        'auxiliary_head': [head],
-        **options,
-    }
-    return Config({'model': model, 'default_scope': 'mmseg', 'custom_imports': {'imports': ['mmasr']}})
 
 
 WEIGHTS = {'decode_head.conv_seg.weight': torch.zeros(19, 512, 1, 1)}
