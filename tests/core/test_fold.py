@@ -9,6 +9,7 @@ import torchvision
 from helpers import plugin, randomize, randomize_norms, randomize_scales
 from mmengine.registry import MODELS
 from torch import nn
+from versions import need_on_a_cpu
 
 import mmasr
 from mmasr.core.foldable import Foldable, find_foldable, fold_all
@@ -228,6 +229,7 @@ def test_a_verified_fold_needs_outputs_that_are_tensors():
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize('spec', [{'type': 'ASR', 'attention': {'type': 'SE'}, 'delta': 3}, {'type': 'DBB'}])
 def test_networks_in_other_types_are_verified(dtype, spec):
+    need_on_a_cpu(dtype)
     stock = nn.Sequential(nn.Conv2d(3, C, 3), nn.BatchNorm2d(C), nn.ReLU(), nn.Conv2d(C, C, 3, padding=1))
     model = randomize(mmasr.attach(stock, spec, sites=['3'])).to(dtype)
     mmasr.fold(model, verify=torch.randn(2, 3, 9, 9, dtype=dtype))
