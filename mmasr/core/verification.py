@@ -145,9 +145,8 @@ class TrainedLayers:
                 state[key] = state[key].to(self.dtype(name))
             elif name in self.trained:
                 trained = self.trained[name]
-                converted = state[key].to(trained.dtype)
-                # A network in float32 does not hold float64 exactly.
-                state[key] = converted if torch.equal(converted, trained) else trained.clone()
+                if state[key].dtype != trained.dtype:  # a network in float32 does not hold float64 exactly
+                    state[key] = trained.clone()
         return state
 
     def check_tensors(
@@ -301,20 +300,20 @@ class _Measured:
     @torch.random.fork_rng([])
     def compare(self, folded: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
         """Compare the folded layer with the trained one on its inputs, and on random ones; a forward hook."""
+        layer, trained = copy.deepcopy(folded).double().eval(), _in_double(self.trained.layer)
+        layer.load_state_dict(self.references)
         inputs = [self.trained.cropped(arg) for arg in args]
         is_first = self.largest is None
-        self._compare(folded, inputs, kwargs)
+        self._compare(layer, trained, inputs, kwargs)
         for scale in _SCALES if is_first else ():
             if scale == 1 or not self.largest.all():
-                self._compare(folded, [_random_like(arg, scale) for arg in inputs], kwargs)
+                self._compare(layer, trained, [_random_like(arg, scale) for arg in inputs], kwargs)
 
-    def _compare(self, folded: nn.Module, args: list, kwargs: dict) -> None:
-        layer = copy.deepcopy(folded).double().eval()
-        layer.load_state_dict(self.references)
+    def _compare(self, layer: nn.Module, trained: nn.Module, args: list, kwargs: dict) -> None:
         torch.default_generator.manual_seed(0)  # a layer that draws noise draws the same on both sides
         actual = _tensor(layer.forward(*args, **kwargs))
         torch.default_generator.manual_seed(0)
-        reference = self._reference(args, kwargs)
+        reference = self._reference(trained, args, kwargs)
         if reference.shape != actual.shape:
             shapes = f'{tuple(actual.shape)}, not {tuple(reference.shape)}'
             raise InputError(f'{self.name}: the folded layer has an output of {shapes}')
@@ -326,14 +325,14 @@ class _Measured:
             largest, distance = largest.maximum(self.largest), distance.maximum(self.distance)
         self.largest, self.distance = largest, distance
 
-    def _reference(self, args: list, kwargs: dict) -> torch.Tensor:
+    def _reference(self, trained: nn.Module, args: list, kwargs: dict) -> torch.Tensor:
         """Run the trained layer, with the bias that the folded one has from another layer, or gave away."""
         if self.shift is not None:
             args = [args[0] + self.shift.view(-1, *[1] * (args[0].dim() - 2)), *args[1:]]
-        output = self.trained.run(args, kwargs)
+        output = self.trained.run(trained, args, kwargs)
         if self.lost_bias:
             zeros = [torch.zeros_like(arg) if isinstance(arg, torch.Tensor) else arg for arg in args]
-            output = output - self.trained.run(zeros, kwargs)
+            output = output - self.trained.run(trained, zeros, kwargs)
         return output
 
     def difference(self) -> LayerDifference:
@@ -348,7 +347,7 @@ def _random_like(value: object, scale: float) -> object:
     if not isinstance(value, torch.Tensor) or not value.is_floating_point():
         return value
     generator = torch.Generator(value.device).manual_seed(0)
-    return scale * torch.randn(value.shape, generator=generator, device=value.device, dtype=value.dtype)
+    return scale * torch.randn(value.shape, generator=generator, device=value.device).to(value)
 
 
 @dataclasses.dataclass
@@ -394,17 +393,17 @@ class _TrainedLayer:
                 write_parameters(layer, scaled(layer, v))
         return layer
 
-    def run(self, args: list, kwargs: dict) -> torch.Tensor:
-        """Run the layer in the paper's form and in double precision.
+    def run(self, layer: nn.Module, args: list, kwargs: dict) -> torch.Tensor:
+        """Run the layer and the scales after it in the paper's form.
 
         Args:
+            layer (nn.Module): A copy of it in double precision.
             args (list): Its arguments.
             kwargs (dict): Its keyword arguments.
 
         Returns:
             Tensor: Its output.
         """
-        layer = _in_double(self.layer)
         output = paper_form(layer, args, kwargs)
         if self.asr is not None:
             output = self.asr.paper_form(layer, output, *args)

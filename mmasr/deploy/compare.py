@@ -38,7 +38,7 @@ def network_outputs(
 ) -> dict[str, torch.Tensor]:
     """Run a detector, segmentor or classifier of OpenMMLab on fixed images.
 
-    It runs in eval mode on the CPU, on the four images of :mod:`images` for each kind. The outputs are raw,
+    It runs in eval mode on the CPU, on the three images of :mod:`images` for each kind. The outputs are raw,
     before thresholds and non-maximum suppression, which can turn a difference in the last bit into one box
     more or less. For the same reason the second stage of a two-stage detector gets fixed proposals. A
     segmentor's outputs are the logits of all pixels and of its auxiliary heads.

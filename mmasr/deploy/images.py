@@ -7,7 +7,7 @@ from torch import nn
 def comparison_images(
     model: nn.Module, channels: int, size: int, deviation: float, generator: torch.Generator
 ) -> torch.Tensor:
-    """Draw images for a network: noise, edges, blobs on a gradient, and one with a photograph's spectrum.
+    """Draw images for a network: noise; edges beside blobs on a gradient; one with a photograph's spectrum.
 
     Channels that are silent on noise can be active on photographs. So the patterns have the values of pixels,
     from dark to bright, normalized as the network's data preprocessor does.
@@ -20,7 +20,7 @@ def comparison_images(
         generator (torch.Generator): Source of random numbers.
 
     Returns:
-        Tensor: Four images (4, C, H, W), normalized.
+        Tensor: Three images (3, C, H, W), normalized.
     """
     noise = deviation * torch.randn(channels, size, size, generator=generator)
     shape = channels, 1, 1
@@ -34,9 +34,10 @@ def comparison_images(
     for _ in range(8):
         distance = (x - drawn(-1, 1)) ** 2 + (y - drawn(-1, 1)) ** 2
         blobs += drawn(-1, 1) * (-distance / drawn(0.01, 0.2)).exp()
-    patterns = torch.stack([edges, blobs, _natural(channels, size, generator)])
-    brightness = torch.tensor([60.0, 190, 110]).view(3, 1, 1, 1)
-    pixels = (brightness + 60 * deviation * patterns).clamp(0, 255)
+    contrast = 60 * deviation
+    drawing = torch.where(x < 0, 60 + contrast * edges, 190 + contrast * blobs)  # dark, and bright
+    natural = 110 + contrast * _natural(channels, size, generator)
+    pixels = torch.stack([drawing, natural]).clamp(0, 255)
     return torch.cat([noise[None], _normalized(model, pixels)])
 
 

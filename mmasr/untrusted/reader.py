@@ -90,15 +90,24 @@ def _read_archive(file: BinaryIO, size: int, weights_only: bool) -> Any:
         weights = _addresses(content) if weights_only else None
         for key, tensor in storages.items():
             if weights is None or tensor.untyped_storage().data_ptr() in weights:
-                with archive.open(f'{root}data/{key}') as record:
-                    record.readinto(tensor.view(torch.uint8).numpy())
+                _fill_from_record(tensor, entries[f'{root}data/{key}'], file)
         return content
+
+
+def _fill_from_record(storage: torch.Tensor, entry: zipfile.ZipInfo, file: BinaryIO) -> None:
+    """Read a storage from its record, whose checksum was right, without copies."""
+    file.seek(entry.header_offset + 26)  # its local header has the lengths of two fields to skip
+    file.seek(entry.header_offset + 30 + sum(struct.unpack('<HH', file.read(4))))
+    if file.readinto(storage.view(torch.uint8).numpy()) != storage.nbytes:
+        raise UnpicklingError('a storage and its record differ in size')
 
 
 def _storage(storages: dict[str, torch.Tensor], key: str, dtype: torch.dtype, count: int) -> torch.Tensor:
     """Return the storage of a key, which is filled later."""
     if key not in storages:
-        storages[key] = torch.zeros(count, dtype=dtype)
+        # Unlike torch's, numpy's zeros take no memory until they are filled.
+        zeros = torch.from_numpy(np.zeros(count * dtype.itemsize, np.uint8))
+        storages[key] = zeros.view(dtype) if count else torch.empty(0, dtype=dtype)
     if storages[key].dtype != dtype or storages[key].numel() != count:
         raise UnpicklingError('a storage with two types or sizes')
     return storages[key]

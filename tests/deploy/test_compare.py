@@ -63,7 +63,7 @@ def test_a_network_runs_in_eval_mode_on_the_same_images_every_time(network):
     assert first.keys() == second.keys() == {'output'}
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name])
-        assert len(tensor) == 4
+        assert len(tensor) == 3
         assert tensor.std() > 0
 
 
@@ -77,8 +77,8 @@ def test_several_kinds_of_images_have_their_own_outputs(network):
 def test_the_outputs_of_a_two_stage_detector_are_raw(detector):
     outputs = network_outputs(detector)
     assert {name.partition('.')[0] for name in outputs} == {'features', 'rpn_head', 'roi_head'}
-    assert outputs['features.0'].shape == (4, 48, 56, 56)
-    assert len(outputs['roi_head.0']) == 64  # 16 proposals for each of four images
+    assert outputs['features.0'].shape == (3, 48, 56, 56)
+    assert len(outputs['roi_head.0']) == 48  # 16 proposals for each of three images
 
 
 def test_detectors_are_recognized(detector, network):
