@@ -13,7 +13,10 @@ from mmasr.openmmlab.arguments import add_output
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('weights', help='state dict of a ResNet, ResNeXt or RepVGG, or a checkpoint with one')
+    parser.add_argument(
+        'weights',
+        help='state dict of a ResNet, ResNeXt or RepVGG, or a checkpoint with one, also .safetensors',
+    )
     parser.add_argument(
         '--attention',
         choices=asr_attentions(),

@@ -155,6 +155,7 @@ NO_BLOCKS = {
     'mmdet.CSPLayer': True,
     'mmdet.SPPBottleneck': True,
     'mmpretrain.CSPStage': True,
+    'mmpretrain.MTSPPF': True,
     'timm.NormMlpClassifierHead': True,
     'timm.Pooling': True,
     'transformers.RTDetrResNetEmbeddings': True,

@@ -32,6 +32,7 @@ from .compare import IMAGES, images_for, network_outputs
 from .config_check import check_deployed_config
 from .deployed_config import deployed_config
 from .saving import write_checkpoint
+from .semi_supervised import predicting_part
 
 
 @dataclasses.dataclass
@@ -53,7 +54,8 @@ class Report:
         bound (float): Largest difference allowed, relative to the largest value of an output.
         seconds (float): Duration.
         config_changes (list[str]): The parts of the model in which the deployed config differs from the
-            trained one, such as ``model.backbone.type``.
+            trained one, such as ``model.backbone.type``; first the detector that was taken out of a
+            semi-supervised one.
         left_out (dict[str, str]): Parts of the embedded config that the deployed one does not have -> why.
         attention (MeanFold, optional): Findings about attention that depends on the image, if it was to be
             folded.
@@ -191,6 +193,7 @@ def _deploy(
     trained: Network, files: Sequence[Path], calibration: Calibration | None, track: Track
 ) -> _Deployed:
     """Run the trained network, fold it, and write its files."""
+    trained, part_changes = predicting_part(trained)
     model, origin = trained.model, trained.origin
     foldable = find_deployable(trained)
     if calibration:
@@ -214,7 +217,7 @@ def _deploy(
             layers.fused = _fold(model, foldable, attention)
             with as_input_error('the config has no deployed form'):
                 config = deployed_config(trained.config, list(attention.hosts) if attention else [], model)
-            config_changes = check_deployed_config(trained.config.to_dict(), config.to_dict())
+            changes = check_deployed_config(trained.config.to_dict(), config.to_dict())
             weights, rounded = _round(model, layers, expected, images)
     became = {name: type(model.get_submodule(name)) for name in merged}
     deployed = _Deployed(
@@ -224,7 +227,7 @@ def _deploy(
         rounded=rounded,
         bound=BOUNDS[coarsest(map(layers.dtype, layers.references))],
         config=origin.deployed(config.to_dict()),
-        config_changes=config_changes,
+        config_changes=part_changes + changes,
         folded=folded,
         merged=merged,
         ours={n: kind.__name__ for n, kind in became.items() if kind.__module__.split('.')[0] == 'mmasr'},

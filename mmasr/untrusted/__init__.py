@@ -3,9 +3,10 @@
 Threat model: an attacker controls every byte of a checkpoint, including the config inside. Opening,
 deploying, evaluating or resuming it must not
 
-- run code: :mod:`reader` interprets the pickle itself and calls nothing but its own functions;
-  :mod:`config_text` parses the config as literals and never executes it; :mod:`embedded_config` and
-  :mod:`allowlist` accept only reviewed classes, whose arguments are numbers, booleans and plain words;
+- run code: :mod:`reader` interprets the pickle itself and calls nothing but its own functions,
+  and safetensors contain no code; :mod:`config_text` parses the config as literals and never executes it;
+  :mod:`embedded_config` and :mod:`allowlist` accept only reviewed classes, whose arguments are numbers,
+  booleans and plain words;
 - read, write or download other files: no argument may name one, except local images and annotations;
   :mod:`sandbox` refuses all loading while the network is built and run;
 - take much more memory or time than an honest file of its size: :mod:`memory` limits the process, and

@@ -14,9 +14,9 @@ import torch
 from mmengine.runner import CheckpointLoader
 
 from ..errors import InputError, one_line
-from .reader import CONTAINERS, read_torch_file, weights_of
+from .containers import CONTAINERS, find_weights, without_wrappers
+from .reader import UnsupportedError, read_torch_file
 
-_PREFIXES = ('module.', '_orig_mod.')  # of wrappers: DataParallel and torch.compile
 #: Entries of ``meta`` that are kept besides the text of the config, and their types. mmengine would execute
 #: its ``config``.
 _META = {
@@ -29,17 +29,17 @@ _MAX_ITEMS = 100_000  # in one of them
 
 
 def read_checkpoint(path: str | Path, weights_only: bool = False) -> dict:
-    """Read a checkpoint of mmengine, or bare weights, without running anything in it.
+    """Read a checkpoint of mmengine or other code, or bare weights, without running anything in it.
 
     Args:
         path (str | Path): The file.
-        weights_only (bool): Read only the tensors of the ``state_dict``, if the format allows it; all others
-            stay zero. Default: False.
+        weights_only (bool): Read only the weights, if the format allows it; all other tensors stay zero.
+            Default: False.
 
     Returns:
-        dict: The checkpoint. Its ``state_dict`` has the weights, whatever the file calls them
-        (:data:`mmasr.untrusted.reader.CONTAINERS`). Their names have lost a common prefix ``module.`` or
-        ``_orig_mod.``. Its ``meta`` is a dict of plain data with the entries that mmengine needs.
+        dict: The checkpoint. The names in its ``state_dict`` have lost the prefixes of wrappers, and its
+        ``meta`` is a dict of plain data with the entries that mmengine needs. From files of other code, only
+        the weights are taken; see :mod:`mmasr.untrusted.containers`.
 
     Raises:
         InputError: If the file is missing, unreadable, damaged, not a checkpoint, much larger in memory than
@@ -58,9 +58,11 @@ def read_checkpoint(path: str | Path, weights_only: bool = False) -> dict:
         if found := re.match(r'GLOBAL ([\w.]+)', str(error)):
             raise InputError(
                 f'{path}: refused, since loading it would use {found[1]}; a checkpoint needs only weights, '
-                'numbers '
-                'and text'
+                'numbers and text. If you trust the file, load it with its own code and save '
+                "{'state_dict': model.state_dict()}"
             ) from error
+        if isinstance(error, UnsupportedError):
+            raise InputError(f'{path}: {error}') from error
         raise InputError(one_line(f'{path}: not a PyTorch checkpoint, or a damaged one', error)) from error
     except Exception as error:  # a file can fail to be a checkpoint in many ways
         raise InputError(f'{path}: {damaged}') from error
@@ -78,21 +80,17 @@ def _checked(checkpoint: object, source: str | Path) -> dict:
     """Return what was read from anywhere in the form of :func:`read_checkpoint`."""
     if not isinstance(checkpoint, dict):
         raise InputError(f'{source}: not a checkpoint but a {type(checkpoint).__name__}')
-    state_dict = weights_of(checkpoint)
-    if not state_dict or not all(map(_is_weight, state_dict, state_dict.values())):
+    weights = find_weights(checkpoint)
+    if weights is None:
+        known = f'{", ".join(CONTAINERS[:-1])} or {CONTAINERS[-1]}'
         raise InputError(
-            f'{source}: not a checkpoint: it contains no dict of weights, neither itself nor as '
-            f'{" or ".join(CONTAINERS)}'
+            f'{source}: not a checkpoint: it contains no dict of weights, neither itself nor as its entry '
+            f"{known}; save it as {{'state_dict': model.state_dict()}}"
         )
-    rest = {} if state_dict is checkpoint else checkpoint
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in state_dict):
-            state_dict = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items()}
-    return {**rest, 'state_dict': state_dict, 'meta': _plain_meta(rest.get('meta'))}
-
-
-def _is_weight(name: object, value: object) -> bool:
-    return isinstance(name, str) and name.isprintable() and isinstance(value, torch.Tensor)
+    named = without_wrappers(weights, checkpoint)
+    if weights is not checkpoint.get('state_dict'):
+        checkpoint = {}
+    return {**checkpoint, 'state_dict': named, 'meta': _plain_meta(checkpoint.get('meta'))}
 
 
 def _plain_meta(meta: object) -> dict:

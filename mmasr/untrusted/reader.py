@@ -1,4 +1,4 @@
-"""Read a file of ``torch.save`` as data: weights, numbers and text.
+"""Read a file of ``torch.save`` or safetensors as data: weights, numbers and text.
 
 torch's own restricted reader does not run code from a file either. But it calls functions that double a text,
 hashes any key, sets any attribute of a dict, leaves a storage unfilled if its record is missing, and finds
@@ -12,11 +12,13 @@ import io
 import math
 import os
 import pickle
+import pickletools
 import re
 import struct
 import sys
 import zipfile
 from _compat_pickle import IMPORT_MAPPING
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -27,56 +29,61 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 
+from .containers import find_weights
 from .memory import limited_memory
 
-#: Names under which training programs save the weights: mmengine, torchvision, timm and others.
-CONTAINERS = ('state_dict', 'model', 'model_state_dict', 'model_ema', 'ema', 'params')
 _LARGEST_KEY = 2**31
 # The start of a file that is not an archive, as before torch 1.6.
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+_AGAIN = 'read it with torch.load(file, weights_only=True) and save it again with torch.save'
+
+
+class UnsupportedError(UnpicklingError):
+    """A file that is not damaged, but of a kind that is not read. The message says how to save it again."""
 
 
 def read_torch_file(source: str | Path | BinaryIO, weights_only: bool = False) -> Any:
-    """Read a file of ``torch.save`` without running anything it contains.
+    """Read a file of ``torch.save`` or safetensors without running anything it contains.
 
     Args:
         source (str | Path | BinaryIO): The file.
-        weights_only (bool): Read only the tensors of the ``state_dict``, or of the whole if it has none; in
-            an archive, the others stay zero and take no memory. Default: False.
+        weights_only (bool): Read only the tensors that :func:`mmasr.untrusted.containers.find_weights`
+            returns; in an archive, the others stay zero and take no memory. Default: False.
 
     Returns:
-        Any: Its content, with tensors on the CPU. Ordered dicts have lost their attributes.
+        Any: Its content, with tensors on the CPU. Ordered dicts have lost their attributes, and an
+            ``argparse.Namespace`` is an empty dict.
 
     Raises:
         OSError: If it cannot be read.
         Exception: Of many classes, if it is not such a file, is damaged, or needs more memory than a file of
             its size can; a ``pickle.UnpicklingError`` with the text ``GLOBAL package.name`` if it names
-            anything but data.
+            anything but data; an :class:`UnsupportedError` if it is of a kind that is not read.
     """
     with contextlib.nullcontext(source) if hasattr(source, 'read') else open(source, 'rb') as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
-        is_archive = file.read(4) == b'PK\x03\x04'
+        start = file.read(9)
         file.seek(0)
         # One byte of a pickle makes an object of a hundred bytes.
         with limited_memory(2**30 + 4 * size):
-            return _read_archive(file, size, weights_only) if is_archive else _read_old(file, size)
+            if start.startswith(b'PK\x03\x04'):
+                return _read_archive(file, size, weights_only)
+            # The length of the header, of at most 100 MB, and the header.
+            return _read_safetensors(file) if start[4:] == b'\0\0\0\0{' else _read_old(file, size)
+
+
+def _read_safetensors(file: BinaryIO) -> dict[str, torch.Tensor]:
+    try:
+        from safetensors.torch import load
+    except ImportError as error:
+        raise UnsupportedError('a safetensors file; to read it: pip install safetensors') from error
+    return load(file.read())  # a memory map would end the process if the file were cut off
 
 
 def _read_archive(file: BinaryIO, size: int, weights_only: bool) -> Any:
     with zipfile.ZipFile(file) as archive:
-        entries = {entry.filename: entry for entry in archive.infolist()}
-        if len(entries) < len(archive.infolist()) or any(
-            e.compress_type != zipfile.ZIP_STORED for e in entries.values()
-        ):
-            raise UnpicklingError(
-                'it has compressed records, or several of one name, which torch does not write'
-            )
-        if sum(entry.file_size for entry in entries.values()) > size or archive.testzip() is not None:
-            raise UnpicklingError('its checksums are wrong')
-        (root,) = (name.removesuffix('data.pkl') for name in entries if name.endswith('/data.pkl'))
-        if f'{root}byteorder' in entries and archive.read(f'{root}byteorder').decode() != sys.byteorder:
-            raise UnpicklingError('it was written on a machine with another byte order')
+        root, entries = _checked_records(archive, size)
         storages: dict[str, torch.Tensor] = {}
 
         def storage(kind: str, dtype: torch.dtype, key: str, location: str, count: int) -> torch.Tensor:
@@ -113,20 +120,38 @@ def _storage(storages: dict[str, torch.Tensor], key: str, dtype: torch.dtype, co
     return storages[key]
 
 
-def weights_of(content: dict) -> dict:
-    """Return the dict of weights in a checkpoint: the first entry of :data:`CONTAINERS`, or the whole."""
-    return next((content[name] for name in CONTAINERS if isinstance(content.get(name), dict)), content)
+def _checked_records(archive: zipfile.ZipFile, size: int) -> tuple[str, dict[str, zipfile.ZipInfo]]:
+    """Return the folder of the records in an archive, and all records by name."""
+    entries = {entry.filename: entry for entry in archive.infolist()}
+    if len(entries) < len(archive.infolist()):
+        raise UnpicklingError('it has several records of one name, which torch does not write')
+    if any(name.endswith('/constants.pkl') for name in entries):
+        raise UnsupportedError(
+            'a TorchScript program; if you trust it: torch.save(torch.jit.load(file).state_dict(), ...)'
+        )
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
+        raise UnsupportedError(f'its archive was compressed, which torch does not do; {_AGAIN}')
+    if sum(entry.file_size for entry in entries.values()) > size or archive.testzip() is not None:
+        raise UnpicklingError('its checksums are wrong')
+    (root,) = (name.removesuffix('data.pkl') for name in entries if name.endswith('/data.pkl'))
+    if f'{root}byteorder' in entries and archive.read(f'{root}byteorder').decode() != sys.byteorder:
+        raise UnsupportedError(f'it was written on a machine with another byte order; {_AGAIN}')
+    return root, entries
 
 
 def _addresses(content: object) -> set[int]:
     """Return the addresses of the storages of all weights."""
-    values = weights_of(content).values() if isinstance(content, dict) else ()
-    return {value.untyped_storage().data_ptr() for value in values if isinstance(value, torch.Tensor)}
+    weights = find_weights(content) or {}
+    return {weight.untyped_storage().data_ptr() for weight in weights.values()}
 
 
 def _read_old(file: BinaryIO, size: int) -> Any:
     """Read the format before torch 1.6: five pickles, then the storages in order, without checksums."""
-    if _Unpickler(file).load() != _MAGIC or _Unpickler(file).load() != _PROTOCOL:
+    try:
+        is_old = _Unpickler(file).load() == _MAGIC and _Unpickler(file).load() == _PROTOCOL
+    except UnsupportedError:  # any file may start with the code of an operation
+        is_old = False
+    if not is_old:
         raise UnpicklingError('not a file of torch.save')
     _Unpickler(file).load()  # describes the machine that wrote it
     storages: dict[str, torch.Tensor] = {}
@@ -219,7 +244,7 @@ def _empty() -> bytes:
 
 def _statistic(owner: object, name: str) -> str:
     """Return a statistic of a HistoryBuffer: mmengine's log histories use ``getattr`` for nothing else."""
-    if owner is HistoryBuffer and name in ('min', 'max', 'current', 'mean'):
+    if owner is HistoryBuffer and name in _STATISTICS:
         return name
     raise UnpicklingError('GLOBAL builtins.getattr')
 
@@ -259,16 +284,26 @@ class _Array(np.ndarray):
         _, shape, dtype, fortran, data = state
         if not isinstance(dtype, _Dtype):
             raise UnpicklingError('GLOBAL numpy.dtype')
-        if math.prod(max(length, 1) for length in shape) > max(len(data), 1):
-            raise UnpicklingError('an array larger than its data')
+        _check_shape(shape, data)
         self.__setstate__((1, shape, np.dtype(dtype.code), fortran, data))
 
     def __reduce__(self) -> tuple:
         return np.asarray(self).__reduce__()
 
 
+def _check_shape(shape: tuple, data: bytes) -> None:
+    if math.prod(max(length, 1) for length in shape) > max(len(data), 1):
+        raise UnpicklingError('an array larger than its data')
+
+
 def _array(*_: object) -> _Array:
     return np.empty(0).view(_Array)  # shape and data come with the state
+
+
+def _array_of(data: bytes | bytearray, dtype: _Dtype, shape: tuple, order: str) -> _Array:
+    """Return an array as numpy writes it in pickle protocol 5."""
+    _check_shape(shape, data)
+    return np.ndarray(shape, dtype.code, bytearray(data), order=order).view(_Array)
 
 
 def _scalar(dtype: _Dtype, data: bytes) -> np.generic:
@@ -316,44 +351,40 @@ _FUNCTIONS: dict[str, Callable] = {
     # The module has another name in numpy 1 than in numpy 2, and either may have written the file.
     **dict.fromkeys(('numpy.core.multiarray._reconstruct', 'numpy._core.multiarray._reconstruct'), _array),
     **dict.fromkeys(('numpy.core.multiarray.scalar', 'numpy._core.multiarray.scalar'), _scalar),
+    **dict.fromkeys(('numpy.core.numeric._frombuffer', 'numpy._core.numeric._frombuffer'), _array_of),
 }
+_HISTORY = 'mmengine.logging.history_buffer.HistoryBuffer'
+_STATISTICS = ('min', 'max', 'current', 'mean')
+#: Classes of which a pickle may make instances -> replacement.
+_CLASSES: dict[object, Callable] = {HistoryBuffer: HistoryBuffer, Namespace: _Dict}
 #: Names that a pickle may use but not call.
 _NAMED = {
     **_DTYPES,
     'numpy.ndarray': 'numpy.ndarray',
-    'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
+    'argparse.Namespace': Namespace,  # options of a training, by many training scripts
+    _HISTORY: HistoryBuffer,
+    **{f'{_HISTORY}.{name}': name for name in _STATISTICS},
 }
 _SET_STATE = {_Dict: _ignore, _Dtype: _Dtype.set_state, _Array: _Array.set_state, HistoryBuffer: _set_history}
-#: Pickle operations that ``torch.save`` writes.
-_OPERATIONS = [
-    *(
-        'PROTO',
-        'STOP',
-        'GLOBAL',
-        'REDUCE',
-        'BUILD',
-        'NEWOBJ',
-        'BINPERSID',
-        'BINPUT',
-        'LONG_BINPUT',
-        'BINGET',
-        'LONG_BINGET',
-    ),
-    *(
-        'NONE',
-        'NEWTRUE',
-        'NEWFALSE',
-        'BININT',
-        'BININT1',
-        'BININT2',
-        'LONG1',
-        'BINFLOAT',
-        'BINUNICODE',
-        'SHORT_BINSTRING',
-    ),
-    *('MARK', 'EMPTY_TUPLE', 'TUPLE', 'TUPLE1', 'TUPLE2', 'TUPLE3', 'EMPTY_LIST', 'APPEND', 'APPENDS'),
-    *('EMPTY_DICT', 'SETITEM', 'SETITEMS'),
-]
+#: Pickle operations that ``torch.save`` writes for data, in the protocols 1 to 5.
+_OPERATIONS = """
+    PROTO FRAME STOP GLOBAL STACK_GLOBAL REDUCE BUILD NEWOBJ BINPERSID
+    MEMOIZE BINPUT LONG_BINPUT BINGET LONG_BINGET
+    NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 BINFLOAT
+    SHORT_BINSTRING SHORT_BINUNICODE BINUNICODE BINUNICODE8 SHORT_BINBYTES BINBYTES BINBYTES8 BYTEARRAY8
+    MARK EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS
+""".split()
+#: The others that make objects -> what they call.
+_REFUSED = {'EMPTY_SET': 'builtins.set', 'FROZENSET': 'builtins.frozenset', 'NEWOBJ_EX': 'object.__new__'}
+
+
+def _refuse(name: str) -> Callable[[pickle._Unpickler], None]:
+    def refused(_: pickle._Unpickler) -> None:
+        if name in _REFUSED:
+            raise UnpicklingError(f'GLOBAL {_REFUSED[name]}')
+        raise UnsupportedError(f'its pickle has the operation {name}, which is not read; {_AGAIN}')
+
+    return refused
 
 
 class _Unpickler(pickle._Unpickler):
@@ -366,6 +397,8 @@ class _Unpickler(pickle._Unpickler):
     """
 
     dispatch: ClassVar = {
+        operation.code.encode('latin1')[0]: _refuse(operation.name) for operation in pickletools.opcodes
+    } | {
         getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in _OPERATIONS
     }
 
@@ -397,9 +430,18 @@ class _Unpickler(pickle._Unpickler):
         self.stack[-1] = self.stack[-1](*arguments)
 
     def load_newobj(self) -> None:
-        if self.stack.pop() != () or self.stack.pop() is not HistoryBuffer:
+        arguments, kind = self.stack.pop(), self.stack.pop()
+        made = next((make for known, make in _CLASSES.items() if kind is known), None)
+        if arguments != () or made is None:
             raise UnpicklingError('GLOBAL object.__new__')
-        self.append(HistoryBuffer())
+        self.append(made())
+
+    def load_bytearray8(self) -> None:
+        (length,) = struct.unpack('<Q', self.read(8))
+        data = self.read(length)
+        if len(data) < length:  # Python's own leaves the rest zero
+            raise UnpicklingError('bytes beyond the end of the file')
+        self.append(bytearray(data))
 
     def load_build(self) -> None:
         state = self.stack.pop()
@@ -422,6 +464,6 @@ class _Unpickler(pickle._Unpickler):
         items = self.pop_mark()
         list.extend(self.stack[-1], items)
 
-    for _name in ('reduce', 'newobj', 'build', 'setitem', 'setitems', 'append', 'appends'):
+    for _name in ('reduce', 'newobj', 'build', 'setitem', 'setitems', 'append', 'appends', 'bytearray8'):
         dispatch[getattr(pickle, _name.upper())[0]] = vars()[f'load_{_name}']
     del _name

@@ -60,6 +60,7 @@ NETWORKS = {
     # All branches before each ReLU.
     'timm repvgg': (lambda: timm.create_model('repvgg_a0'), 22, 'stem', 'stages.3.0'),
     'mmpretrain RepVGG': (lambda: RepVGG('A0'), 22, 'stem', 'stage_4.0'),
+    'mmpretrain RepVGG with pooling': (lambda: RepVGG('A0', add_ppf=True), 22, 'stem', 'stage_4.0'),
     # The last normalization of the residual branch.
     'torchvision shufflenet': (
         torchvision.models.shufflenet_v2_x0_5,

@@ -7,6 +7,7 @@ import torchvision
 from helpers import ROOT, agrees, built, randomize
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+from safetensors.torch import save_file
 from torch import nn
 
 from mmasr.core.host import Host
@@ -243,6 +244,19 @@ def test_a_detector_can_start_from_converted_weights(case):
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(found[name], tensor)
+
+
+@pytest.mark.parametrize('name', ['weights.safetensors', 'weights.pth'], ids=['safetensors', 'model'])
+def test_weights_of_other_formats_are_converted(tmp_path, name):
+    network = trained(imagenet('torchvision', 18))
+    if name.endswith('.pth'):
+        torch.save({'model': network.state_dict(), 'epoch': 3}, tmp_path / name, pickle_protocol=4)
+    else:
+        save_file(network.state_dict(), tmp_path / name)
+    converted = convert(tmp_path / name)
+    assert converted.checkpoint.name == 'weights_asr.pth'
+    model = built(Config.fromfile(converted.config), converted.checkpoint)
+    assert agrees(model, network, torch.randn(2, 3, 64, 64))
 
 
 def test_a_network_that_is_not_a_resnet_is_refused(tmp_path, refusal):

@@ -34,13 +34,14 @@ FAMILIES = {
     'MobileNet': (MobileNet, {'widen_factor': 0.25, 'stem_stride': 1}, 256),
     'MobileNetV2': (MobileNetV2, {'widen_factor': 0.25}, 1280),
     'RepVGG': (RepVGG, {'arch': SMALL_REPVGG}, 128),
+    'RepVGG with pooling': (RepVGG, {'arch': SMALL_REPVGG, 'add_ppf': True}, 128),
     'VisionTransformer': (VisionTransformer, {'arch': SMALL_VIT, 'img_size': 64}, 32),
 }
 KAPPAS = asr_attentions()
 
 
 def build(family, **config):
-    return MODELS.build({'type': f'mmasr.ASR{family}', **FAMILIES[family][1], **config})
+    return MODELS.build({'type': f'mmasr.ASR{FAMILIES[family][0].__name__}', **FAMILIES[family][1], **config})
 
 
 def randomized(network):
@@ -57,7 +58,11 @@ def randomized(network):
 @pytest.mark.parametrize('kappa', KAPPAS)
 def test_trains_a_step_and_folds_to_its_stock_class(family, kappa):
     stock, options, channels = FAMILIES[family]
-    backbone = {'type': f'mmasr.ASR{family}', **options, 'asr': {'attention': {'type': kappa}}}
+    backbone = {
+        'type': f'mmasr.ASR{FAMILIES[family][0].__name__}',
+        **options,
+        'asr': {'attention': {'type': kappa}},
+    }
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         network = MODELS.build(classifier(backbone, channels, neck=family != 'VisionTransformer').model)
     network.init_weights()
@@ -77,7 +82,7 @@ def test_trains_a_step_and_folds_to_its_stock_class(family, kappa):
         assert type(network.backbone) is stock
         for expected, found in ((features, *network.backbone(x)), (scores, network(x))):
             assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
-    plain = stock(**options, **({'deploy': True} if family == 'RepVGG' else {}))
+    plain = stock(**options, **({'deploy': True} if family.startswith('RepVGG') else {}))
     plain.load_state_dict(network.backbone.state_dict(), strict=True)
     classes = [{name: type(module) for name, module in m.named_modules()} for m in (plain, network.backbone)]
     assert classes[0] == classes[1]
@@ -213,9 +218,9 @@ def deploy(folder, family, wrapped):
     """Deploy a classifier with ASR; return the report, its config, and a plain backbone of the config."""
     stock, options, channels = FAMILIES[family]
     asr = {'attention': {'type': 'SE'}}
-    backbone = {'type': f'mmasr.ASR{family}', **options, 'asr': asr}
+    backbone = {'type': f'mmasr.ASR{FAMILIES[family][0].__name__}', **options, 'asr': asr}
     if wrapped:
-        inner = {'type': f'{stock.__module__.split(".")[0]}.{family}', **options}
+        inner = {'type': f'{stock.__module__.split(".")[0]}.{stock.__name__}', **options}
         backbone = {'type': 'mmasr.ASRBackbone', 'backbone': inner, 'asr': asr}
     save_network(
         folder / 'a.pth', classifier(backbone, channels, neck=family != 'VisionTransformer'), randomized
@@ -235,7 +240,7 @@ def test_a_classifier_deploys_with_a_stock_backbone(tmp_path, family, wrapped):
     package = FAMILIES[family][0].__module__.split('.')[0]
     report, deployed, plain = deploy(tmp_path, family, wrapped)
     assert max(difference.relative for difference in report.differences) <= 1e-5
-    assert deployed.model.backbone.type == f'{package}.{family}'
+    assert deployed.model.backbone.type == f'{package}.{FAMILIES[family][0].__name__}'
     assert ('custom_imports' in deployed) == (package == 'mmasr')
     weights = torch.load(report.checkpoint, weights_only=True)['state_dict']
     names = {name.removeprefix('backbone.') for name in weights if name.startswith('backbone.')}

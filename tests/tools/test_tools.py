@@ -13,6 +13,7 @@ import torch
 import torchvision
 from forked import run_python
 from helpers import CLASSIFIER, ROOT, SHAPES_CONFIG, run_tool
+from safetensors.torch import save_file
 
 
 @pytest.mark.parametrize(
@@ -93,6 +94,34 @@ def test_a_trained_classifier_is_deployed_with_the_same_accuracy(shapes, tmp_pat
         (metrics,) = (shapes / f'tested/{len(accuracy)}').glob('*/*.json')
         accuracy.append(json.loads(metrics.read_text())['accuracy/top1'])
     assert accuracy[0] == accuracy[1]
+    _check_safetensors(config, torch.load(shapes / files[1]), accuracy[0], shapes)
+
+
+def _check_safetensors(config, deployed, accuracy, shapes):
+    """Deploy, evaluate and continue from the trained weights of a classifier, saved as safetensors."""
+    trained = torch.load(shapes / 'classifier/epoch_1.pth', weights_only=False)['state_dict']
+    save_file(trained, shapes / 'classifier/weights.safetensors')
+    weights = 'classifier/weights.safetensors'
+    result = run_tool('reparam.py', weights, '--config', config, cwd=shapes)
+    assert result.returncode == 0, result.stderr
+    written = torch.load(shapes / 'classifier/weights_deploy.pth')['state_dict']
+    assert written.keys() == deployed['state_dict'].keys()
+    assert all(torch.equal(written[name], tensor) for name, tensor in deployed['state_dict'].items())
+    result = run_tool('test.py', config, weights, '--work-dir', 'tested/safetensors', cwd=shapes)
+    assert result.returncode == 0, result.stderr
+    (metrics,) = (shapes / 'tested/safetensors').glob('*/*.json')
+    assert json.loads(metrics.read_text())['accuracy/top1'] == accuracy
+    options = [
+        '--work-dir',
+        'continued',
+        '--cfg-options',
+        f'load_from={weights}',
+        'optim_wrapper.optimizer.lr=0',
+    ]
+    result = run_tool('train.py', config, *options, cwd=shapes)
+    assert result.returncode == 0, result.stderr
+    continued = torch.load(shapes / 'continued/epoch_1.pth', weights_only=False)['state_dict']
+    assert torch.equal(continued['head.fc.weight'], trained['head.fc.weight'])
 
 
 def test_missing_data_of_a_classifier_is_reported(tmp_path, refusal):

@@ -1,7 +1,9 @@
 """Checkpoints are read as data: only weights, numbers and text are accepted, and nothing runs."""
 
+import argparse
 import os
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -10,11 +12,16 @@ from helpers import Call, Touch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as loading
+from safetensors.torch import save_file
 
 from mmasr.errors import InputError
 from mmasr.untrusted.checkpoint import data_only, read_checkpoint
 
 WEIGHTS = {'conv.weight': torch.ones(2, 3), 'conv.bias': torch.zeros(2)}
+
+
+def prefixed(prefix):
+    return {prefix + name: tensor for name, tensor in WEIGHTS.items()}
 
 
 @pytest.mark.parametrize('weights_only', [False, True], ids=['all', 'weights'])
@@ -59,16 +66,68 @@ def test_bare_weights_are_read_without_the_prefix_of_a_wrapper(tmp_path, old_for
     assert list(read['state_dict']) == list(WEIGHTS)
 
 
+@pytest.mark.parametrize('protocol', [3, 4, 5])
+def test_all_pickle_protocols_are_read(tmp_path, protocol):
+    torch.save({'state_dict': WEIGHTS, 'meta': {'epoch': 3}}, tmp_path / 'a.pth', pickle_protocol=protocol)
+    read = read_checkpoint(tmp_path / 'a.pth', weights_only=True)
+    assert torch.equal(read['state_dict']['conv.weight'], WEIGHTS['conv.weight'])
+    assert read['meta'] == {'epoch': 3}
+
+
+def test_safetensors_are_read(tmp_path):
+    save_file(WEIGHTS, tmp_path / 'a.safetensors')
+    with data_only():
+        for read in (
+            read_checkpoint(tmp_path / 'a.safetensors', weights_only=True),
+            CheckpointLoader.load_checkpoint(str(tmp_path / 'a.safetensors')),
+        ):
+            assert read['meta'] == {}
+            assert {name: t.tolist() for name, t in read['state_dict'].items()} == {
+                name: t.tolist() for name, t in WEIGHTS.items()
+            }
+
+
 @pytest.mark.parametrize('weights_only', [False, True], ids=['all', 'weights'])
-@pytest.mark.parametrize('prefix', ['', 'module.', '_orig_mod.', 'module._orig_mod.'])
-@pytest.mark.parametrize('name', ['model', 'model_state_dict', 'model_ema', 'ema', 'params'])
-def test_the_weights_may_have_the_names_of_other_programs(tmp_path, name, prefix, weights_only):
-    weights = {f'{prefix}{key}': tensor for key, tensor in WEIGHTS.items()}
-    torch.save({'epoch': 3, 'optimizer': {'state': {}}, name: weights}, tmp_path / 'a.pth')
-    read = read_checkpoint(tmp_path / 'a.pth', weights_only=weights_only)
+@pytest.mark.parametrize(
+    'content',
+    [
+        {'model': WEIGHTS, 'optimizer': {'state': {0: torch.ones(3)}}, 'args': argparse.Namespace(lr=0.1)},
+        {'ema': {'module': WEIGHTS, 'updates': 3}},
+        {'model': None, 'model_ema': {'n_averaged': torch.tensor(3), **prefixed('module.')}},
+        {'net': WEIGHTS, 'acc': 95.1},
+        {'params': WEIGHTS, 'epoch': 3},
+        {'model': WEIGHTS, 'ema': {name: 2 * tensor for name, tensor in WEIGHTS.items()}},
+        {'pytorch-lightning_version': '2.4.0', 'state_dict': prefixed('model.')},
+        {'pytorch-lightning_version': '2.4.0', 'state_dict': prefixed('model._orig_mod.')},
+        {'state_dict': prefixed('module._orig_mod.')},
+        prefixed('_orig_mod.module.'),
+    ],
+    ids=lambda content: ' '.join(content)[:40],
+)
+def test_weights_of_other_code_are_found(tmp_path, content, weights_only):
+    torch.save(content, tmp_path / 'a.pth')
+    read = read_checkpoint(tmp_path / 'a.pth', weights_only)
     assert read['state_dict'].keys() == WEIGHTS.keys()
-    assert all(torch.equal(read['state_dict'][key], tensor) for key, tensor in WEIGHTS.items())
-    assert read['meta'] == {}
+    assert all(torch.equal(read['state_dict'][name], tensor) for name, tensor in WEIGHTS.items())
+
+
+def test_a_pickled_network_is_refused_with_the_way_to_save_its_weights(tmp_path):
+    torch.save({'epoch': 3, 'model': torch.nn.Linear(2, 2)}, tmp_path / 'a.pt')
+    message = r"use torch\.nn\.modules\.linear\.Linear;.*save \{'state_dict': model\.state_dict\(\)\}"
+    with pytest.raises(InputError, match=message):
+        read_checkpoint(tmp_path / 'a.pt')
+
+
+def test_a_whole_file_that_is_not_read_is_not_called_damaged(tmp_path):
+    torch.save({'model': WEIGHTS}, tmp_path / 'a.pth')
+    with zipfile.ZipFile(tmp_path / 'a.pth') as file:
+        records = {name: file.read(name) for name in file.namelist()}
+    with zipfile.ZipFile(tmp_path / 'b.pth', 'w', zipfile.ZIP_DEFLATED) as file:
+        for name, data in records.items():
+            file.writestr(name, data)
+    with pytest.raises(InputError, match=r'b\.pth: its archive was compressed, .* save it again') as caught:
+        read_checkpoint(tmp_path / 'b.pth')
+    assert 'damaged' not in str(caught.value)
 
 
 # Files that replace a good checkpoint.
@@ -78,6 +137,7 @@ BROKEN = {
     'truncated': lambda good: good[: len(good) // 2],
     'short': lambda good: good[:10],
     'image': lambda good: b'\x89PNG\r\n\x1a\n' + bytes(100),
+    'photo': lambda good: b'P6 2 2 255\n' + bytes(12),
 }
 
 

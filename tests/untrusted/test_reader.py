@@ -1,13 +1,16 @@
 """The reader returns the same as torch.load, and refuses anything but data."""
 
+import argparse
 import codecs
 import collections
 import copyreg
 import io
+import json
 import os
 import pickle
 import resource
 import struct
+import sys
 import tarfile
 import time
 import zipfile
@@ -18,15 +21,16 @@ import pytest
 import torch
 from helpers import Call
 from mmengine.logging import HistoryBuffer
+from safetensors.torch import save_file
 
-from mmasr.untrusted.reader import _Unpickler, read_torch_file
+from mmasr.untrusted.reader import UnsupportedError, _Unpickler, read_torch_file
 
 DTYPES = ['float64', 'float32', 'float16', 'bfloat16', 'int64', 'int32', 'int16', 'int8', 'uint8', 'bool']
 FORMATS = pytest.mark.parametrize('old_format', [False, True], ids=['zip', 'old format'])
 
 
-def save(path, content, old_format=False):
-    torch.save(content, path, _use_new_zipfile_serialization=not old_format)
+def save(path, content, old_format=False, protocol=2):
+    torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=not old_format)
     return path
 
 
@@ -44,7 +48,8 @@ def same(a, b):
 
 
 @FORMATS
-def test_it_reads_the_same_as_torch(tmp_path, old_format):
+@pytest.mark.parametrize('protocol', [1, 2, 3, 4, 5])
+def test_it_reads_the_same_as_torch(tmp_path, old_format, protocol):
     whole = torch.randn(6, 4)
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
     content = {
@@ -74,7 +79,7 @@ def test_it_reads_the_same_as_torch(tmp_path, old_format):
         ],
         'milestones': collections.Counter([1, 1, 2]),
     }
-    read = read_torch_file(save(tmp_path / 'a.pth', content, old_format))
+    read = read_torch_file(save(tmp_path / 'a.pth', content, old_format, protocol))
     assert same(torch.load(tmp_path / 'a.pth', weights_only=False), read)
     assert read['shapes'][3].untyped_storage().data_ptr() == read['shapes'][4].untyped_storage().data_ptr()
 
@@ -122,9 +127,10 @@ def test_what_was_read_stays_when_the_file_changes(tmp_path):
 
 
 @FORMATS
-def test_a_history_is_read_without_its_statistics(tmp_path, old_format):
+@pytest.mark.parametrize('protocol', [2, 3, 4, 5])
+def test_a_history_is_read_without_its_statistics(tmp_path, old_format, protocol):
     history = HistoryBuffer([1.0, 2.0], [1, 1])
-    read = read_torch_file(save(tmp_path / 'a.pth', {'history': history}, old_format))['history']
+    read = read_torch_file(save(tmp_path / 'a.pth', {'history': history}, old_format, protocol))['history']
     assert type(read) is HistoryBuffer
     assert (read.mean(), read.max_length) == (1.5, history.max_length)
     read.update(3.0)
@@ -263,6 +269,25 @@ def test_a_handmade_file_is_read(tmp_path):
 
 #: Operations that torch.save does not write in this way.
 PICKLES = {
+    'bytes beyond the file': pickle.BYTEARRAY8 + (2**28).to_bytes(8, 'little') + b'x',
+    'a set': pickle.EMPTY_SET,
+    'a frozen set': pickle.MARK + pickle.FROZENSET,
+    'a buffer elsewhere': pickle.NEXT_BUFFER,
+    'an instance with options': name('argparse', 'Namespace')
+    + pickle.EMPTY_TUPLE
+    + pickle.EMPTY_DICT
+    + pickle.NEWOBJ_EX,
+    'an attribute of a class': text('mmengine.logging.history_buffer')
+    + text('HistoryBuffer.__init__')
+    + pickle.STACK_GLOBAL,
+    'an array larger than its data': name('numpy.core.numeric', '_frombuffer')
+    + pickle.MARK
+    + (pickle.BINBYTES + (4).to_bytes(4, 'little') + FLOATS[:4])
+    + (name('numpy', 'dtype') + text('f4') + pickle.TUPLE1 + pickle.REDUCE)
+    + tuple_of(2)
+    + text('C')
+    + pickle.TUPLE
+    + pickle.REDUCE,
     'a tensor beyond its storage': tensor(offset=1),
     'a tensor before its storage': tensor(offset=-1),
     'a stride beyond the storage': tensor(size=(2, 2), stride=(3, 1)),
@@ -303,6 +328,98 @@ def test_operations_that_torch_does_not_write_are_refused(tmp_path, name):
     path = archive(tmp_path / 'a.pth', [('data.pkl', operations(PICKLES[name])), ('data/0', FLOATS)])
     with pytest.raises(Exception, match=r'.'):
         read_torch_file(path)
+
+
+def test_the_options_of_a_training_script_are_left_out(tmp_path):
+    path = save(tmp_path / 'a.pth', {'args': argparse.Namespace(lr=0.1), 'model': {'a': torch.ones(2)}})
+    assert read_torch_file(path)['args'] == {}
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        (pickle.MARK + text('a') + pickle.DUP, 'its pickle has the operation DUP, which is not read'),
+        (pickle.BINSTRING + (0).to_bytes(4, 'little'), 'the operation BINSTRING'),
+    ],
+    ids=['DUP', 'BINSTRING'],
+)
+def test_an_operation_that_is_not_read_is_named(tmp_path, content, message):
+    path = archive(tmp_path / 'a.pth', [('data.pkl', operations(content))])
+    with pytest.raises(UnsupportedError, match=f'{message}.*save it again with torch.save'):
+        read_torch_file(path)
+
+
+def test_a_torchscript_program_is_named(tmp_path):
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / 'a.pt')
+    with pytest.raises(UnsupportedError, match='a TorchScript program'):
+        read_torch_file(tmp_path / 'a.pt')
+
+
+@pytest.mark.parametrize(
+    ('records', 'compression', 'message'),
+    [
+        (GOOD, zipfile.ZIP_DEFLATED, 'its archive was compressed'),
+        ([*GOOD, ('byteorder', b'big')], zipfile.ZIP_STORED, 'on a machine with another byte order'),
+    ],
+    ids=['compressed', 'byte order'],
+)
+def test_a_whole_archive_that_is_not_read_is_not_called_damaged(tmp_path, records, compression, message):
+    path = archive(tmp_path / 'a.pth', records, compression)
+    with pytest.raises(UnsupportedError, match=f'{message}.*save it again with torch.save'):
+        read_torch_file(path)
+
+
+def test_safetensors_are_read(tmp_path):
+    path = tmp_path / 'a.safetensors'
+    content = {
+        **{dtype: torch.arange(5).to(getattr(torch, dtype)) for dtype in DTYPES},
+        'scalar': torch.tensor(3.0),
+        'empty': torch.zeros(0, 4),
+        'image': torch.randn(2, 3, 4),
+    }
+    save_file(content, path, {'format': 'pt'})
+    read = read_torch_file(path)
+    assert same({name: content[name] for name in read}, read)
+    assert read.keys() == content.keys()
+    path.write_bytes(b'')
+    assert read['int64'].tolist() == [0, 1, 2, 3, 4]
+
+
+def safetensors_file(header, data=FLOATS):
+    header = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return io.BytesIO(len(header).to_bytes(8, 'little') + header + data)
+
+
+def test_a_handmade_safetensors_file_is_read():
+    header = {'a': {'dtype': 'F32', 'shape': [4], 'data_offsets': [0, 16]}}
+    assert read_torch_file(safetensors_file(header))['a'].tolist() == [0, 1, 2, 3]
+
+
+SAFETENSORS = {
+    'too short': ({'a': {'dtype': 'F32', 'shape': [5], 'data_offsets': [0, 20]}}, FLOATS),
+    'too long': ({'a': {'dtype': 'F32', 'shape': [3], 'data_offsets': [0, 12]}}, FLOATS),
+    'a larger shape': ({'a': {'dtype': 'F32', 'shape': [5], 'data_offsets': [0, 16]}}, FLOATS),
+    'shared data': (
+        {name: {'dtype': 'F32', 'shape': [4], 'data_offsets': [0, 16]} for name in 'ab'},
+        FLOATS,
+    ),
+    'an overflow': ({'a': {'dtype': 'F32', 'shape': [2**33, 2**33], 'data_offsets': [0, 16]}}, FLOATS),
+    'another type': ({'a': {'dtype': 'O8', 'shape': [2], 'data_offsets': [0, 16]}}, FLOATS),
+    'no header': (b'{', FLOATS),
+    'deeply nested': (b'{"a":' * 100_000, FLOATS),
+}
+
+
+@pytest.mark.parametrize('name', SAFETENSORS)
+def test_damaged_safetensors_are_refused(name):
+    with pytest.raises(Exception, match=r'.'):
+        read_torch_file(safetensors_file(*SAFETENSORS[name]))
+
+
+def test_safetensors_without_the_package_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
+    with pytest.raises(UnsupportedError, match='pip install safetensors'):
+        read_torch_file(safetensors_file({}))
 
 
 ARCHIVES = {
