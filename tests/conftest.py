@@ -6,6 +6,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import importlib
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,13 @@ def se_checkpoint(shapes):
     )
     assert result.returncode == 0, result.stderr
     return config, shapes / 'se/epoch_2.pth'
+
+
+@pytest.fixture
+def proof(tmp_path, monkeypatch):
+    """Return the file that importing the module attacker_module creates."""
+    proof = tmp_path / 'proof'
+    (tmp_path / 'attacker_module.py').write_text(f'open({str(proof)!r}, "w")')
+    monkeypatch.syspath_prepend(tmp_path)
+    yield proof
+    sys.modules.pop('attacker_module', None)

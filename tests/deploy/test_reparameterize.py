@@ -509,15 +509,6 @@ def test_the_tool_refuses_to_overwrite(good, tmp_path, refusal):
     assert 'already exists' in refusal('reparam.py', good, cwd=tmp_path)
 
 
-@pytest.fixture
-def proof(tmp_path, monkeypatch):
-    """Return the file that importing attacker_module creates."""
-    proof = tmp_path / 'proof'
-    (tmp_path / 'attacker_module.py').write_text(f'open({str(proof)!r}, "w")')
-    monkeypatch.syspath_prepend(tmp_path)
-    return proof
-
-
 def change_config(change):
     return lambda checkpoint, proof: checkpoint['meta'].update(cfg=change(checkpoint['meta']['cfg'], proof))
 
@@ -550,4 +541,3 @@ def test_trust_imports_runs_the_modules_of_a_checkpoint(good, proof, monkeypatch
     runpy.run_path(str(ROOT / 'tools/reparam.py'), run_name='__main__')
     assert proof.exists()
     assert good.with_name('good_deploy.pth').exists()
-    sys.modules.pop('attacker_module')

@@ -1,7 +1,5 @@
 """The embedded config of a checkpoint: reduced to what deploying needs, and checked with the allow-list."""
 
-import sys
-
 import pytest
 import torch
 from mmengine.config import Config
@@ -78,16 +76,6 @@ def test_sites_of_a_wrapped_backbone_are_read_from_the_weights():
     }
     config, _ = read({'model': {'type': 'FasterRCNN', 'backbone': wrapped}})
     assert config['model']['backbone']['sites'] == ['layer1.0.bn2']
-
-
-@pytest.fixture
-def proof(tmp_path, monkeypatch):
-    """Return the file that importing the module attacker_module creates."""
-    proof = tmp_path / 'proof'
-    (tmp_path / 'attacker_module.py').write_text(f'open({str(proof)!r}, "w")')
-    monkeypatch.syspath_prepend(tmp_path)
-    yield proof
-    sys.modules.pop('attacker_module', None)
 
 
 @pytest.mark.parametrize(
