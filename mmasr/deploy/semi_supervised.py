@@ -1,11 +1,15 @@
 """Take the network that predicts out of a semi-supervised detector."""
 
 import dataclasses
+from typing import Any
 
 from mmengine.config import Config
 
 from ..core.class_lookup import lookup_by_class
 from ..untrusted import Network
+
+#: Settings that train the student and the teacher together.
+_TRAINING = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'auto_scale_lr')
 
 
 def predicting_part(network: Network) -> tuple[Network, list[str]]:
@@ -13,7 +17,8 @@ def predicting_part(network: Network) -> tuple[Network, list[str]]:
 
     A semi-supervised detector, such as SoftTeacher, trains a student with the predictions of a teacher, its
     moving average. Only one of them predicts: the teacher, unless ``semi_test_cfg.predict_on`` names the
-    student. It becomes a stock detector: its config is ``detector``, and its weights lose their prefix.
+    student. It becomes a stock detector: its config is ``detector``, and its weights lose their prefix. The
+    config loses what trains or evaluates both.
 
     Args:
         network (Network): A network with its weights.
@@ -45,9 +50,21 @@ def predicting_part(network: Network) -> tuple[Network, list[str]]:
     }
     found = Network(
         model=model,
-        config=Config({**config, 'model': detector}),
+        config=Config({**_of_one_detector(config), 'model': detector}),
         meta=network.meta,
         weights=weights,
         origin=dataclasses.replace(network.origin, sizes={name: t.numel() for name, t in weights.items()}),
     )
     return found, [f'model (the {part} of {type(network.model).__name__})']
+
+
+def _of_one_detector(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config without the settings that need both the student and the teacher."""
+    config = {name: value for name, value in config.items() if name not in _TRAINING}
+    if config.get('val_cfg'):  # TeacherStudentValLoop evaluates both
+        config['val_cfg'] = {'type': 'ValLoop'}
+    if config.get('custom_hooks'):
+        config['custom_hooks'] = [
+            hook for hook in config['custom_hooks'] if not str(hook['type']).endswith('MeanTeacherHook')
+        ]
+    return config

@@ -4,6 +4,8 @@ import pytest
 import torch
 from helpers import randomize_scales, save_network, small_detector
 from mmengine.config import Config
+from mmengine.hub import get_config
+from mmengine.runner import Runner
 
 from mmasr.deploy.compare import network_outputs
 from mmasr.deploy.reparameterize import reparameterize
@@ -11,6 +13,9 @@ from mmasr.errors import InputError
 from mmasr.openmmlab.building import build_model, load_weights
 
 NORMALIZED = {'type': 'DetDataPreprocessor', 'mean': [1.0] * 3, 'std': [2.0] * 3}
+WITHOUT_DATA = dict.fromkeys(
+    ('val_dataloader', 'val_cfg', 'val_evaluator', 'test_dataloader', 'test_cfg', 'test_evaluator')
+)
 
 
 def semi_supervised(**semi_test_cfg):
@@ -52,6 +57,19 @@ def test_the_part_that_predicts_becomes_a_stock_detector(tmp_path, settings, par
     for name, tensor in expected.items():
         assert torch.allclose(found[name], tensor, rtol=1e-4, atol=1e-4 * float(tensor.abs().max()))
     assert any(not torch.allclose(found[name], tensor, rtol=1e-2) for name, tensor in other.items())
+
+
+def test_settings_that_need_both_halves_are_left_out(tmp_path):
+    stock = get_config('mmdet::soft_teacher/soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco.py')
+    config = Config({**stock.to_dict(), **semi_supervised().to_dict()})
+    save_network(tmp_path / 'a.pth', config, randomize_scales)
+    config.dump(tmp_path / 'config.py')
+    deployed = Config.fromfile(reparameterize(tmp_path / 'a.pth', tmp_path / 'config.py').config)
+    assert deployed.val_cfg.type == 'ValLoop'
+    assert deployed.test_dataloader == config.test_dataloader
+    assert deployed.custom_hooks == []
+    runner = Runner.from_cfg(Config({**deployed, **WITHOUT_DATA, 'work_dir': str(tmp_path)}))
+    assert type(runner.model).__name__ == 'MaskRCNN'
 
 
 def test_a_half_that_is_missing_is_refused(tmp_path):
