@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from mmcv.transforms import BaseTransform, LoadImageFromFile
 from mmengine.config import Config
 from mmengine.dist import is_main_process
-from mmengine.registry import DATASETS
+from mmengine.fileio import list_from_file
+from mmengine.registry import DATASETS, METRICS, TRANSFORMS, Registry
 
 from ..core.class_lookup import lookup_by_class
 from ..errors import InputError, as_input_error, one_line, printable, shortened
@@ -52,9 +53,17 @@ _DOWNLOADS = {
 #: Whether a class, and so its subclasses, reads annotations in COCO's format.
 _COCO_FORMAT = {'mmdet.CocoDataset': True, 'mmdet.LVISV05Dataset': False, 'mmdet.CocoPanopticDataset': False}
 
+#: Packages whose classes read data in a known way.
+_KNOWN_PACKAGES = {'mmasr', 'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg'}
+#: Methods that decide which data a dataset reads, and how.
+_READING = ('__init__', '_load_metainfo', '_join_prefix', 'load_data_list', 'parse_data_info', 'full_init')
+
 
 def check_data(config: Config, *parts: str) -> None:
     """Check the data of a config before anything is built.
+
+    Only data that OpenMMLab's own classes read from local files is checked. Custom datasets and transforms,
+    and files that are read through ``backend_args``, may be anything.
 
     Args:
         config (Config): Config of a runner.
@@ -62,25 +71,79 @@ def check_data(config: Config, *parts: str) -> None:
 
     Raises:
         InputError: If an annotation file or an image folder does not exist; the message names the path and
-            the options. Also if COCO annotations for training or validation have no images or boxes, lack
-            classes of the config, or list images that are not in the folder.
+            the options. Also if the classes are not a list of names, or if COCO annotations for training or
+            validation have no images, lack boxes, masks or classes that the config needs, or list images
+            that are not in the folder.
     """
     scope = config.get('default_scope')
     for part in parts:
+        transforms = list(_transforms(config.get(part), scope))
+        has_local_images = _has_local_images(config.get(part), transforms)
+        with_mask = any(transform.get('with_mask') for _, transform in transforms)
         for _, dataset in walk(config.get(part)):
             if not isinstance(dataset, dict):
                 continue
-            for path in _paths(dataset, scope):
+            kind = _class_of(dataset, scope)
+            if kind is not None and not _is_known(kind, *_READING):
+                continue
+            has_local_file = _is_local(dataset)
+            for path in _paths(dataset, kind, has_local_file, has_local_images):
                 if '://' not in path and not os.path.exists(path):
                     raise InputError(_no_data(path, dataset, config, part))
-            if part in ('train_dataloader', 'val_dataloader') and is_main_process():
-                _check_annotations(dataset, scope)
+            classes = _classes(dataset, kind)
+            if part in ('train_dataloader', 'val_dataloader') and has_local_file and is_main_process():
+                _check_annotations(
+                    dataset,
+                    kind,
+                    classes,
+                    with_mask=with_mask,
+                    has_local_images=has_local_images,
+                    may_be_unlabeled=part == 'train_dataloader',
+                )
+
+
+def _class_of(
+    config: dict, scope: str | None, registries: Sequence[Registry] = (DATASETS, METRICS)
+) -> type | None:
+    """Return the class of a dataset's or metric's config, or None if its type is missing or unknown."""
+    kind = config.get('type')
+    if isinstance(kind, str):
+        for registry in registries:
+            with registry.switch_scope_and_registry(scope) as current:
+                if found := current.get(kind):
+                    return found if isinstance(found, type) else None
+    return kind if isinstance(kind, type) else None
+
+
+def _is_known(kind: type, *methods: str) -> bool:
+    """Return whether a class defines none of some methods itself, unless it is of a known package."""
+    owners = [next((base for base in kind.__mro__ if method in vars(base)), object) for method in methods]
+    return all(owner.__module__.split('.')[0] in {*_KNOWN_PACKAGES, 'builtins'} for owner in owners)
+
+
+def _is_local(config: dict) -> bool:
+    """Return whether a dataset or transform reads local files without any mapping of their paths."""
+    backends = [config.get(name) for name in ('backend_args', 'file_client_args')]
+    return all(not backend or backend in ({'backend': 'local'}, {'backend': 'disk'}) for backend in backends)
+
+
+def _transforms(part: object, scope: str | None) -> Iterator[tuple[type, dict]]:
+    """Yield the class and config of all transforms in a part of a config."""
+    for _, value in walk(part):
+        if isinstance(value, dict) and (kind := _class_of(value, scope, (TRANSFORMS,))):
+            yield kind, value
+
+
+def _has_local_images(part: object, transforms: Sequence[tuple[type, dict]]) -> bool:
+    """Return whether a part of a config reads its images from the files that the annotations name."""
+    loaders = [pair for pair in transforms if issubclass(pair[0], LoadImageFromFile)]
+    if not loaders:  # a custom transform may load them
+        return not any(key == 'pipeline' and value for key, value in walk(part))
+    return all(_is_known(kind, '__init__', 'transform') and _is_local(config) for kind, config in loaders)
 
 
 def _no_data(path: str, dataset: dict, config: Config, part: str) -> str:
-    kind = dataset.get('type')
-    name = kind.__name__ if isinstance(kind, type) else str(kind).rpartition('.')[2]
-    download = _DOWNLOADS.get(name)
+    download = _DOWNLOADS.get(_name(dataset))
     return NO_DATA.format(
         path=path,
         config=config.filename or 'the embedded config',
@@ -89,19 +152,16 @@ def _no_data(path: str, dataset: dict, config: Config, part: str) -> str:
     )
 
 
-def _dataset_class(dataset: dict, scope: str | None) -> type | None:
-    """Return the class of a dataset's config, or None if its type is missing or unknown."""
+def _name(dataset: dict) -> str:
+    """Return the name of a dataset's class."""
     kind = dataset.get('type')
-    if isinstance(kind, str):
-        with DATASETS.switch_scope_and_registry(scope) as registry:
-            return registry.get(kind)
-    return kind if isinstance(kind, type) else None
+    return kind.__name__ if isinstance(kind, type) else str(kind).rpartition('.')[2]
 
 
 def _data_root(dataset: dict) -> str:
     root = dataset.get('data_root') or ''
     if not isinstance(root, str | os.PathLike):
-        raise InputError(f'data_root of {dataset.get("type")} must be the path of a folder, not {root!r}')
+        raise InputError(f'data_root of {_name(dataset)} must be the path of a folder, not {root!r}')
     return os.fspath(root)
 
 
@@ -110,13 +170,14 @@ def _data_prefix(dataset: dict) -> dict:
     return prefix if isinstance(prefix, dict) else {'img_path': prefix}
 
 
-def _paths(dataset: dict, scope: str | None) -> list[str]:
-    """Return the paths that a dataset's or evaluator's config names; none if the dataset downloads them."""
+def _paths(dataset: dict, kind: type | None, has_local_file: bool, has_local_images: bool) -> list[str]:
+    """Return the local paths that a dataset's or evaluator's config names; none if the dataset downloads."""
     root = _data_root(dataset)
-    names = [dataset.get('ann_file'), *_data_prefix(dataset).values()]
+    names = [dataset.get('ann_file')] if has_local_file else []
+    names += _data_prefix(dataset).values() if has_local_images else []
     paths = [os.path.join(root, name) for name in names if isinstance(name, str) and name]
-    if root and not paths and 'type' in dataset:
-        kind = _dataset_class(dataset, scope)
+    is_complete = has_local_file and has_local_images
+    if root and is_complete and not paths and 'type' in dataset:
         download = inspect.signature(kind.__init__).parameters.get('download')
         if not (download and dataset.get('download', download.default)):
             # CIFAR's files are in a subfolder with a fixed name.
@@ -124,39 +185,130 @@ def _paths(dataset: dict, scope: str | None) -> list[str]:
     return paths
 
 
-def _check_annotations(dataset: dict, scope: str | None) -> None:
+def _classes(dataset: dict, kind: type | None) -> Sequence | None:
+    """Return the names of a dataset's classes, from its config, a file that this names, or its class.
+
+    Raises:
+        InputError: If they are a text but not a file, or a name has control characters.
+    """
+    metainfo = dataset.get('metainfo')
+    classes = metainfo.get('classes') if isinstance(metainfo, dict) else None
+    source = 'metainfo.classes'
+    if isinstance(classes, str):
+        if '://' in classes:
+            return None
+        if not os.path.isfile(classes):
+            raise InputError(
+                f'metainfo.classes of {_name(dataset)} is {classes!r}, which is neither a sequence of names '
+                f'nor a file with one name per line; a single class is classes=({classes!r},)'
+            )
+        source = classes
+        with as_input_error(f'metainfo.classes: {classes} is not a text file'):
+            classes = list_from_file(classes)
+    classes = classes or getattr(kind, 'METAINFO', {}).get('classes')
+    if not isinstance(classes, list | tuple):
+        return None
+    if wrong := [name for name in classes if isinstance(name, str) and not name.isprintable()]:
+        raise InputError(
+            f'{source}: the class {wrong[0]!r} has a tab or another control character; rename it'
+        )
+    return classes
+
+
+def _check_annotations(
+    dataset: dict,
+    kind: type | None,
+    classes: Sequence | None,
+    *,
+    with_mask: bool,
+    has_local_images: bool,
+    may_be_unlabeled: bool,
+) -> None:
     """Check COCO annotations. MMDetection's CocoDataset would silently skip what is wrong with them."""
     if not str(dataset.get('ann_file')).endswith('.json'):
         return
-    kind = _dataset_class(dataset, scope)
     if kind is None or not lookup_by_class(_COCO_FORMAT, kind):
         return
-    root, prefix, metainfo = _data_root(dataset), _data_prefix(dataset), dataset.get('metainfo')
-    path = os.path.join(root, dataset['ann_file'])
+    prefix = _data_prefix(dataset)
+    path = os.path.join(_data_root(dataset), dataset['ann_file'])
     if '://' in path:
         return
-    images, categories = _read_coco(path)
-    classes = metainfo.get('classes') if isinstance(metainfo, dict) else None
-    classes = classes or getattr(kind, 'METAINFO', {}).get('classes')
-    if isinstance(classes, list | tuple):  # not a text: mmengine takes that for a file of names
-        _check_categories(path, categories, classes)
-    _check_images(path, images, os.path.join(root, prefix.get('img') or prefix.get('img_path') or ''))
+    content = _read_coco(path)
+    images = [str(image['file_name']) for image in content['images']]
+    if not images:
+        raise InputError(f'{path} has no images')
+    if not content.get('annotations'):
+        if not may_be_unlabeled or (dataset.get('filter_cfg') or {}).get('filter_empty_gt'):
+            raise InputError(f'{path} has no annotations')
+        print(printable(f'{path}: no annotations, so its images are unlabeled'), file=sys.stderr)
+    if classes:
+        _check_categories(path, [category['name'] for category in content['categories']], classes)
+    if has_local_images:
+        folder = os.path.join(_data_root(dataset), prefix.get('img') or prefix.get('img_path') or '')
+        _check_images(path, images, folder)
+    _check_instances(path, content, classes, with_mask)
 
 
-def _read_coco(path: str) -> tuple[list[str], list[str]]:
-    """Return the file names of all images, and the names of all categories."""
+def _read_coco(path: str) -> dict:
+    """Return the content of a COCO annotation file, with all keys that MMDetection needs in any case."""
     try:
         with open(path) as file:
             content = json.load(file)
-        images = [image['file_name'] for image in content['images']]
-        annotations = len(content['annotations'])
-        categories = [category['name'] for category in content['categories']]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        for image in content['images']:
+            image['id'], image['file_name']
+        for category in content['categories']:
+            category['id'], category['name']
+        for annotation in content.get('annotations') or []:
+            annotation['id'], annotation['image_id'], annotation['category_id']
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(one_line(f'{path} is not a COCO annotation file', error)) from error
-    for count, name in ((len(images), 'images'), (annotations, 'annotations')):
-        if not count:
-            raise InputError(f'{path} has no {name}')
-    return [str(image) for image in images], categories
+    return content
+
+
+def _check_instances(path: str, content: dict, classes: Sequence | None, with_mask: bool) -> None:
+    """Check what MMDetection reads of each image and annotation, and the mask if masks are loaded."""
+    images = {image['id']: image for image in content['images']}
+    for image in images.values():
+        if not (_is_number(image.get('width')) and _is_number(image.get('height'))):
+            raise InputError(f'{path}: the image {image["file_name"]} has no width and height')
+    used = {item['id'] for item in content['categories'] if classes is None or item['name'] in classes}
+    for annotation in content.get('annotations') or []:
+        image = images.get(annotation['image_id'])
+        if image is None or annotation.get('ignore'):
+            continue
+        where = f'{path}: annotation {annotation["id"]} of the image {image["file_name"]}'
+        box = annotation.get('bbox')
+        if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
+            raise InputError(f'{where}: its bbox is not [x, y, width, height] but {_shown(box)}')
+        if not _is_number(annotation.get('area')):
+            raise InputError(f'{where}: its area is not a number but {_shown(annotation.get("area"))}')
+        is_read = annotation['category_id'] in used and _is_read(box, annotation['area'], image)
+        if with_mask and is_read and not _is_mask(mask := annotation.get('segmentation')):
+            raise InputError(
+                f'{where}: its segmentation is {_shown(mask)}, not a list of polygons such as '
+                '[[x1, y1, x2, y2, x3, y3]] or an RLE; correct or remove the annotation, or train without '
+                'masks'
+            )
+
+
+def _is_read(box: Sequence[float], area: float, image: dict) -> bool:
+    """Return whether CocoDataset reads an annotation. It skips empty boxes and those outside the image."""
+    x, y, width, height = box
+    inside = min(x + width, image['width']) > max(x, 0) and min(y + height, image['height']) > max(y, 0)
+    return inside and area > 0 and width >= 1 and height >= 1
+
+
+def _is_mask(value: object) -> bool:
+    is_list = isinstance(value, list) and value and all(isinstance(polygon, list) for polygon in value)
+    return bool(is_list or (isinstance(value, dict) and value))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _shown(value: object) -> str:
+    return 'missing' if value is None else f'{str(value)[:60]}'
 
 
 def _check_categories(path: str, categories: Sequence[str], classes: Sequence[str]) -> None:
@@ -221,5 +373,15 @@ def name_images(dataset: object) -> None:
 
 
 def _load(transform: BaseTransform, results: dict) -> dict | None:
-    with as_input_error(f"{results.get('img_path')} can't be read as an image"):
-        return type(transform).transform(transform, results)
+    path = results.get('img_path')
+    annotated = results.get('height'), results.get('width')
+    with as_input_error(f"{path} can't be read as an image"):
+        loaded = type(transform).transform(transform, results)
+    size = tuple(loaded['img_shape'][:2]) if loaded else annotated
+    if results.get('instances') and size != annotated and size == annotated[::-1]:
+        raise InputError(
+            f'{path} is {size[1]} x {size[0]} pixels, but its annotation has width {annotated[1]} and height '
+            f"{annotated[0]}: the file's EXIF orientation rotates it, and its boxes would be misplaced; load "
+            "it with color_type='color_ignore_orientation', or rotate the pixels and remove the orientation"
+        )
+    return loaded

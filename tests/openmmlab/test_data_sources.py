@@ -2,19 +2,22 @@
 
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from helpers import write_image_config
+from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import CocoDataset
 from mmengine.config import Config, ConfigDict
+from PIL import Image
 
 from mmasr.errors import InputError
-from mmasr.openmmlab.data_sources import check_data
+from mmasr.openmmlab.data_sources import check_data, name_images
 
 ANNOTATIONS = {
-    'images': [{'id': 1, 'file_name': 'a.jpg'}],
-    'annotations': [{'id': 1, 'image_id': 1, 'category_id': 1, 'bbox': [0, 0, 1, 1]}],
+    'images': [{'id': 1, 'file_name': 'a.jpg', 'width': 8, 'height': 8}],
+    'annotations': [{'id': 1, 'image_id': 1, 'category_id': 1, 'bbox': [0, 0, 4, 4], 'area': 16}],
     'categories': [{'id': 1, 'name': 'cat'}],
 }
 
@@ -46,11 +49,8 @@ def test_a_missing_dataset_given_as_a_class_is_reported_with_its_source(check):
         check(type=CocoDataset, ann_file='none.json')
 
 
-@pytest.mark.parametrize(
-    'metainfo', [{'classes': 'classes.txt'}, 'cat', None], ids=['a file', 'a text', 'none']
-)
-def test_classes_in_a_file_are_not_checked(check, metainfo):
-    """mmengine reads the file. Without classes, those of COCO apply."""
+@pytest.mark.parametrize('metainfo', ['cat', None])
+def test_without_classes_those_of_coco_apply(check, metainfo):
     categories = [{'id': 1, 'name': name} for name in CocoDataset.METAINFO['classes']]
     check({'categories': categories}, metainfo=metainfo)
 
@@ -96,8 +96,8 @@ def test_a_loader_without_a_dataset_has_nothing_to_check(loader):
 
 
 WHOLE = {
-    'images': [{'id': 1, 'file_name': 'a.jpg'}, {'id': 2, 'file_name': 'deep/b.jpg'}],
-    'annotations': [{'id': 1, 'image_id': 1, 'category_id': 1, 'bbox': [0, 0, 1, 1]}],
+    'images': [*ANNOTATIONS['images'], {'id': 2, 'file_name': 'deep/b.jpg', 'width': 8, 'height': 8}],
+    'annotations': ANNOTATIONS['annotations'],
     'categories': [{'id': 1, 'name': 'cat'}, {'id': 2, 'name': 'dog'}],
 }
 
@@ -108,8 +108,8 @@ def check_whole(check, tmp_path):
     (tmp_path / 'deep').mkdir()
     (tmp_path / 'deep/b.jpg').touch()
 
-    def run(classes=('cat', 'dog'), **changes):
-        check({**WHOLE, **changes}, metainfo={'classes': classes})
+    def run(classes=('cat', 'dog'), filter_cfg=None, **changes):
+        check({**WHOLE, **changes}, metainfo={'classes': classes}, filter_cfg=filter_cfg)
 
     return run
 
@@ -123,7 +123,7 @@ def test_complete_annotations_pass(check_whole, capsys):
     ('changes', 'message'),
     [
         ({'images': []}, 'has no images'),
-        ({'annotations': []}, 'has no annotations'),
+        ({'filter_cfg': {'filter_empty_gt': True}, 'annotations': []}, 'has no annotations'),
         ({'classes': ('cat', 'dgo')}, r'no category dgo, which metainfo\.classes lists; it has cat, dog'),
         (
             {'images': [*WHOLE['images'], {'id': 3, 'file_name': 'c.jpg'}]},
@@ -141,6 +141,129 @@ def test_errors_in_annotations_are_reported(check_whole, changes, message):
 def test_categories_that_are_not_classes_are_reported(check_whole, capsys):
     check_whole(classes=('cat',))
     assert 'boxes of dog are ignored' in capsys.readouterr().err
+
+
+def test_classes_in_a_file_are_those_of_its_lines(check, tmp_path):
+    names = tmp_path / 'classes.txt'
+    names.write_text('cat\n')
+    check(metainfo={'classes': str(names)})
+    names.write_text('cat\ndog\n')
+    with pytest.raises(InputError, match='no category dog'):
+        check(metainfo={'classes': str(names)})
+
+
+def test_a_text_in_place_of_a_sequence_of_classes_is_refused(check):
+    with pytest.raises(InputError, match=r"classes of CocoDataset is 'cat', .*classes=\('cat',\)"):
+        check(metainfo={'classes': 'cat'})
+
+
+def test_a_class_with_a_tab_is_refused(check):
+    categories = [{'id': 1, 'name': 'a\tcat'}]
+    with pytest.raises(InputError, match=r"metainfo\.classes: the class 'a\\tcat' has a tab"):
+        check({'categories': categories}, metainfo={'classes': ('a\tcat',)})
+
+
+@pytest.mark.parametrize('filter_cfg', [None, {'filter_empty_gt': False}])
+def test_images_for_semi_supervised_training_need_no_annotations(check, filter_cfg):
+    check({'annotations': []}, filter_cfg=filter_cfg)
+
+
+class Elsewhere(CocoDataset):
+    """Reads its annotations from somewhere else."""
+
+    def load_data_list(self):
+        return []
+
+
+class Renamed(CocoDataset):
+    """Reads what CocoDataset reads."""
+
+    METAINFO: ClassVar = {'classes': ('cat',)}
+
+
+class OwnLoader(LoadImageFromFile):
+    """Reads images from somewhere else."""
+
+    def transform(self, results):
+        return results
+
+
+def test_a_custom_dataset_is_judged_only_if_it_reads_as_its_base_class(check):
+    check(type=Elsewhere, ann_file='table:train', data_prefix={'img': 'bucket:'})
+    check(type=Renamed, metainfo=None)
+    with pytest.raises(InputError, match='none does not exist'):
+        check(type=Renamed, data_prefix={'img': 'none'})
+
+
+@pytest.mark.parametrize(
+    'transform',
+    [
+        {'type': 'LoadImageFromFile', 'backend_args': {'backend': 'lmdb', 'db_path': 'images.lmdb'}},
+        {'type': OwnLoader},
+    ],
+)
+def test_images_that_are_not_read_from_files_are_not_looked_for(check, transform):
+    check(data_prefix={'img': 'remote:'}, pipeline=[transform])
+    with pytest.raises(InputError, match=r'none\.json does not exist'):  # its annotations are local
+        check(data_prefix={'img': 'remote:'}, pipeline=[transform], ann_file='none.json')
+
+
+def test_local_images_are_looked_for_where_the_backend_says_so(check):
+    transform = {'type': 'LoadImageFromFile', 'backend_args': {'backend': 'local'}}
+    with pytest.raises(InputError, match='none does not exist'):
+        check(data_prefix={'img': 'none'}, pipeline=[transform])
+
+
+def test_annotations_that_are_read_elsewhere_are_not_looked_for(check):
+    check(ann_file='none.json', backend_args={'backend': 'petrel'})
+
+
+MASKS = [{'type': 'LoadImageFromFile'}, {'type': 'LoadAnnotations', 'with_bbox': True, 'with_mask': True}]
+
+
+@pytest.mark.parametrize('mask', [[], [1, 1, 4, 1, 4, 4], None, 'rle'])
+def test_an_annotation_without_a_mask_is_named(check, mask):
+    annotations = {'annotations': [{**ANNOTATIONS['annotations'][0], 'id': 7, 'segmentation': mask}]}
+    check(annotations)
+    with pytest.raises(InputError, match=r'a\.json: annotation 7 of the image a\.jpg: its segmentation is'):
+        check(annotations, pipeline=MASKS)
+
+
+@pytest.mark.parametrize(
+    'change',
+    [{'segmentation': [[1, 1, 4, 1, 4, 4]]}, {'segmentation': {'counts': 'x'}}, {'ignore': 1}, {'area': 0}],
+)
+def test_masks_and_annotations_that_are_skipped_pass(check, change):
+    check({'annotations': [{**ANNOTATIONS['annotations'][0], **change}]}, pipeline=MASKS)
+
+
+@pytest.mark.parametrize('change', [{'bbox': [1, 2, 3]}, {'bbox': None}, {'area': None}])
+def test_an_annotation_with_an_unusable_box_is_named(check, change):
+    with pytest.raises(InputError, match=r'annotation 1 of the image a\.jpg: its (bbox|area) is not'):
+        check({'annotations': [{**ANNOTATIONS['annotations'][0], **change}]})
+
+
+def test_an_image_that_its_orientation_rotates_is_named(tmp_path):
+    """Its boxes would be misplaced silently."""
+    path = tmp_path / 'a.jpg'
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotated by 90 degrees
+    Image.new('RGB', (6, 4)).save(path, exif=exif)
+    content = {**ANNOTATIONS, 'images': [{'id': 1, 'file_name': str(path), 'width': 6, 'height': 4}]}
+    (tmp_path / 'a.json').write_text(json.dumps(content))
+    for options in ({}, {'color_type': 'color_ignore_orientation'}):
+        dataset = CocoDataset(
+            ann_file=str(tmp_path / 'a.json'),
+            metainfo={'classes': ('cat',)},
+            data_prefix={'img': ''},
+            pipeline=[LoadImageFromFile(**options)],
+        )
+        name_images(dataset)
+        if options:
+            assert dataset[0]['img'].shape == (4, 6, 3)
+            continue
+        with pytest.raises(InputError, match=r'a\.jpg is 4 x 6 pixels, .* width 6 and height 4: .*EXIF'):
+            dataset[0]
 
 
 @pytest.fixture
