@@ -13,6 +13,7 @@ from mmasr.errors import InputError, as_input_error, exit_on_input_error
 from mmasr.openmmlab.arguments import add_arguments, config_from_arguments
 from mmasr.openmmlab.building import build_loops, build_runner
 from mmasr.openmmlab.data_sources import check_data
+from mmasr.openmmlab.hooks import MatchingFormHook
 from mmasr.untrusted import data_only, open_checkpoint
 
 
@@ -54,6 +55,7 @@ def main() -> None:
     check_data(config, 'test_dataloader', 'test_evaluator')
     runner = build_runner(config)
     build_loops(runner, 'test')
+    runner.register_hook(MatchingFormHook(trains=False))
     if args.out:
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
     with as_input_error('the evaluation failed'):

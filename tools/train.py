@@ -11,7 +11,7 @@ from mmasr.errors import InputError, as_input_error, exit_on_input_error, printa
 from mmasr.openmmlab.arguments import add_arguments, config_from_arguments
 from mmasr.openmmlab.building import build_loops, build_runner, failures_logged
 from mmasr.openmmlab.data_sources import check_data
-from mmasr.openmmlab.hooks import FiniteLossHook
+from mmasr.openmmlab.hooks import FiniteLossHook, MatchingFormHook
 from mmasr.untrusted import data_only
 from mmasr.untrusted.resuming import ResumeHook, checkpoint_to_resume, last_finite_checkpoint
 
@@ -61,7 +61,7 @@ def main() -> None:
     check_data(config, 'train_dataloader', 'val_dataloader', 'val_evaluator')
     runner = build_runner(config)
     build_loops(runner, 'train', 'val')
-    for hook in (ResumeHook(), FiniteLossHook(last_finite_checkpoint)):
+    for hook in (ResumeHook(), MatchingFormHook(trains=True), FiniteLossHook(last_finite_checkpoint)):
         runner.register_hook(hook)
     with failures_logged(runner), as_input_error('the training failed'):
         runner.train()

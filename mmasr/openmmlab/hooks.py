@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from mmengine.runner.amp import autocast
 from torch import nn
 
-from ..errors import InputError
+from ..core.merge import can_merge
+from ..core.reparameterization import REPARAMETERIZATIONS, Reparameterization
+from ..errors import InputError, shortened
 
 
 class FiniteLossHook(Hook):
@@ -55,6 +58,81 @@ class FiniteLossHook(Hook):
                 + (f'the last good checkpoint is {good}' if good else 'there is no good checkpoint yet')
                 + '; a smaller learning rate, or optim_wrapper.clip_grad, often helps'
             )
+
+
+class MatchingFormHook(Hook):
+    """Hook that refuses a checkpoint whose re-parameterization is not that of the config.
+
+    mmengine only warns in its log, and runs a network that is not the trained one. Weights that both forms
+    have, such as those of another head, are left to mmengine.
+
+    Args:
+        trains (bool): Whether the checkpoint starts a training, which may add a re-parameterization to plain
+            weights. A training that is resumed may not.
+    """
+
+    def __init__(self, trains: bool) -> None:
+        self.trains = trains
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Compare the names of the weights with the network's.
+
+        Args:
+            runner (Runner): The runner, with the checkpoint's path.
+            checkpoint (dict): The checkpoint.
+
+        Raises:
+            InputError: If one of both has a re-parameterization that the other lacks.
+        """
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        source, config = runner._load_from, runner.cfg.filename or 'the config'
+        weights = checkpoint.get('state_dict', checkpoint)
+        missing, unexpected = _differing_names(model, {name.removeprefix('module.') for name in weights})
+        if unexpected:
+            raise InputError(
+                f'{source} has re-parameterization that {config} lacks: {shortened(unexpected)}; use the '
+                'config that it was trained with, or deploy it with tools/reparam.py first'
+            )
+        if not missing or (self.trains and not runner._resume):
+            return
+        problem = f'{config} has re-parameterization that {source} lacks: {shortened(missing)}; '
+        if self.trains:
+            raise InputError(
+                f'{problem}resume with the config that the checkpoint was trained with, or start a training '
+                f'from its weights, without `resume`: `cfg_options` load_from={source}'
+            )
+        raise InputError(
+            f'{problem}use the config that belongs to the checkpoint (tools/reparam.py writes it next to a '
+            'deployed one), or the checkpoint of the training'
+        )
+
+
+def _differing_names(model: nn.Module, weights: set[str]) -> tuple[list[str], list[str]]:
+    """Return the weights of re-parameterization that only the model has, and those that only a file has."""
+    own = set(model.state_dict())
+    sites = [
+        f'{name}.'
+        for name, module in model.named_modules()
+        if isinstance(module, Reparameterization) or can_merge(module)
+    ]
+    # Branches may take the weight of the convolution that they replace; other names are missing then too.
+    missing = sorted(name for name in own - weights if name.startswith(tuple(sites)))
+    markers = {kind.state_dict_marker for kind in REPARAMETERIZATIONS.values()} - {None}
+    layers = {name.rpartition('.')[0] for name in own - weights}
+    unexpected = sorted(
+        name
+        for name in weights - own
+        if markers & set(name.split('.')[:-1])
+        # Below a layer that is one module in the network, the file has branches.
+        or any(
+            f'{layer}.' not in sites
+            and name.startswith(f'{layer}.')
+            and name.count('.') > layer.count('.') + 1
+            for layer in layers
+            if layer
+        )
+    )
+    return missing, unexpected
 
 
 class ChannelsLastHook(Hook):

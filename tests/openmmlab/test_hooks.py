@@ -1,20 +1,24 @@
 """Hooks and optimizer wrappers: non-finite losses, channels_last, bfloat16."""
 
 import copy
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 import torch
-from helpers import train, write_image_config
+from helpers import run_tool, train, write_image_config
 from mmcv.ops import RoIAlign
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPERS
 from torch import nn
 
+import mmasr
 from mmasr.errors import InputError
-from mmasr.openmmlab.hooks import ChannelsLastHook
+from mmasr.openmmlab.building import build_model
+from mmasr.openmmlab.hooks import ChannelsLastHook, MatchingFormHook
 
 
 @pytest.fixture
@@ -107,3 +111,83 @@ def test_the_bfloat16_wrapper_casts_only_the_forward_pass():
     assert model.conv1(x).dtype == torch.float32
     assert all(value.dtype == start[name].dtype for name, value in model.state_dict().items())
     assert not torch.equal(model.conv1.weight, start['conv1.weight'])
+
+
+@pytest.fixture
+def forms(data):
+    """Write the config of a training, the deployed one, and a checkpoint of each."""
+    config = Config.fromfile('config.py')
+    torch.save(_checkpoint(config), 'trained.pth')
+    config.model.backbone.pop('asr')
+    config.model.backbone.type = 'mmpretrain.ResNet'
+    config.dump('deployed.py')
+    torch.save(_checkpoint(config), 'deployed.pth')
+    return data
+
+
+def _checkpoint(config):
+    meta = {'epoch': 1, 'iter': 2}
+    state = {'message_hub': {}, 'optimizer': {}, 'param_schedulers': []}
+    return {'state_dict': build_model(config).state_dict(), 'meta': meta, **state}
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (
+            ('test.py', 'config.py', 'deployed.pth'),
+            'config.py has re-parameterization that deployed.pth lacks',
+        ),
+        (
+            ('test.py', 'deployed.py', 'trained.pth'),
+            'trained.pth has re-parameterization that .*deployed.py lacks',
+        ),
+        (
+            ('train.py', 'deployed.py', '--cfg-options', 'load_from=trained.pth'),
+            'trained.pth has re-parameterization that .*deployed.py lacks',
+        ),
+        (
+            ('train.py', 'config.py', '--resume', 'deployed.pth'),
+            'that deployed.pth lacks: .*without --resume: --cfg-options load_from=deployed.pth',
+        ),
+        (
+            ('train.py', 'deployed.py', '--resume', 'trained.pth'),
+            'trained.pth has re-parameterization that .*deployed.py lacks',
+        ),
+    ],
+)
+def test_a_checkpoint_of_the_other_form_is_refused(forms, refusal, arguments, message):
+    line = refusal(*arguments, '--work-dir', 'work', cwd=forms)
+    assert re.search(message, line)
+    assert '\n' not in line
+
+
+def test_a_training_may_start_from_plain_weights(forms):
+    run_tool('train.py', 'config.py', '--cfg-options', 'load_from=deployed.pth', cwd=forms)
+    assert list(forms.glob('work_dirs/config/epoch_*.pth'))
+
+
+@pytest.mark.parametrize('kind', ['ACNet', 'DBB', 'OfflineOREPA', 'OREPA', 'XVolution', 'SE'])
+def test_the_names_of_every_kind_tell_the_forms_apart(kind):
+    plain = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8))
+    trained = mmasr.attach(copy.deepcopy(plain), {'type': kind}, ['1' if kind == 'SE' else '0'])
+
+    def check(model, weights, trains):
+        runner = SimpleNamespace(model=model, cfg=Config(), _load_from='x.pth', _resume=False)
+        MatchingFormHook(trains).after_load_checkpoint(runner, {'state_dict': weights.state_dict()})
+
+    for trains in (False, True):
+        check(trained, trained, trains)
+        check(plain, plain, trains)
+        with pytest.raises(InputError, match=r'x\.pth has re-parameterization that the config lacks'):
+            check(plain, trained, trains)
+    check(trained, plain, trains=True)
+    with pytest.raises(InputError, match=r'the config has re-parameterization that x\.pth lacks'):
+        check(trained, plain, trains=False)
+
+
+def test_another_head_is_left_to_mmengine():
+    old, new = (nn.ModuleDict({'head': nn.Linear(2, size)}) for size in (2, 3))
+    old.extra = nn.Linear(1, 1)
+    runner = SimpleNamespace(model=new, cfg=Config(), _load_from='x.pth', _resume=False)
+    MatchingFormHook(trains=False).after_load_checkpoint(runner, {'state_dict': old.state_dict()})
