@@ -41,7 +41,8 @@ def main() -> None:
             )
         hook = config.default_hooks.visualization
         hook.draw = True
-        if hook.type.endswith('SegVisualizationHook'):
+        name = hook.type.__name__ if isinstance(hook.type, type) else hook.type
+        if name.endswith('SegVisualizationHook'):
             # It draws into the visualizer's folder, vis_data in the work dir; upstream only every 50th image.
             hook.interval = 1
             for backend in config.visualizer.vis_backends:

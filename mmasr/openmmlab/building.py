@@ -35,7 +35,7 @@ def build_model(config: Config) -> nn.Module:
     if not isinstance(config.get('model'), dict):
         raise InputError('the config has no model; it must be a dict with a type')
     with as_input_error("the config's model does not build"):
-        init_default_scope(config.get('default_scope', 'mmengine'))
+        init_default_scope(config.get('default_scope') or 'mmengine')
         model = without_downloads(config.model.to_dict())
         if 'data_preprocessor' in config:  # in MMPretrain's configs it is not part of the model
             model.setdefault('data_preprocessor', config.data_preprocessor)

@@ -5,6 +5,7 @@ import inspect
 import pytest
 from helpers import classifier
 from mmengine.config import Config
+from mmpretrain.models import MobileNetV2
 
 from mmasr.errors import InputError
 from mmasr.openmmlab.building import build_model, build_runner
@@ -49,3 +50,9 @@ def test_a_runner_that_does_not_build_is_an_error_of_one_line(tmp_path):
     config.work_dir = str(tmp_path)
     with pytest.raises(InputError, match=r'^None does not build: [^\n]*$'):
         build_runner(config)
+
+
+def test_a_config_of_the_new_style_builds():
+    """Its types are classes, and it has no default scope."""
+    model = {'type': MobileNetV2, 'out_indices': (7,)}
+    assert type(build_model(Config({'model': model, 'default_scope': None}))) is MobileNetV2
