@@ -176,8 +176,7 @@ def _paths(dataset: dict, kind: type | None, has_local_file: bool, has_local_ima
     names = [dataset.get('ann_file')] if has_local_file else []
     names += _data_prefix(dataset).values() if has_local_images else []
     paths = [os.path.join(root, name) for name in names if isinstance(name, str) and name]
-    is_complete = has_local_file and has_local_images
-    if root and is_complete and not paths and 'type' in dataset:
+    if root and has_local_file and not paths and 'type' in dataset:
         download = inspect.signature(kind.__init__).parameters.get('download')
         if not (download and dataset.get('download', download.default)):
             # CIFAR's files are in a subfolder with a fixed name.
@@ -377,7 +376,7 @@ def _load(transform: BaseTransform, results: dict) -> dict | None:
     annotated = results.get('height'), results.get('width')
     with as_input_error(f"{path} can't be read as an image"):
         loaded = type(transform).transform(transform, results)
-    size = tuple(loaded['img_shape'][:2]) if loaded else annotated
+    size = tuple(loaded['img_shape'][:2]) if loaded and 'img_shape' in loaded else annotated
     if results.get('instances') and size != annotated and size == annotated[::-1]:
         raise InputError(
             f'{path} is {size[1]} x {size[0]} pixels, but its annotation has width {annotated[1]} and height '
