@@ -3,9 +3,7 @@
 import contextlib
 import functools
 import inspect
-import json
 import os
-import sys
 from collections.abc import Iterator, Sequence
 
 from mmcv.transforms import BaseTransform, LoadImageFromFile
@@ -15,7 +13,8 @@ from mmengine.fileio import list_from_file
 from mmengine.registry import DATASETS, METRICS, TRANSFORMS, Registry
 
 from ..core.class_lookup import lookup_by_class
-from ..errors import InputError, as_input_error, one_line, printable, shortened
+from ..errors import InputError, as_input_error
+from .annotations import check_annotations
 from .config import walk
 
 EMPTY = 'the dataset is empty: there is no image to run on'
@@ -91,14 +90,16 @@ def check_data(config: Config, *parts: str) -> None:
                 if '://' not in path and not os.path.exists(path):
                     raise InputError(_no_data(path, dataset, config, part))
             classes = _classes(dataset, kind)
-            if part in ('train_dataloader', 'val_dataloader') and has_local_file and is_main_process():
-                _check_annotations(
-                    dataset,
-                    kind,
+            if part not in ('train_dataloader', 'val_dataloader') or not is_main_process():
+                continue
+            if has_local_file and (file := _coco_file(dataset, kind)):
+                drops_unlabeled = (dataset.get('filter_cfg') or {}).get('filter_empty_gt', False)
+                check_annotations(
+                    file,
                     classes,
+                    _image_folder(dataset) if has_local_images else None,
                     with_mask=with_mask,
-                    has_local_images=has_local_images,
-                    may_be_unlabeled=part == 'train_dataloader',
+                    needs_boxes=part == 'val_dataloader' or drops_unlabeled,
                 )
 
 
@@ -214,129 +215,16 @@ def _classes(dataset: dict, kind: type | None) -> Sequence | None:
     return classes
 
 
-def _check_annotations(
-    dataset: dict,
-    kind: type | None,
-    classes: Sequence | None,
-    *,
-    with_mask: bool,
-    has_local_images: bool,
-    may_be_unlabeled: bool,
-) -> None:
-    """Check COCO annotations. MMDetection's CocoDataset would silently skip what is wrong with them."""
-    if not str(dataset.get('ann_file')).endswith('.json'):
-        return
-    if kind is None or not lookup_by_class(_COCO_FORMAT, kind):
-        return
+def _coco_file(dataset: dict, kind: type | None) -> str | None:
+    """Return the path of a dataset's annotations if they are a local file in COCO's format."""
+    is_coco = kind is not None and lookup_by_class(_COCO_FORMAT, kind)
+    path = os.path.join(_data_root(dataset), str(dataset.get('ann_file')))
+    return path if is_coco and path.endswith('.json') and '://' not in path else None
+
+
+def _image_folder(dataset: dict) -> str:
     prefix = _data_prefix(dataset)
-    path = os.path.join(_data_root(dataset), dataset['ann_file'])
-    if '://' in path:
-        return
-    content = _read_coco(path)
-    images = [str(image['file_name']) for image in content['images']]
-    if not images:
-        raise InputError(f'{path} has no images')
-    if not content.get('annotations'):
-        if not may_be_unlabeled or (dataset.get('filter_cfg') or {}).get('filter_empty_gt'):
-            raise InputError(f'{path} has no annotations')
-        print(printable(f'{path}: no annotations, so its images are unlabeled'), file=sys.stderr)
-    if classes:
-        _check_categories(path, [category['name'] for category in content['categories']], classes)
-    if has_local_images:
-        folder = os.path.join(_data_root(dataset), prefix.get('img') or prefix.get('img_path') or '')
-        _check_images(path, images, folder)
-    _check_instances(path, content, classes, with_mask)
-
-
-def _read_coco(path: str) -> dict:
-    """Return the content of a COCO annotation file, with all keys that MMDetection needs in any case."""
-    try:
-        with open(path) as file:
-            content = json.load(file)
-        for image in content['images']:
-            image['id'], image['file_name']
-        for category in content['categories']:
-            category['id'], category['name']
-        for annotation in content.get('annotations') or []:
-            annotation['id'], annotation['image_id'], annotation['category_id']
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(one_line(f'{path} is not a COCO annotation file', error)) from error
-    return content
-
-
-def _check_instances(path: str, content: dict, classes: Sequence | None, with_mask: bool) -> None:
-    """Check what MMDetection reads of each image and annotation, and the mask if masks are loaded."""
-    images = {image['id']: image for image in content['images']}
-    for image in images.values():
-        if not (_is_number(image.get('width')) and _is_number(image.get('height'))):
-            raise InputError(f'{path}: the image {image["file_name"]} has no width and height')
-    used = {item['id'] for item in content['categories'] if classes is None or item['name'] in classes}
-    for annotation in content.get('annotations') or []:
-        image = images.get(annotation['image_id'])
-        if image is None or annotation.get('ignore'):
-            continue
-        where = f'{path}: annotation {annotation["id"]} of the image {image["file_name"]}'
-        box = annotation.get('bbox')
-        if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
-            raise InputError(f'{where}: its bbox is not [x, y, width, height] but {_shown(box)}')
-        if not _is_number(annotation.get('area')):
-            raise InputError(f'{where}: its area is not a number but {_shown(annotation.get("area"))}')
-        is_read = annotation['category_id'] in used and _is_read(box, annotation['area'], image)
-        if with_mask and is_read and not _is_mask(mask := annotation.get('segmentation')):
-            raise InputError(
-                f'{where}: its segmentation is {_shown(mask)}, not a list of polygons such as '
-                '[[x1, y1, x2, y2, x3, y3]] or an RLE; correct or remove the annotation, or train without '
-                'masks'
-            )
-
-
-def _is_read(box: Sequence[float], area: float, image: dict) -> bool:
-    """Return whether CocoDataset reads an annotation. It skips empty boxes and those outside the image."""
-    x, y, width, height = box
-    inside = min(x + width, image['width']) > max(x, 0) and min(y + height, image['height']) > max(y, 0)
-    return inside and area > 0 and width >= 1 and height >= 1
-
-
-def _is_mask(value: object) -> bool:
-    is_list = isinstance(value, list) and value and all(isinstance(polygon, list) for polygon in value)
-    return bool(is_list or (isinstance(value, dict) and value))
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _shown(value: object) -> str:
-    return 'missing' if value is None else f'{str(value)[:60]}'
-
-
-def _check_categories(path: str, categories: Sequence[str], classes: Sequence[str]) -> None:
-    """Raise if a class of the config has no category, and warn of categories that are not classes."""
-    if unknown := [str(name) for name in classes if name not in categories]:
-        known = sorted({str(name) for name in categories})
-        raise InputError(
-            f'{path} has no category {shortened(unknown)}, which metainfo.classes lists; '
-            f'it has {shortened(known)}'
-        )
-    if ignored := sorted({str(name) for name in categories if name not in classes}):
-        warning = f'{path}: boxes of {shortened(ignored)} are ignored: metainfo.classes does not list them'
-        print(printable(warning), file=sys.stderr)
-
-
-def _check_images(path: str, images: Sequence[str], folder: str) -> None:
-    if '://' in folder or not os.path.isdir(folder):
-        return
-    try:
-        found = {entry.name for entry in os.scandir(folder)}
-    except OSError as error:
-        raise InputError(one_line(f"{folder} can't be read", error)) from error
-    missing = [
-        name for name in images if name not in found and not os.path.exists(os.path.join(folder, name))
-    ]
-    if missing:
-        raise InputError(
-            f'{len(missing)} of the {len(images)} images of {path} are not in {folder}: {shortened(missing)}'
-        )
+    return os.path.join(_data_root(dataset), prefix.get('img') or prefix.get('img_path') or '')
 
 
 @contextlib.contextmanager

@@ -90,12 +90,13 @@ class MatchingFormHook(Hook):
         missing, unexpected = _differing_names(model, {name.removeprefix('module.') for name in weights})
         if unexpected:
             raise InputError(
-                f'{source} has re-parameterization that {config} lacks: {shortened(unexpected)}; use the '
-                'config that it was trained with, or deploy it with tools/reparam.py first'
+                f'{source} has weights of a re-parameterization that {config} lacks: '
+                f'{shortened(unexpected)}; use the config that it was trained with, or deploy it with '
+                'tools/reparam.py first'
             )
         if not missing or (self.trains and not runner._resume):
             return
-        problem = f'{config} has re-parameterization that {source} lacks: {shortened(missing)}; '
+        problem = f'{source} lacks weights of the re-parameterization in {config}: {shortened(missing)}; '
         if self.trains:
             raise InputError(
                 f'{problem}resume with the config that the checkpoint was trained with, or start a training '
@@ -109,28 +110,23 @@ class MatchingFormHook(Hook):
 
 def _differing_names(model: nn.Module, weights: set[str]) -> tuple[list[str], list[str]]:
     """Return the weights of re-parameterization that only the model has, and those that only a file has."""
-    own = set(model.state_dict())
-    sites = [
+    own, modules = set(model.state_dict()), dict(model.named_modules())
+    sites = tuple(
         f'{name}.'
-        for name, module in model.named_modules()
+        for name, module in modules.items()
         if isinstance(module, Reparameterization) or can_merge(module)
-    ]
+    )
     # Branches may take the weight of the convolution that they replace; other names are missing then too.
-    missing = sorted(name for name in own - weights if name.startswith(tuple(sites)))
+    missing = sorted(name for name in own - weights if name.startswith(sites))
     markers = {kind.state_dict_marker for kind in REPARAMETERIZATIONS.values()} - {None}
+    # Layers without children, whose weights the file lacks: it may have branches in their place.
     layers = {name.rpartition('.')[0] for name in own - weights}
+    layers = tuple(f'{name}.' for name in layers if name and not any(modules[name].children()))
     unexpected = sorted(
         name
         for name in weights - own
         if markers & set(name.split('.')[:-1])
-        # Below a layer that is one module in the network, the file has branches.
-        or any(
-            f'{layer}.' not in sites
-            and name.startswith(f'{layer}.')
-            and name.count('.') > layer.count('.') + 1
-            for layer in layers
-            if layer
-        )
+        or any(name.startswith(layer) and '.' in name.removeprefix(layer) for layer in layers)
     )
     return missing, unexpected
 

@@ -136,23 +136,23 @@ def _checkpoint(config):
     [
         (
             ('test.py', 'config.py', 'deployed.pth'),
-            'config.py has re-parameterization that deployed.pth lacks',
+            'deployed.pth lacks weights of the re-parameterization in config.py',
         ),
         (
             ('test.py', 'deployed.py', 'trained.pth'),
-            'trained.pth has re-parameterization that .*deployed.py lacks',
+            'trained.pth has weights of a re-parameterization that .*deployed.py lacks',
         ),
         (
             ('train.py', 'deployed.py', '--cfg-options', 'load_from=trained.pth'),
-            'trained.pth has re-parameterization that .*deployed.py lacks',
+            'trained.pth has weights of a re-parameterization that .*deployed.py lacks',
         ),
         (
             ('train.py', 'config.py', '--resume', 'deployed.pth'),
-            'that deployed.pth lacks: .*without --resume: --cfg-options load_from=deployed.pth',
+            'deployed.pth lacks weights of .*without --resume: --cfg-options load_from=deployed.pth',
         ),
         (
             ('train.py', 'deployed.py', '--resume', 'trained.pth'),
-            'trained.pth has re-parameterization that .*deployed.py lacks',
+            'trained.pth has weights of a re-parameterization that .*deployed.py lacks',
         ),
     ],
 )
@@ -179,15 +179,19 @@ def test_the_names_of_every_kind_tell_the_forms_apart(kind):
     for trains in (False, True):
         check(trained, trained, trains)
         check(plain, plain, trains)
-        with pytest.raises(InputError, match=r'x\.pth has re-parameterization that the config lacks'):
+        with pytest.raises(
+            InputError, match=r'x\.pth has weights of a re-parameterization that the config lacks'
+        ):
             check(plain, trained, trains)
     check(trained, plain, trains=True)
-    with pytest.raises(InputError, match=r'the config has re-parameterization that x\.pth lacks'):
+    with pytest.raises(InputError, match=r'x\.pth lacks weights of the re-parameterization in the config'):
         check(trained, plain, trains=False)
 
 
-def test_another_head_is_left_to_mmengine():
-    old, new = (nn.ModuleDict({'head': nn.Linear(2, size)}) for size in (2, 3))
+def test_other_weights_are_left_to_mmengine():
+    old, new = (nn.ModuleDict({'head': nn.Linear(2, size), 'body': nn.Module()}) for size in (2, 3))
     old.extra = nn.Linear(1, 1)
+    old.body.old, new.body.new = nn.Linear(1, 1), nn.Linear(1, 1)
+    new.body.token = nn.Parameter(torch.zeros(1))
     runner = SimpleNamespace(model=new, cfg=Config(), _load_from='x.pth', _resume=False)
     MatchingFormHook(trains=False).after_load_checkpoint(runner, {'state_dict': old.state_dict()})
