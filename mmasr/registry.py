@@ -41,6 +41,12 @@ class OnDemandRegistry(Registry):
             if name not in self.module_dict:
                 self.register_module(name, module=getattr(module, name))
 
+    def load_module(self, module: str) -> None:
+        """Import a module and register its names; do nothing for a module that registers none."""
+        for name, file in self.file_of.items():
+            if module == f'mmasr.{file}':
+                self.load(name)
+
     def get(self, key: str) -> type | None:
         """Return the type of a name, or None if it is unknown; see mmengine's ``Registry.get``."""
         self.load(key.rpartition('.')[2])

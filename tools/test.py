@@ -41,8 +41,7 @@ def main() -> None:
             )
         hook = config.default_hooks.visualization
         hook.draw = True
-        name = hook.type.__name__ if isinstance(hook.type, type) else hook.type
-        if name.endswith('SegVisualizationHook'):
+        if hook.type.endswith('SegVisualizationHook'):
             # It draws into the visualizer's folder, vis_data in the work dir; upstream only every 50th image.
             hook.interval = 1
             for backend in config.visualizer.vis_backends:

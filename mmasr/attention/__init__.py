@@ -38,9 +38,16 @@ def asr_attentions() -> list[str]:
 
 
 def registered_name(config: object) -> str:
-    """Return the type that a config names, without the scope ``mmasr.``; an empty string if there is none."""
+    """Return the type that a config names, without the scope ``mmasr.``; an empty string if there is none.
+
+    New-style configs name a class of mmasr by its path, or have the class itself.
+    """
     name = config.get('type') if isinstance(config, dict) else None
-    return name.removeprefix('mmasr.') if isinstance(name, str) else ''
+    if isinstance(name, type):
+        name = f'{name.__module__}.{name.__qualname__}'
+    if not isinstance(name, str):
+        return ''
+    return name.rpartition('.')[2] if name.startswith('mmasr.') else name
 
 
 def build_attention(attention: dict | Callable[[int], nn.Module], channels: int) -> nn.Module:

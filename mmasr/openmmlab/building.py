@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..errors import InputError, as_input_error, shortened, with_source
-from .config import without_downloads
+from .config import default_scope, without_downloads
 from .data_sources import EMPTY, loading_data, name_images
 
 
@@ -35,7 +35,7 @@ def build_model(config: Config) -> nn.Module:
     if not isinstance(config.get('model'), dict):
         raise InputError('the config has no model; it must be a dict with a type')
     with as_input_error("the config's model does not build"):
-        init_default_scope(config.get('default_scope') or 'mmengine')
+        init_default_scope(default_scope(config))
         model = without_downloads(config.model.to_dict())
         if 'data_preprocessor' in config:  # in MMPretrain's configs it is not part of the model
             model.setdefault('data_preprocessor', config.data_preprocessor)

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 from ..errors import InputError, as_input_error
+from .config import default_scope
 from .data_sources import EMPTY, loading_data, name_images
 
 #: A function such as ``rich.progress.track``.
@@ -59,7 +60,7 @@ def build_loader(config: Config, dataset: dict | None = None, images: int | None
     settings = config.get('test_dataloader')
     if not settings or not isinstance(settings, dict):
         raise InputError('the config has no test_dataloader to take images from')
-    init_default_scope(config.get('default_scope', 'mmengine'))
+    init_default_scope(default_scope(config))
     with loading_data("the config's data does not load"):
         with quiet():
             data = DATASETS.build(dataset or settings.get('dataset'))

@@ -25,7 +25,7 @@ from mmengine.utils import import_modules_from_strings
 from ..attention import ATTENTIONS, registered_name
 from ..core.reparameterization import REPARAMETERIZATIONS
 from ..errors import InputError
-from ..openmmlab.config import walk
+from ..openmmlab.config import default_scope, scoped_name, walk
 from ..openmmlab.evaluation import calibration_dataset, quiet
 from .allowlist import (
     DATA,
@@ -99,6 +99,8 @@ def read_config(
         config.update(_calibration_parts(config))
         needed += CALIBRATION_PARTS
     config = {name: _without_initial_values(config[name]) for name in needed if config.get(name) is not None}
+    if 'default_scope' not in config and (scope := default_scope(config)) in PACKAGES - {'mmengine'}:
+        config['default_scope'] = scope
     imports = imports_of(config)
     config.pop('custom_imports', None)
     if imports:
@@ -248,6 +250,7 @@ class _Check:
 
     def _dict(self, where: str, key: str, value: dict, arguments: Callable) -> None:
         if value.get('type') is not None:
+            value['type'] = self._types.registered_name(value['type'])
             allowed = arguments(where, value)
             if allowed is not None:
                 self._arguments(where, value, allowed)
@@ -350,10 +353,9 @@ class _Types:
 
     def __init__(self, kinds: tuple[str, ...], packages: set[str]) -> None:
         self.registries = list(_registries(kinds, packages))
-        self.by_path = {path_of(found): found for r in self.registries for found in r.module_dict.values()}
 
     def find(self, name: Any) -> list[object]:
-        """Return everything that a name, or the full path of a class, means."""
+        """Return everything that a name means."""
         scope, _, key = str(name).rpartition('.')
         found = []
         for registry in self.registries:
@@ -361,7 +363,30 @@ class _Types:
                 if hasattr(registry, 'load'):  # ours import the file of a type on demand
                     registry.load(key)
                 found += [registry.module_dict[key]] if key in registry.module_dict else []
-        return found or ([self.by_path[name]] if isinstance(name, str) and name in self.by_path else [])
+        return found
+
+    def registered_name(self, path: Any) -> Any:
+        """Return the registered name of a class that new-style configs name by the path it is imported from.
+
+        Nothing is imported: the class must be registered, and defined in that module or below it. Any other
+        value is returned unchanged.
+        """
+        module, _, name = str(path).rpartition('.')
+        if not module or self.find(path):
+            return path
+        if is_below(module, ['mmcv.ops']) and name in mmcv.ops.__all__:
+            return name
+        self.find(name)  # which imports the file of a class of ours, if that is its registered name
+        for registry in self.registries:
+            if hasattr(registry, 'load_module'):
+                registry.load_module(module)
+        found = {
+            id(value): scoped_name(registry, key)
+            for registry in self.registries
+            for key, value in registry.module_dict.items()
+            if getattr(value, '__qualname__', '') == name and is_below(value, [module])
+        }
+        return next(iter(found.values())) if len(found) == 1 else path
 
 
 def _registries(kinds: tuple[str, ...], packages: set[str]) -> Iterator[Registry]:

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..errors import InputError, as_input_error, shortened
 from ..openmmlab.building import build_model, load_weights
-from ..openmmlab.config import load_config
+from ..openmmlab.config import load_config, with_type_names
 from .allowlist import PACKAGES
 from .checkpoint import data_only, read_checkpoint
 from .config_text import parse_config
@@ -160,8 +160,8 @@ class Checkpoint:
         left_out = None
         if config is None:
             config, left_out = self._read_config(weights, meta, trust_imports, calibrates)
-        elif not isinstance(config, Config):
-            config = load_config(config)
+        else:
+            config = with_type_names(config) if isinstance(config, Config) else load_config(config)
         origin = self._origin(config, left_out)
         with origin.limits():
             model = build_model(config)

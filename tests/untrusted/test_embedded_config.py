@@ -108,6 +108,25 @@ def test_a_class_is_found_under_each_of_its_names(name):
     read(model(type=name, norm_cfg={'type': 'SyncBN'}, roi_layer={'type': 'RoIAlign'}))
 
 
+@pytest.mark.parametrize(
+    ('path', 'name'),
+    [
+        ('mmdet.models.ResNet', 'mmdet.ResNet'),
+        ('mmdet.models.backbones.ResNet', 'mmdet.ResNet'),
+        ('mmdet.models.backbones.resnet.ResNet', 'mmdet.ResNet'),
+        ('mmasr.openmmlab.backbones.resnet.ASRResNet', 'mmasr.ASRResNet'),
+        ('mmasr.openmmlab.plugins.ECAPlugin', 'mmasr.ECA'),
+        ('torch.nn.ReLU', 'ReLU'),
+        ('mmcv.ops.RoIAlign', 'RoIAlign'),
+        ('mmdet.ResNet', 'mmdet.ResNet'),
+    ],
+)
+def test_import_paths_of_new_style_configs_become_registered_names(path, name):
+    config, _ = read({'model': {'type': 'mmdet.models.RetinaNet', 'backbone': {'type': path}}})
+    assert config['model'] == {'type': 'mmdet.RetinaNet', 'backbone': {'type': name}}
+    assert config['default_scope'] == 'mmdet'
+
+
 NOT_A_WORD = 'is not a plain word'
 #: Models that would do more than compute, and the error.
 MODELS = {
@@ -117,6 +136,11 @@ MODELS = {
     'a function through a module': ({'type': 'mmengine.fileio.io.os.system'}, 'which no registry has'),
     'a runner': ({'type': 'mmengine.runner.runner.Runner', 'work_dir': 'x'}, 'which no registry has'),
     'a dataset': ({'type': 'mmpretrain.datasets.cifar.CIFAR10', 'download': True}, 'which no registry has'),
+    'a class that another module imports': ({'type': 'mmdet.apis.inference.RetinaNet'}, 'which no registry'),
+    'a class that is not allowed, by a shorter path': (
+        {'type': 'mmdet.models.Detectron2Wrapper'},
+        "builds Detectron2's models",
+    ),
     'a nested function': (
         {**RESNET, 'x': [{'y': {'type': 'subprocess.run'}}]},
         r"backbone\.x\[0\]\.y builds 'subprocess\.run'",

@@ -50,7 +50,7 @@ def config_model(path: str, part: str = 'whole') -> nn.Module:
         from mmengine.config import ConfigDict
         from mmengine.registry import MODELS, init_default_scope
 
-        from ...openmmlab.config import load_config, without_downloads
+        from ...openmmlab.config import default_scope, load_config, without_downloads
     except ImportError as error:
         raise InputError(
             f'{path}: a config needs OpenMMLab ({error}); a torchvision classifier does not'
@@ -58,7 +58,7 @@ def config_model(path: str, part: str = 'whole') -> nn.Module:
     config = load_config(path)
     if 'model' not in config:
         raise InputError(f'{path}: has no model')
-    init_default_scope(config.get('default_scope', 'mmengine'))
+    init_default_scope(default_scope(config))
     with as_input_error(f'{path} does not build'):
         model = MODELS.build(ConfigDict(without_downloads(config.model.to_dict())))
     # Branches that a plain network has in training, such as RepVGG's, stay.
