@@ -3,6 +3,8 @@
 Ding et al., ICCV 2019, https://arxiv.org/abs/1908.03930. Needs torch only.
 """
 
+import math
+
 import torch
 from torch import nn
 from torch.nn.functional import pad
@@ -25,6 +27,9 @@ class ACNet(BranchReparameterization):
             centered at the same positions as the 3 x 3 kernel. Default: 1.
         dilation (int | tuple[int, int]): Dilation. Default: 1.
         groups (int): Groups. Default: 1.
+        init_identity (bool): Start as the plain convolution: the BatchNorm of the 3 x 3 branch changes
+            nothing, and the other two output 0. For pretrained networks in which BatchNorms are in eval mode,
+            or in which another BatchNorm follows. Default: False.
 
     Raises:
         InputError: If the kernel is not 3 x 3, or the padding is less than the dilation.
@@ -43,6 +48,7 @@ class ACNet(BranchReparameterization):
         padding: int | tuple[int, int] = 1,
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
+        init_identity: bool = False,
     ) -> None:
         super().__init__()
         if _pair(kernel_size) != (3, 3):
@@ -54,6 +60,7 @@ class ACNet(BranchReparameterization):
         self.out_channels = out_channels
         self.branch_options = {'stride': stride, 'dilation': dilation, 'groups': groups}
         self.padding = padding = _pair(padding)
+        self.init_identity = init_identity
         self.square = self._branch((3, 3), padding)
         self.vertical = self._branch((3, 1), (padding[0], narrow[1]))
         self.horizontal = self._branch((1, 3), (narrow[0], padding[1]))
@@ -68,10 +75,13 @@ class ACNet(BranchReparameterization):
     def init_weights(self) -> None:
         """Set γ of the three BatchNorms to 1/3, like the code of ACNet's authors for CIFAR.
 
-        See :meth:`mmasr.core.reparameterization.Reparameterization.init_weights`.
+        With ``init_identity``, only the 3 x 3 branch has an effect. See
+        :meth:`mmasr.core.reparameterization.Reparameterization.init_weights`.
         """
         for bn in (self.square[1], self.vertical[1], self.horizontal[1]):
-            nn.init.constant_(bn.weight, 1 / 3)
+            nn.init.constant_(bn.weight, 0 if self.init_identity else 1 / 3)
+        if self.init_identity:
+            nn.init.constant_(self.square[1].weight, math.sqrt(1 + self.square[1].eps))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map features (N, in_channels, H, W) to (N, out_channels, H', W')."""

@@ -17,7 +17,7 @@ from torch.autograd.function import FunctionCtx
 from torch.nn.functional import conv2d
 
 from ..core.body import body_convolutions
-from ..core.compat import functorch_level
+from ..core.compat import functorch_level, without_autocast
 from ..core.merge import has_branches, merge_method
 from ..core.reparameterization import ParameterReparameterization
 from ..errors import InputError
@@ -60,7 +60,7 @@ class OREPA(ParameterReparameterization):
 
     def effective_parameters(self, layer: nn.Conv2d) -> dict[str, torch.Tensor]:
         """Return the squeezed kernel, computed in the parameters' own dtype even under autocast."""
-        with torch.autocast(layer.weight.device.type, enabled=False):
+        with without_autocast(layer.weight.device):
             return {'weight': self.kernel(layer.weight)}
 
     def paper_form(self, layer: nn.Conv2d, output: torch.Tensor, *args: torch.Tensor) -> torch.Tensor:
@@ -296,7 +296,7 @@ class OREPAKxK(OREPA):
             frequency_prior(out_channels, size).flatten(1),
         ]
         if centre:
-            basis.append(nn.functional.one_hot(torch.tensor(size**2 // 2), size**2).expand(out_channels, -1))
+            basis.append(torch.eye(size**2)[size**2 // 2].expand(out_channels, -1))
         self.initial_scales = (0.25, 0.5, 0.25, 0.0, *([1.0] if centre else []), 0.5)
         self.register_buffer('basis', torch.stack(basis, 1), persistent=False)
         self.scale = nn.Parameter(torch.empty(len(self.initial_scales), out_channels))
@@ -513,7 +513,7 @@ class _Squeeze(torch.autograd.Function):
             gradients = [None if t is None else next(found) for t in (weight, scale, *branches)]
             return None, None, None, *gradients
         views = _GroupedTensors(ctx.groups, ctx.identity, basis, weight, scale, *branches)
-        with torch.autocast(gradient.device.type, enabled=False):
+        with without_autocast(gradient.device):
             d = gradient.reshape(views.weight.shape)
             rows = d.mT.clone(memory_format=torch.contiguous_format)
             outer = torch.einsum('goki,gti->gokt', rows, views.inner)

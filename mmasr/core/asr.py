@@ -16,6 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 from ..attention import ATTENTIONS, ChannelAttention, build_attention, registered_name
 from ..attention.base import batch_key
 from ..errors import InputError
+from .compat import without_autocast
 from .reparameterization import REPARAMETERIZATIONS, ParameterReparameterization
 from .scale_check import check_output_scales
 from .scaling import batch_key as layer_batch_key
@@ -158,7 +159,7 @@ class ASR(ParameterReparameterization):
 
     def scale(self) -> torch.Tensor:
         """Return the scale v of shape (C,), in float32 (or the parameters' own type) even under autocast."""
-        with torch.autocast(self.psi.device.type, enabled=False):
+        with without_autocast(self.psi.device):
             maps = self.psi.view(len(self.psi), 1, -1, 1, 1).unbind()
             values = [attention.weights(psi) for psi, attention in zip(maps, self.attention, strict=True)]
             return functools.reduce(torch.mul, values).flatten() / self.initial
@@ -314,7 +315,7 @@ def _shapes(attention: nn.Module) -> list[torch.Size]:
 
 def _batched_scales(asrs: Sequence[ASR]) -> torch.Tensor:
     """Return the scales of ASRs with equal batch keys, of shape (ΣC,)."""
-    with torch.autocast(asrs[0].psi.device.type, enabled=False):
+    with without_autocast(asrs[0].psi.device):
         psi = torch.cat([asr.psi for asr in asrs], dim=1)
         modules = [asr.attention[row] for row in range(len(psi)) for asr in asrs]
         values = modules[0].gated(type(modules[0]).logits_of(modules, psi))

@@ -33,9 +33,8 @@ def attach(
     A layer that is used in several places gets it once, in all of them.
 
     A layer with an ASR or OREPA runs with effective parameters: no feature map is touched, and the state dict
-        keeps its
-    names and gains ``<site>.asr.*`` or ``<site>.orepa.*``. Other convolutions are replaced by branches.
-    :func:`mmasr.fold` turns all of them back into stock layers.
+    keeps its names and gains ``<site>.asr.*`` or ``<site>.orepa.*``. Other convolutions are replaced by
+    branches. :func:`mmasr.fold` turns all of them back into stock layers.
 
     Args:
         model (nn.Module): Any network.
@@ -46,8 +45,7 @@ def attach(
             names, or a sequence of names. Default: for ASR the sites listed in docs/method.md, in networks
             whose blocks are all known; for convolutions those of the class, such as all 3 x 3 convolutions.
         **options: More options of the class, such as ``delta`` or ``init_identity`` of :class:`mmasr.ASR`. At
-        the
-            paper's sites in a ViT, ASR has the paper's defaults: :func:`mmasr.core.asr.for_transformer`.
+            the paper's sites in a ViT, ASR has the paper's defaults: :func:`mmasr.core.asr.for_transformer`.
 
     Returns:
         nn.Module: ``model``; or its replacement, if the whole model is one convolution.

@@ -1,5 +1,6 @@
 """Differences between the supported versions of torch, from 2.1. Needs torch only."""
 
+import contextlib
 from functools import partial
 
 import torch
@@ -36,6 +37,7 @@ __all__ = [
     'functorch_level',
     'is_compiling',
     'unfused_attention',
+    'without_autocast',
 ]
 
 #: Whether torch reports which saved-tensor hooks of autograd are active, which :mod:`mmasr.core.batched`
@@ -45,3 +47,8 @@ CAN_BATCH = torch.__version__ >= (2, 8)
 #: Whether ``nn.TransformerEncoderLayer`` calls its layers if one has a hook. Before, its fused path always
 #: reads their parameters.
 FUSED_PATH_RESPECTS_HOOKS = torch.__version__ >= (2, 5)
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
+    """Return a context that switches autocast off on a device. The meta device has none to switch off."""
+    return contextlib.nullcontext() if device.type == 'meta' else torch.autocast(device.type, enabled=False)

@@ -165,7 +165,7 @@ def test_other_convolutions_are_rejected(options, message):
         DBB(4, 8, **{'kernel_size': 3, 'padding': 1, **options})
 
 
-@pytest.mark.parametrize('kind', ['DBB', 'OfflineOREPA'])
+@pytest.mark.parametrize('kind', ['DBB', 'OfflineOREPA', 'ACNet'])
 @pytest.mark.parametrize('training', [False, True])
 def test_init_identity_keeps_a_pretrained_network(kind, training):
     stock = torchvision.models.resnet18()

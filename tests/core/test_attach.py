@@ -12,6 +12,7 @@ from mmasr.convolutions.acnet import ACNet
 from mmasr.core.compat import FUSED_PATH_RESPECTS_HOOKS
 from mmasr.core.foldable import find_foldable
 from mmasr.core.host import Host
+from mmasr.core.reparameterization import REPARAMETERIZATIONS
 from mmasr.errors import InputError, is_bug
 
 
@@ -201,3 +202,15 @@ def test_a_layer_with_hooks_for_its_state_dict_is_rejected():
     model[0].register_state_dict_pre_hook(lambda *args: None)
     with pytest.raises(InputError, match=r'^0 \(Conv2d\) has hooks for its state dict'):
         mmasr.attach(model, {'type': 'DBB'}, sites=['0'])
+
+
+@pytest.mark.parametrize('kind', [*sorted({*REPARAMETERIZATIONS} - {'ASR'}), 'SE', 'SRM'])
+def test_the_meta_device_takes_a_training_step(kind):
+    """To count the memory of a training without any: only shapes are computed."""
+    with torch.device('meta'):
+        network = torchvision.models.resnet18()
+        mmasr.attach(network, {'type': kind})
+        optimizer = torch.optim.SGD(network.parameters(), 0.1)
+        network(torch.zeros(2, 3, 64, 64)).sum().backward()
+        optimizer.step()
+    assert all(p.is_meta and (p.grad is not None or not p.requires_grad) for p in network.parameters())

@@ -123,7 +123,7 @@ BRANCHES = ['DBB', 'OfflineOREPA', 'XVolution', 'ACNet']
 with_branches = pytest.mark.parametrize('kind', BRANCHES)
 
 
-@pytest.mark.parametrize('kind', ['DBB', 'OfflineOREPA', 'XVolution'])
+@with_branches
 def test_the_bias_is_kept_also_from_a_plain_checkpoint(kind):
     plain = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1)).eval()
     nn.init.uniform_(plain[0].bias, -5, 5)
