@@ -177,17 +177,18 @@ class DBB(_Branches):
         if self.size == 1:
             raise InputError('DBB replaces a convolution with a kernel of 3 x 3 or more, not 1 x 1')
         inputs, outputs, k, groups = self.in_channels, self.out_channels, self.size, self.groups
+        is_depthwise = inputs == outputs == groups
         window = {'stride': self.stride, 'dilation': self.dilation}
         self.origin = chain(outputs, conv=self.conv(inputs, outputs, k, padding=self.padding, **window))
-        if groups < outputs:
+        if is_depthwise:
+            self.branches = 'origin', 'deep', 'average'
+            self.average = chain(outputs, pool=_Average(k, **window, padding=self.padding))
+        else:
             self.branches = 'origin', 'point', 'deep', 'average'
             self.point = chain(outputs, conv=self.conv(inputs, outputs, 1, stride=self.stride))
             inner = _Inner(self.conv(inputs, outputs, 1), self.padding)
             self.average = chain(outputs, inner=inner, pool=_Average(k, **window))
-        else:
-            self.branches = 'origin', 'deep', 'average'
-            self.average = chain(outputs, pool=_Average(k, **window, padding=self.padding))
-        between = inputs if groups < outputs else 2 * inputs
+        between = 2 * inputs if is_depthwise else inputs
         first = IdentityConv(inputs, groups) if between == inputs else self.conv(inputs, between, 1)
         last = self.conv(between, outputs, k, **window)
         self.deep = chain(outputs, inner=_Inner(first, self.padding), conv=last)
@@ -250,8 +251,9 @@ class OfflineOREPA(_Branches):
 
     @classmethod
     def default_sites(cls, model: nn.Module) -> list[str]:
-        """Return the default sites of OREPA without those whose kernel is larger than 5 x 5."""
-        return [name for name in OREPA.default_sites(model) if model.get_submodule(name).kernel_size[0] <= 5]
+        """Return the default sites of OREPA that it supports, without kernels larger than 5 x 5."""
+        layers = {name: model.get_submodule(name) for name in OREPA.default_sites(model)}
+        return [n for n, layer in layers.items() if layer.kernel_size[0] <= 5 and cls.supports(n, layer)]
 
     def init_weights(self) -> None:
         """Set the initial values that differ from torch's, and the fixed frequency prior."""

@@ -279,7 +279,7 @@ class ASR(ParameterReparameterization):
             InputError: If the options are not supported.
         """
         weight = next(iter(output_layers(layer).values())).weight
-        return cls(channels=output_channels(layer), **options).to(weight)
+        return cls(channels=output_channels(layer), **options).like(weight)
 
 
 REPARAMETERIZATIONS['ASR'] = ASR

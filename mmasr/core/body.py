@@ -33,9 +33,12 @@ NOT_BODY = {
 }
 #: Parts of the names of such classes in any other library.
 _NOT_BODY_NAME = re.compile(
-    'Attention|Attn|SqueezeExcit|CBAM|Gating|Gate$|RelPos|PosEnc|PosConv|PositionEmbed|PositionalEnc|DeformConv'
+    'Attention|Attn|SqueezeExcit|GatherExcit|CBAM|Cbam|NonLocal|ContextBlock|GlobalContext|DyReLU|Gating|Gate$'
+    '|RelPos|PosEnc|PosConv|PositionEmbed|PositionalEnc|DeformConv|Head$'
     '|^(SE|Se|ECA|Eca)(Layer|Module|Block|Unit)?$'
 )
+#: Parts of the names of such convolutions, or of the sequences that contain them.
+_NOT_BODY_ATTRIBUTE = re.compile('attn|attention|offset')
 
 
 def body_convolutions(model: nn.Module) -> list[str]:
@@ -58,7 +61,10 @@ def body_convolutions(model: nn.Module) -> list[str]:
     return [
         name
         for name, layer in model.named_modules()
-        if isinstance(layer, nn.Conv2d) and layer not in outside and not _has_special_start(layer)
+        if isinstance(layer, nn.Conv2d)
+        and layer not in outside
+        and not any(map(_NOT_BODY_ATTRIBUTE.search, name.split('.')[-2:]))
+        and not _has_special_start(layer)
     ]
 
 

@@ -13,6 +13,7 @@ A new one is a subclass and one registration, ``REPARAMETERIZATIONS['Name'] = Na
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -107,6 +108,17 @@ class Reparameterization(nn.Module, ABC):
 
     def init_weights(self) -> None:
         """Set its own initial values. OpenMMLab's ``init_weights`` calls this after it has set all others."""
+
+    def like(self, weight: torch.Tensor) -> 'Reparameterization':
+        """Move to the device and the dtype of a layer's weight, in place.
+
+        In float64 the initial values are set again: those that cancel each other, as ``init_identity`` needs,
+        were rounded to float32.
+        """
+        self.to(weight)
+        if weight.dtype == torch.float64:
+            self.init_weights()
+        return self
 
     def init_layer(self, layer: nn.Module) -> None:
         """Set the initial values that the layer's own parameters need next to it, after :meth:`init_weights`.
@@ -227,14 +239,30 @@ class BranchReparameterization(Reparameterization):
 
     @classmethod
     def default_sites(cls, model: nn.Module) -> list[str]:
-        """Return the names of all 3 x 3 convolutions of the body, outside blocks with branches."""
+        """Return the names of the 3 x 3 convolutions of the body that it supports, outside branches."""
         inside = {part for block in model.modules() if merges_itself(block) for part in block.modules()}
         layers = {name: model.get_submodule(name) for name in body_convolutions(model)}
         return [
             name
             for name, layer in layers.items()
-            if type(layer) is nn.Conv2d and layer.kernel_size == (3, 3) and layer not in inside
+            if layer.kernel_size == (3, 3) and layer not in inside and cls.supports(name, layer)
         ]
+
+    @classmethod
+    def supports(cls, name: str, layer: nn.Conv2d) -> bool:
+        """Return whether it can replace a convolution.
+
+        Args:
+            name (str): Name of the layer.
+            layer (nn.Conv2d): The convolution.
+        """
+        try:
+            cls.check(name, layer)
+            with torch.device('meta'):  # without memory, time or random numbers
+                cls(**_geometry(layer))
+        except InputError:
+            return False
+        return True
 
     @classmethod
     def no_sites(cls, model: nn.Module) -> str:
@@ -258,8 +286,7 @@ class BranchReparameterization(Reparameterization):
         Raises:
             InputError: If the options or the shape of the kernel are not supported.
         """
-        names = ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups')
-        made = cls(**{name: getattr(layer, name) for name in names}, **options).to(layer.weight)
+        made = cls(**_geometry(layer), **options).like(layer.weight)
         made.stock_bias = layer.bias is not None
         # The parameters themselves, which an optimizer may have already.
         if made.main_weight:
@@ -307,6 +334,12 @@ ADAPTERS['mmasr.BranchReparameterization'] = Adapter(
 
 #: Name in a spec or config -> class.
 REPARAMETERIZATIONS: dict[str, type[Reparameterization]] = {}
+
+
+def _geometry(layer: nn.Conv2d) -> dict[str, Any]:
+    """Return the arguments of a convolution that its branches share."""
+    names = ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups')
+    return {name: getattr(layer, name) for name in names}
 
 
 def resolve(spec: dict | Callable[[int], nn.Module]) -> tuple[type[Reparameterization], dict]:

@@ -74,11 +74,10 @@ NETWORKS = {
         'VisionTransformer NaFlexVit Beit VisionTransformerSAM PyramidVisionTransformerV2 '
         'PoolingVisionTransformer '
         'ConVit FeatureDictNet',
-        'mmdet': 'ResNet MobileNetV2 EfficientNet CSPDarknet CSPNeXt',
+        'mmdet': 'ResNet MobileNetV2 EfficientNet Darknet CSPDarknet CSPNeXt HRNet HourglassNet',
         'mmpretrain': 'ResNet VGG RepVGG MobileNetV2 MobileNetV3 ShuffleNetV2 EfficientNet ConvNeXt CSPNet '
-        'VisionTransformer '
-        'BEiTViT ViTSAM',
-        'mmseg': 'ResNet MobileNetV2 MobileNetV3',
+        'HRNet VisionTransformer BEiTViT ViTSAM',
+        'mmseg': 'ResNet MobileNetV2 MobileNetV3 HRNet',
         'mmasr': 'MobileNet',
         'transformers': 'ResNetModel ResNetBackbone RTDetrResNetBackbone',
         # Its other encoders are torchvision's and timm's.
@@ -110,6 +109,7 @@ BLOCKS: dict[str, Callable[[nn.Module], list[str] | None]] = {
     'timm.ResNestBottleneck': _first('bn3'),
     'mmdet.BasicBlock': _numbered,
     'mmdet.Bottleneck': _numbered,
+    'mmdet.ResBlock': _last_norm,  # Darknet
     'mmdet.DarknetBottleneck': _last_norm,
     'mmdet.CSPNeXtBlock': _last_norm,
     'mmpretrain.BasicBlock': _numbered,
@@ -154,6 +154,8 @@ NO_BLOCKS = {
     'mmcv.DepthwiseSeparableConvModule': True,
     'mmdet.CSPLayer': True,
     'mmdet.SPPBottleneck': True,
+    'mmdet.HourglassModule': True,
+    **dict.fromkeys(('mmdet.HRModule', 'mmpretrain.HRModule', 'mmseg.HRModule'), True),
     'mmpretrain.CSPStage': True,
     'mmpretrain.MTSPPF': True,
     'timm.NormMlpClassifierHead': True,

@@ -67,10 +67,11 @@ def dbb_on_maps(dbb, x):
         conv2d(x, dbb.origin.conv.weight, padding=p, stride=s, dilation=d, groups=g), dbb.origin.norm
     )
     inner = dbb.deep.inner
-    first = identity(inner.conv, g) if dbb.groups < dbb.out_channels else inner.conv.weight
+    is_depthwise = dbb.groups == dbb.in_channels == dbb.out_channels
+    first = inner.conv.weight if is_depthwise else identity(inner.conv, g)
     y = bordered(conv2d(x, first, groups=g), inner.norm, p)
     found = found + normalized(conv2d(y, dbb.deep.conv.weight, stride=s, dilation=d, groups=g), dbb.deep.norm)
-    if dbb.groups == dbb.out_channels:
+    if is_depthwise:
         return found + normalized(avg_pool2d(x, k, s, p), dbb.average.norm)
     found = found + normalized(conv2d(x, dbb.point.conv.weight, stride=s, groups=g), dbb.point.norm)
     y = bordered(conv2d(x, dbb.average.inner.conv.weight, groups=g), dbb.average.inner.norm, p)
@@ -120,9 +121,14 @@ def test_block_is_the_sum_of_its_branches_and_merges(kind, on_maps, name):
     assert type(merged) is nn.Conv2d
 
 
-def test_depthwise_block_merges():
-    module = made(DBB, 16, 16, groups=16)
-    x = torch.randn(2, 16, 9, 11, dtype=torch.double)
+@pytest.mark.parametrize(
+    ('inputs', 'outputs', 'groups'),
+    [(16, 16, 16), (4, 8, 4), (8, 4, 4), (3, 1, 1)],
+    ids=['depthwise', 'with a multiplier', 'one output in every group', 'one output'],
+)
+def test_block_of_as_many_groups_as_channels_merges(inputs, outputs, groups):
+    module = made(DBB, inputs, outputs, groups=groups)
+    x = torch.randn(2, inputs, 9, 11, dtype=torch.double)
     with torch.no_grad():
         expected = dbb_on_maps(module, x)
         torch.testing.assert_close(module(x), expected, rtol=1e-10, atol=1e-10)

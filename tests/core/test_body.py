@@ -4,7 +4,10 @@ import pytest
 import timm
 import torch
 import torchvision
+from mmcv.cnn.bricks import ContextBlock, NonLocal2d
 from mmcv.ops import ModulatedDeformConv2dPack
+from mmdet.models.layers import DyReLU
+from mmdet.models.necks.dyhead import DyHeadBlock
 from torch import nn
 
 import mmasr
@@ -21,6 +24,9 @@ class Unknown(nn.Module):
         pass
 
     class ECA(nn.Sequential):
+        pass
+
+    class EmbedHead(nn.Sequential):
         pass
 
     def __init__(self):
@@ -49,9 +55,15 @@ def prior(conv, value):
         (nn.Sequential(nn.Conv2d(3, 4, 3), prior(nn.Conv2d(4, 4, 3), 0)), ['0', '1']),
         (nn.Sequential(nn.Conv2d(3, 4, 3), ModulatedDeformConv2dPack(4, 4, 3)), ['0']),
         (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, device='meta')), ['0', '1']),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), ContextBlock(4, 0.5), NonLocal2d(4), DyReLU(4)), ['0']),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), Unknown.EmbedHead(nn.Conv2d(4, 4, 3))), ['0']),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), DyHeadBlock(16, 16)), ['0']),
         (nn.Conv2d(3, 4, 3), ['']),
     ],
-    ids=['attention', 'zeros', 'prior', 'bias of zeros', 'offsets', 'no values', 'itself'],
+    ids=[
+        *('attention', 'zeros', 'prior', 'bias of zeros', 'offsets', 'no values', 'context', 'a head'),
+        *('dynamic head', 'itself'),
+    ],
 )
 def test_the_body_excludes_gates_offsets_and_priors(network, expected):
     assert body_convolutions(network) == expected

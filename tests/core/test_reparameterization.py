@@ -170,3 +170,35 @@ def test_the_branches_of_a_frozen_layer_are_frozen(kind):
     model = mmasr.attach(frozen, {'type': kind}, sites=['0'])
     assert not any(p.requires_grad for p in model.parameters())
     assert not any(p.requires_grad for p in mmasr.fold(model).parameters())
+
+
+@with_branches
+def test_convolutions_that_a_kind_does_not_support_are_not_default_sites(kind):
+    network = nn.ModuleDict(
+        {
+            'layer3': nn.Sequential(
+                nn.Conv2d(4, 4, 3, padding=1),
+                nn.Conv2d(4, 4, 3),
+                nn.Conv2d(4, 4, 3, padding='same'),
+                nn.Conv2d(4, 4, 3, padding=1, padding_mode='reflect'),
+            )
+        }
+    )
+    state = torch.get_rng_state()
+    sites = REPARAMETERIZATIONS[kind].default_sites(network)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert 'layer3.0' in sites
+    mmasr.attach(network, {'type': kind})  # which no default site prevents
+
+
+@pytest.mark.parametrize('kind', [*BRANCHES, 'OREPA', 'ASR'])
+def test_init_identity_is_exact_in_double_precision(kind):
+    layer = nn.BatchNorm2d(64) if kind == 'ASR' else nn.Conv2d(64, 64, 3, padding=1)
+    plain = nn.Sequential(layer).double().eval()
+    x = torch.randn(2, 64, 8, 8, dtype=torch.double)
+    attention = {'attention': {'type': 'SE'}} if kind == 'ASR' else {}
+    with torch.no_grad():
+        expected = plain(x)
+        model = mmasr.attach(plain, {'type': kind, **attention}, sites=['0'], init_identity=True)
+        # The BatchNorm of a branch rounds a few times; a start in float32 would differ by 1e-7.
+        assert (model(x) - expected).abs().max() <= 1e-14 * expected.abs().max()

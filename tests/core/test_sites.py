@@ -216,6 +216,25 @@ class UltralyticsAttention(nn.Module):
         return self.proj(self.qkv(x))
 
 
+class NarrowDarknet(mmdet.Darknet):
+    """Darknet with one narrow block in every stage."""
+
+    arch_settings = {53: ([1] * 5, [(32, 16), *[(16, 16)] * 4])}  # noqa: RUF012, as in the stock class
+
+
+#: Stages of a narrow HRNet with one block in every branch.
+HRNET = {
+    f'stage{stage}': {
+        'num_modules': 1,
+        'num_branches': stage,
+        'block': 'BASIC' if stage > 1 else 'BOTTLENECK',
+        'num_blocks': (1,) * stage,
+        'num_channels': (4, 8, 16, 32)[:stage],
+    }
+    for stage in range(1, 5)
+}
+
+
 class UltralyticsPSABlock(nn.Module):
     def __init__(self, channels):
         super().__init__()
@@ -360,6 +379,19 @@ OTHER_NETWORKS = {
     'mmdet CSPDarknet, depthwise': (
         lambda: mmdet.CSPDarknet(deepen_factor=0.33, widen_factor=0.125, use_depthwise=True),
         *(8, 'stage1.1.blocks.0.conv2.pointwise_conv.bn', 'stage4.2.blocks.0.conv2.pointwise_conv.bn'),
+    ),
+    'mmdet Darknet': (
+        lambda: NarrowDarknet(53),
+        *(5, 'conv_res_block1.res0.conv2.bn', 'conv_res_block5.res0.conv2.bn'),
+    ),
+    'mmdet HRNet': (lambda: mmdet.HRNet(HRNET), *(10, 'layer1.0.bn3', 'stage4.0.branches.3.0.bn2')),
+    'mmpretrain HRNet': (
+        lambda: mmpretrain.HRNet(extra=HRNET),
+        *(10, 'layer1.0.bn3', 'stage4.0.branches.3.0.bn2'),
+    ),
+    'mmdet Hourglass': (
+        lambda: mmdet.HourglassNet(2, 2, (16, 16, 16), (1, 1, 1), feat_channel=16),
+        *(16, 'stem.1.0.bn2', 'inters.0.bn2'),
     ),
     'mmdet CSPNeXt': (
         lambda: mmdet.CSPNeXt(deepen_factor=0.33, widen_factor=0.125),
