@@ -22,9 +22,10 @@ from .attention import CBAM, ECA, IE, SE, SPA, SRM
 from .core.asr import ASR
 from .core.attach import attach
 from .core.fold import fold
+from .stripes.fold_attention import fold_attention
 
 __version__ = '0.1.0'
-__all__ = ['ASR', 'CBAM', 'ECA', 'IE', 'SE', 'SPA', 'SRM', 'attach', 'fold']
+__all__ = ['ASR', 'CBAM', 'ECA', 'IE', 'SE', 'SPA', 'SRM', 'attach', 'fold', 'fold_attention']
 
 if find_spec('mmengine'):
     from . import packaged, registry  # noqa: F401

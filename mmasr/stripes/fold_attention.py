@@ -1,0 +1,443 @@
+"""Remove attention from a trained network: find it, replace it by constants, and fold these.
+
+By the paper's Stripe Observation, the attention values of trained networks hardly depend on the image. How
+far that holds is measured for every module, on unlabeled inputs. Needs torch only.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..core.differences import tensors
+from ..core.foldable import find_foldable
+from ..errors import InputError, shortened
+from .distill import Runs, Track, change, distill, is_decision, last_shared_map, loss
+from .gates import Gate, find_gates, replaced, switched, without_gates
+from .placement import Placement, find_placements, placed
+from .statistics import ChannelStatistics
+
+#: Share of the decisions, or of the variance of other outputs, that may change by default.
+TOLERANCE = 0.02
+#: Largest difference of outputs after folding, relative to their largest value: a few roundings of float32.
+_BOUND = 1e-4
+
+
+@dataclasses.dataclass
+class RemovedAttention:
+    """One attention module, and what happened to it.
+
+    Attributes:
+        kind (str): Class of the module.
+        values (ChannelStatistics): Statistics of its attention values over images.
+        effect (float, optional): Loss of the network's outputs if only this module is replaced by constants;
+            None if it cannot be.
+        placement (str, optional): The layers that its constants went into; None if it stays.
+        reason (str, optional): Why it stays; None if it was removed.
+    """
+
+    kind: str
+    values: ChannelStatistics
+    effect: float | None = None
+    placement: str | None = None
+    reason: str | None = None
+
+
+@dataclasses.dataclass
+class AttentionReport:
+    """Result of :func:`fold_attention`.
+
+    Attributes:
+        modules (dict[str, RemovedAttention]): The attention found, by name.
+        other (dict[str, str]): Attention that has more than one value per image and channel -> why it stays.
+        images (int): Number of inputs.
+        measure (str): What ``change`` is: the share of changed decisions, the share of the outputs'
+            variance, or the share that the caller's function says.
+        start (float): Change of the held-out outputs before distillation.
+        change (float): Change of the held-out outputs in the end.
+        all_removed (float): Change before distillation if all modules with a placement had been removed.
+    """
+
+    modules: dict[str, RemovedAttention]
+    other: dict[str, str]
+    images: int
+    measure: str
+    start: float
+    change: float
+    all_removed: float
+
+    @property
+    def removed(self) -> list[str]:
+        """Names of the modules that were removed."""
+        return [name for name, module in self.modules.items() if module.reason is None]
+
+    def __str__(self) -> str:
+        lines = [f'{len(self.removed)} of {len(self.modules)} attention modules removed']
+        lines += [
+            f'  {name} ({module.kind}): '
+            + (f'constants in {module.placement}' if module.placement else f'stays: {module.reason}')
+            for name, module in self.modules.items()
+        ]
+        lines += [f'  {name}: stays: {reason}' for name, reason in self.other.items()]
+        lines.append(
+            f'{self.measure} on held-out inputs: {self.change:.2%} ({self.start:.2%} before distillation; '
+            f'{self.all_removed:.2%} with all that can be placed)'
+        )
+        return '\n'.join(lines)
+
+
+def call_model(model: nn.Module, batch: object) -> object:
+    """Run a network on a batch.
+
+    Args:
+        model (nn.Module): The network.
+        batch (Any): A tuple or list of its arguments, a dict of its keyword arguments, or its only argument.
+
+    Returns:
+        Any: Its outputs.
+    """
+    if isinstance(batch, dict):
+        return model(**batch)
+    return model(*batch) if isinstance(batch, tuple | list) else model(batch)
+
+
+def fold_attention(
+    model: nn.Module,
+    batches: Iterable,
+    *,
+    forward: Callable[[nn.Module, Any], Any] = call_model,
+    tolerance: float = TOLERANCE,
+    epochs: int = 5,
+    maps: Collection[str] | None = None,
+    agreement: Callable[[Any, Any], float] | None = None,
+    track: Track = lambda items, description: items,
+) -> AttentionReport:
+    """Remove attention from a trained network, in place.
+
+    Every module or multiplication is found that computes x · g, with one value per image and channel that
+    depends on the input. Those whose replacement by constants changes the outputs least are replaced, as long
+    as the change is within the tolerance. The constants start at the mean weighted by energy,
+    v = Σ x² g / Σ x². They are trained to reproduce the outputs of the network itself, and multiplied into
+    the layers around.
+
+    Args:
+        model (nn.Module): A network in eval mode, without re-parameterization.
+        batches (Iterable): Unlabeled inputs, a few hundred at least. They are kept in memory. Every tenth
+            batch is held out, of a single batch every tenth input.
+        forward (callable): Runs the network on a batch. Default: tensors are passed as they are, tuples as
+            arguments, dicts as keyword arguments.
+        tolerance (float): Share of the decisions that may change on the held-out inputs; for other outputs
+            the squared difference relative to their variance. Default: 0.02. ``float('inf')`` removes all
+            that can be placed.
+        epochs (int): Epochs of distillation; 0 for none. Default: 5.
+        maps (Collection[str], optional): Names of modules whose feature maps are distilled, besides the
+            outputs, if these are not one decision per input. Default: the last map that all outputs share.
+        agreement (callable, optional): ``(teacher's outputs, student's outputs) -> share in [0, 1]`` that
+            agrees after decoding, such as boxes or texts, in place of the measures above.
+        track (callable): Progress bar like ``rich.progress.track``. Default: none.
+
+    Returns:
+        AttentionReport: What was removed, what stays and why, and the measurements.
+
+    Raises:
+        InputError: If the network has no such attention or is in training mode; if there are no batches, only
+            one input, fewer outputs than constants to distill, NaN, or outputs without tensors. The network
+            is then unchanged.
+    """
+    return _Folding(model, batches, forward, maps, agreement, track).run(tolerance, epochs)
+
+
+class _Folding:
+    """One call of :func:`fold_attention`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Iterable,
+        forward: Callable[[nn.Module, Any], Any],
+        maps: Collection[str] | None,
+        agreement: Callable[[Any, Any], float] | None,
+        track: Track,
+    ) -> None:
+        if any(module.training for module in model.modules()):
+            raise InputError('the network is in training mode; call model.eval() first')
+        if names := find_foldable(model).names():
+            raise InputError(
+                f'the network has re-parameterization ({shortened(names)}); call mmasr.fold first'
+            )
+        self.model, self.agreement, self.track = model, agreement, track
+        self.device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)
+        self.training, self.held_out, self.images = _split(batches)
+        self.box = nn.ModuleList([model])
+        self.runs = Runs(self.box, lambda box, batch: forward(box[0], _to(batch, self.device)))
+        with torch.no_grad():
+            outputs, _ = self.runs.outputs(self.held_out[0])
+        self.decides = is_decision(outputs)
+        if not self.decides:
+            shared = last_shared_map(self.runs, self.held_out[0])
+            names = shared if maps is None else [f'0.{name}' for name in maps]
+            self.runs = dataclasses.replace(self.runs, maps=names)
+        self.gates, self.other = find_gates(model, self._run_once)
+        if not self.gates:
+            stays = ''.join(f'; {name}: {reason}' for name, reason in self.other.items())
+            raise InputError(
+                f'{type(model).__name__} has no attention with one value per image and channel{stays}'
+            )
+
+    def _run_once(self) -> None:
+        with torch.no_grad():
+            self.runs.outputs(self.held_out[0])
+
+    @torch.no_grad()
+    def run(self, tolerance: float, epochs: int) -> AttentionReport:
+        """Fold what the tolerance allows."""
+        values, constants = self._means()
+        modules = {gate.name: RemovedAttention(gate.kind, values[gate.name]) for gate in self.gates}
+        placements, reasons = self._place(constants)
+        for name, reason in reasons.items():
+            modules[name].reason = reason
+        gates = [gate for gate in self.gates if gate.name in placements]
+        if not gates:
+            name, reason = next(iter(reasons.items()))
+            raise InputError(f'the constants of no attention module can be placed; {name}: {reason}')
+        with switched(self.box, gates):
+            effects = self._effects(gates, constants)
+            gates.sort(key=lambda gate: effects[gate.name])
+            all_removed = self._change(gates, constants)
+            count = _largest_count(
+                len(gates), lambda count: self._change(gates[:count], constants) <= tolerance
+            )
+            for gate in gates:
+                modules[gate.name].effect = effects[gate.name]
+            for gate in gates[count:]:
+                modules[
+                    gate.name
+                ].reason = f'removing it too changes more than {tolerance:.2%} of the outputs'
+            chosen = gates[:count]
+            start = end = self._change(chosen, constants)
+            if chosen and epochs:
+                trained = {gate.switch: constants[gate.name] for gate in chosen}
+                self._check_enough(sum(map(len, trained.values())))
+                distill(self.runs, self._teacher, trained, self.training, self.held_out, epochs, self.track)
+                constants = {**constants, **{gate.name: gate.switch.v for gate in chosen}}
+                end = self._change(chosen, constants)
+        if chosen:
+            self._fold(chosen, placements, constants)
+        for gate in chosen:
+            modules[gate.name].placement = str(placements[gate.name])
+        measure = (
+            'changed share of the outputs'
+            if self.agreement
+            else ('changed decisions' if self.decides else 'squared difference relative to the variance')
+        )
+        return AttentionReport(modules, self.other, self.images, measure, start, end, all_removed)
+
+    def _set(self, gates: Collection[Gate], constants: dict[str, torch.Tensor]) -> None:
+        """Let these gates compute their constants, and all others their attention."""
+        for gate in self.gates:
+            gate.switch.v = constants[gate.name] if gate in gates else None
+
+    def _means(self) -> tuple[dict[str, ChannelStatistics], dict[str, torch.Tensor]]:
+        """Return statistics of all attention values, and their means weighted by energy."""
+        totals = {gate.name: _Totals() for gate in self.gates}
+        for gate in self.gates:
+            gate.switch.observe = functools.partial(totals[gate.name].add, dim=gate.switch.dim)
+        try:
+            with switched(self.box, self.gates):
+                for batch in self.track(self.training, 'observing attention'):
+                    self.runs.outputs(batch)
+        finally:
+            for gate in self.gates:
+                gate.switch.observe = None
+        values = {name: total.values for name, total in totals.items()}
+        return values, {name: total.mean() for name, total in totals.items()}
+
+    def _place(self, constants: dict[str, torch.Tensor]) -> tuple[dict[str, Placement], dict[str, str]]:
+        """Return the placements that reproduce the constants, and why other gates have none."""
+        gates, reasons = list(self.gates), {}
+        while gates:
+            self._set(gates, constants)
+            with switched(self.box, gates, constant=True):
+                placements, refused = find_placements(self.box[0], gates, self._run_once)
+            if not refused:
+                break
+            # The attention that stays may read what the others were to change.
+            reasons.update(refused)
+            gates = [gate for gate in gates if gate.name in placements]
+        for gate in gates:
+            self._set([gate], constants)
+            with switched(self.box, [gate]):
+                expected, _ = self.runs.outputs(self.held_out[0])
+            with _folded(self.box, [gate], placements, constants):
+                found, _ = self.runs.outputs(self.held_out[0])
+            if not _agree(expected, found):
+                reasons[gate.name] = f'its constants in {placements[gate.name]} change more than its output'
+        return {gate.name: placements[gate.name] for gate in gates if gate.name not in reasons}, reasons
+
+    def _check_enough(self, constants: int) -> None:
+        outputs = sum(tensor.numel() for tensor in self._teacher(self.held_out[0]).values())
+        images = sum(map(_count, self.training))
+        if images * outputs < constants * _count(self.held_out[0]):
+            raise InputError(
+                f'{images} inputs are too few to distill {constants:,} constants; pass some hundred, or '
+                '`epochs` 0'
+            )
+
+    def _teacher(self, batch: object) -> dict[str, torch.Tensor]:
+        """Return the outputs of the network with its attention."""
+        self._set((), {})
+        return self.runs.outputs(batch)[0]
+
+    def _effects(self, gates: list[Gate], constants: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Return the loss of the outputs if one gate alone is replaced, averaged over all batches."""
+        effects = dict.fromkeys((gate.name for gate in gates), 0.0)
+        for batch in self.track([*self.training, *self.held_out], 'removing one module at a time'):
+            expected = self._teacher(batch)
+            for gate in gates:
+                self._set([gate], constants)
+                effects[gate.name] += loss(expected, self.runs.outputs(batch)[0]).item()
+        return {name: total / (len(self.training) + len(self.held_out)) for name, total in effects.items()}
+
+    def _change(self, gates: Collection[Gate], constants: dict[str, torch.Tensor]) -> float:
+        """Return the change of the held-out outputs with constants in place of some gates."""
+        total = images = 0
+        for batch in self.held_out:
+            self._set((), {})
+            expected, teacher = self.runs.outputs(batch)
+            self._set(gates, constants)
+            found, student = self.runs.outputs(batch)
+            if self.agreement:
+                changed = 1 - float(self.agreement(teacher, student))
+            else:
+                changed = change(expected, found)
+            total, images = total + changed * _count(batch), images + _count(batch)
+        return total / images
+
+    def _fold(
+        self, gates: list[Gate], placements: dict[str, Placement], constants: dict[str, torch.Tensor]
+    ) -> None:
+        """Fold the constants for good, unless the outputs changed."""
+        self._set(gates, constants)
+        with switched(self.box, gates):
+            expected, _ = self.runs.outputs(self.held_out[0])
+        with _folded(self.box, gates, placements, constants) as keep:
+            found, _ = self.runs.outputs(self.held_out[0])
+            if not _agree(expected, found):
+                raise InputError('the network computes something else after folding; it was left as it was')
+            keep()
+
+
+class _Totals:
+    """Sums over images of the values g of one gate, and of the energy of its input."""
+
+    def __init__(self) -> None:
+        self.values: ChannelStatistics | None = None
+        self.energy = self.weighted = 0
+
+    def add(self, x: torch.Tensor, g: torch.Tensor, dim: int) -> None:
+        """Add a map x and its values g of shape (N, C)."""
+        energy = x.movedim(dim, 1).flatten(2).double().square().sum(2)
+        self.energy = self.energy + energy.sum(0)
+        self.weighted = self.weighted + (energy * g).sum(0)
+        values = ChannelStatistics.of(g.cpu())
+        self.values = values if self.values is None else self.values.combined(values)
+
+    def mean(self) -> torch.Tensor:
+        """Return the constant that changes the maps least, Σ x² g / Σ x²; the mean of g where x is 0."""
+        plain = self.values.mean.to(self.energy.device)
+        return torch.where(self.energy > 0, self.weighted / self.energy.clamp(min=1e-300), plain).float()
+
+
+@contextmanager
+def _folded(
+    box: nn.ModuleList,
+    gates: list[Gate],
+    placements: dict[str, Placement],
+    constants: dict[str, torch.Tensor],
+) -> Iterator[Callable[[], None]]:
+    """While active, constants are folded and their gates are gone; yields a function that keeps it so."""
+    layers = {name: box[0].get_submodule(name) for gate in gates for name in placements[gate.name].channels}
+    tensors_of = {
+        name: dict(layer.named_parameters(recurse=False)) | dict(layer.named_buffers(recurse=False))
+        for name, layer in layers.items()
+    }
+    before = [(t, t.detach().clone()) for named in tensors_of.values() for t in named.values()]
+    kept = []
+    try:
+        for gate in gates:
+            placement = placements[gate.name]
+            for name in placement.channels:
+                for part, tensor in placed(layers[name], placement, name, constants[gate.name]).items():
+                    tensors_of[name][part].data.copy_(tensor)
+        with replaced(box, without_gates(box[0], gates)) as keep:
+            yield lambda: kept.append(keep())
+    finally:
+        for tensor, value in [] if kept else before:
+            tensor.data.copy_(value)
+
+
+def _agree(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> bool:
+    return all(
+        (found[n] - t).abs().max() <= _BOUND * t.abs().max().clamp(min=1e-6) for n, t in expected.items()
+    )
+
+
+def _to(batch: object, device: torch.device | None) -> Any:
+    """Move the tensors of a batch to a device."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device)
+    if isinstance(batch, dict):
+        return type(batch)((key, _to(value, device)) for key, value in batch.items())
+    if type(batch) in (list, tuple):
+        return type(batch)(_to(value, device) for value in batch)
+    return batch
+
+
+def _count(batch: object) -> int:
+    """Return the number of images in a batch."""
+    first = next((tensor for _, tensor in tensors('', batch) if tensor.dim()), None)
+    return 1 if first is None else len(first)
+
+
+def _split(batches: Iterable) -> tuple[list, list, int]:
+    """Return batches to train on, every tenth to hold out, and the number of images."""
+    batches = list(batches)
+    if not batches:
+        raise InputError('there are no batches; pass some hundred unlabeled inputs')
+    images = sum(map(_count, batches))
+    if images < 2:
+        raise InputError('one image is not enough to tell what depends on the image; use a few hundred')
+    if len(batches) == 1:
+        batches = _halves(batches[0])
+    held_out = batches[::10]
+    return [batch for number, batch in enumerate(batches) if number % 10], held_out, images
+
+
+def _halves(batch: object) -> list:
+    """Return a tenth of a batch, but at least one image, and the rest."""
+    count = _count(batch)
+    first = max(1, count // 10)
+
+    def part(value: object, images: slice) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value[images] if value.dim() and len(value) == count else value
+        if isinstance(value, dict):
+            return {key: part(item, images) for key, item in value.items()}
+        return type(value)(part(item, images) for item in value) if type(value) in (list, tuple) else value
+
+    return [part(batch, slice(first)), part(batch, slice(first, None))]
+
+
+def _largest_count(count: int, is_acceptable: Callable[[int], bool]) -> int:
+    """Return the largest acceptable number up to ``count``, 0 if there is none, by bisection."""
+    if is_acceptable(count):
+        return count
+    accepted, too_many = 0, count
+    while too_many - accepted > 1:
+        middle = (accepted + too_many) // 2
+        accepted, too_many = (middle, too_many) if is_acceptable(middle) else (accepted, middle)
+    return accepted

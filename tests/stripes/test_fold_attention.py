@@ -1,0 +1,258 @@
+"""Attention is removed from trained networks, as far as that does not change what they compute."""
+
+import copy
+
+import pytest
+import timm
+import torch
+import torchvision
+from helpers import randomize_norms
+from torch import nn
+
+import mmasr
+from mmasr import SE
+from mmasr.errors import InputError
+from mmasr.stripes.gates import find_gates
+from mmasr.stripes.trace import Trace
+
+ALL = float('inf')
+
+
+def images(count=24, size=32, batch=8):
+    generator = torch.Generator().manual_seed(0)
+    return list(torch.randn(count, 3, size, size, generator=generator).split(batch))
+
+
+def classifier(*attention, channels=8):
+    """Return a network with a convolution, BatchNorm and ReLU before each attention."""
+    torch.manual_seed(0)
+    layers = [
+        layer
+        for number, module in enumerate(attention)
+        for layer in (
+            nn.Conv2d(channels if number else 3, channels, 3, padding=1),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+            module,
+        )
+    ]
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10)
+    return randomize_norms(nn.Sequential(*layers, *head))
+
+
+def operators(network, x):
+    trace = Trace(network)
+    with torch.no_grad(), trace:
+        network(x)
+    return sorted(call.name for call in trace.calls if call.module is None)
+
+
+STOCK = {  # network with attention -> the same network without
+    'timm SE-ResNet': (lambda: timm.create_model('seresnet18'), lambda: timm.create_model('resnet18')),
+    'timm MobileNetV3': (lambda: timm.create_model('mobilenetv3_small_050'), None),
+    'timm LCNet': (lambda: timm.create_model('lcnet_050'), None),
+    'timm GhostNet': (lambda: timm.create_model('ghostnet_050'), None),
+    'timm RegNetY': (lambda: timm.create_model('regnety_002'), None),
+    'timm ESE-VoVNet': (lambda: timm.create_model('ese_vovnet19b_slim_dw'), None),
+    'torchvision MobileNetV3': (torchvision.models.mobilenet_v3_small, None),
+    'torchvision RegNetY': (torchvision.models.regnet_y_400mf, None),
+}
+
+
+@pytest.mark.parametrize('name', STOCK)
+def test_all_attention_of_a_network_goes_into_its_layers(name):
+    make, stock = STOCK[name]
+    network = randomize_norms(make())
+    with torch.no_grad():
+        batches = images(4, 64, batch=2)
+        report = mmasr.fold_attention(network, batches, tolerance=ALL, epochs=0)
+        assert report.removed == list(report.modules)
+        x = batches[0]
+        assert network(x).isfinite().all()
+        found = operators(network, x)
+        assert not find_gates(network, lambda: network(x))[0]
+        assert not {'mul', 'sigmoid', 'hardsigmoid', 'mean'} & set(found)
+        if stock is not None:
+            assert found == operators(stock().eval(), x)
+
+
+class InCode(nn.Module):
+    """Multiplies in the code of the network itself, which also has a head that only training uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc, self.last = nn.Conv2d(3, 8, 3), nn.Linear(8, 8), nn.Conv2d(8, 10, 1)
+        self.auxiliary = nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.conv(x).relu()
+        x = x + x * self.fc(x.mean((2, 3))).sigmoid()[:, :, None, None]
+        return self.last(x).mean((2, 3))
+
+
+@pytest.mark.parametrize('as_graph', [False, True], ids=['code', 'graph'])
+def test_attention_in_the_code_of_the_network_itself_is_removed_in_place(as_graph):
+    network = InCode().eval()
+    if as_graph:
+        network = torch.fx.symbolic_trace(network)
+    names = [name for name in network.state_dict() if not name.startswith('fc.')]
+    report = mmasr.fold_attention(network, images(), tolerance=ALL, epochs=0)
+    assert report.removed == ['[0]']
+    assert report.modules['[0]'].placement == 'conv before it'
+    assert (report.modules['[0]'].values.mean > 1).all()  # 1 + g
+    x = images()[0]
+    assert operators(network, x) == ['conv2d', 'conv2d', 'mean', 'relu']
+    assert list(network.state_dict()) == names
+    torch.testing.assert_close(copy.deepcopy(network)(x), network(x))
+
+
+def test_a_module_that_is_used_in_two_places_is_removed_from_both():
+    attention = SE(8, ratio=2)
+    network = classifier(attention, attention)
+    report = mmasr.fold_attention(network, images(), tolerance=ALL, epochs=0)
+    assert report.modules['3'].placement == '1, 5 before it'
+    assert [type(network[i]) for i in (3, 7)] == [nn.Identity] * 2
+
+
+def test_a_part_that_runs_several_times_takes_constants_once():
+    class Pyramid(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = classifier(SE(8, ratio=2))
+
+        def forward(self, x):
+            return torch.stack([self.head(x), self.head(x[:, :, ::2, ::2])], 1)
+
+    network = Pyramid().eval()
+    report = mmasr.fold_attention(network, images(240), tolerance=ALL, epochs=1)
+    assert report.modules['head.3'].placement == 'head.1 before it'
+    assert report.change <= report.start < 0.1
+
+
+def test_constants_start_at_the_means_weighted_by_energy():
+    torch.manual_seed(0)
+    network = classifier(SE(8, ratio=2))
+    with torch.no_grad():
+        network[1].bias[0] = -100  # this channel is 0 after the ReLU
+        batches = images()
+        x = torch.cat(batches[1:])
+        maps = network[:3](x)
+        g = network[3].weights(maps)[:, :, 0, 0]
+        energy = maps.square().sum((2, 3))
+        v = (energy * g).sum(0) / energy.sum(0).clamp(min=1e-30)
+        v[0] = g[:, 0].mean()
+        weight = network[1].weight * v
+        report = mmasr.fold_attention(network, batches, tolerance=ALL, epochs=0)
+    torch.testing.assert_close(network[1].weight, weight)
+    assert report.modules['3'].placement == '1 before it'
+    torch.testing.assert_close(report.modules['3'].values.mean, g.double().mean(0))
+
+
+class Dependent(nn.Module):
+    """Attention that truly depends on the image."""
+
+    def forward(self, x):
+        return x * (1 + (40 * x.mean((2, 3), keepdim=True)).sin())
+
+
+def test_attention_that_depends_on_the_image_stays_and_the_rest_goes():
+    network = classifier(SE(8, ratio=2), Dependent(), SE(8, ratio=2))
+    batches = [x * torch.linspace(0.5, 2, len(x)).view(-1, 1, 1, 1) for x in images(240)]
+    with torch.no_grad():
+        network[-1].bias -= network(torch.cat(batches)).mean(0)  # so that the decisions depend on the image
+    before = copy.deepcopy(network)
+    report = mmasr.fold_attention(network, batches, tolerance=0.3, epochs=2)
+    assert report.removed == ['3', '11']
+    assert type(network[7]) is Dependent
+    assert report.modules['7'].effect > 3 * max(report.modules[name].effect for name in ('3', '11'))
+    assert 'changes more than 30.00%' in report.modules['7'].reason
+    assert report.change <= 0.3 < report.all_removed
+    x = torch.cat(batches[::10])
+    changed = (network(x).argmax(1) != before(x).argmax(1)).float().mean().item()
+    assert changed == pytest.approx(report.change, abs=1e-6)
+    assert '2 of 3 attention modules removed' in str(report)
+
+
+def test_the_result_is_deterministic():
+    network = classifier(SE(8, ratio=2))
+    networks = [network, copy.deepcopy(network)]
+    for network in networks:
+        mmasr.fold_attention(network, images(240), tolerance=ALL, epochs=2)
+    states = [network.state_dict() for network in networks]
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+class Detector(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(*classifier(SE(8, ratio=2))[:4], nn.Conv2d(8, 8, 1))
+        self.boxes, self.scores = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, image, scale=1.0):
+        x = self.body(image * scale)
+        return {'boxes': self.boxes(x), 'scores': [self.scores(x)]}
+
+
+@pytest.mark.parametrize('form', ['dict', 'tuple', 'a function'])
+def test_any_inputs_and_outputs_are_taken(form):
+    network = Detector().eval()
+    batches, options = images(240), {}
+    if form == 'dict':
+        batches = [{'image': x, 'scale': 0.5} for x in batches]
+    elif form == 'tuple':
+        batches = [(x, 0.5) for x in batches]
+    else:
+        options['forward'] = lambda model, x: model(x)['scores']
+    report = mmasr.fold_attention(network, iter(batches), tolerance=ALL, epochs=1, **options)
+    assert report.removed == ['body.3']
+    assert report.change <= report.start
+    assert 'relative to the variance' in str(report)
+
+
+def test_the_caller_may_judge_by_decoded_results():
+    network = classifier(SE(8, ratio=2))
+    calls = []
+    before = copy.deepcopy(network.state_dict())
+
+    def agreement(teacher, student):
+        calls.append(teacher.shape == student.shape)
+        return 0.5
+
+    report = mmasr.fold_attention(network, images(), agreement=agreement)
+    assert report.removed == []
+    assert calls
+    assert all(calls)
+    assert report.all_removed == 0.5
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def nan():
+    batches = images()
+    batches[0][0, 0, 0, 0] = torch.nan
+    return batches
+
+
+def with_asr():
+    return mmasr.attach(classifier(SE(8)), {'type': 'SE'}, sites=['1']).eval()
+
+
+@pytest.mark.parametrize(
+    ('make', 'batches', 'options', 'message'),
+    [
+        (lambda: classifier(nn.Identity()), images(), {}, 'has no attention with one value per image'),
+        (lambda: classifier(SE(8)), [], {}, 'there are no batches; pass some hundred'),
+        (lambda: classifier(SE(8)), images(1), {}, 'one image is not enough'),
+        (lambda: classifier(SE(8)).train(), images(), {}, r'in training mode; call model\.eval\(\) first'),
+        (lambda: classifier(SE(8)), nan(), {}, 'NaN or infinite values; check the batches'),
+        (lambda: classifier(SE(8)), images(), {'forward': lambda *_: 'x'}, 'without tensors to compare'),
+        (with_asr, images(), {}, r'has re-parameterization \(1\); call mmasr\.fold first'),
+        (lambda: classifier(SE(64), channels=64), images(3, batch=1), {}, 'too few to distill 64 constants'),
+    ],
+)
+def test_unusable_input_is_one_line_and_changes_nothing(make, batches, options, message):
+    network = make()
+    before, modules = copy.deepcopy(network.state_dict()), list(network.modules())
+    with pytest.raises(InputError, match=message):
+        mmasr.fold_attention(network, batches, tolerance=ALL, **options)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert list(network.modules()) == modules
