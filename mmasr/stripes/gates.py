@@ -137,11 +137,21 @@ class Gate:
 
 @dataclasses.dataclass
 class _Product:
-    """A product that is a gate in one run."""
+    """A product of one run that may be a gate.
+
+    Attributes:
+        x (int): Value of the map.
+        product (int): Value of x · g.
+        y (int): Value of the result, x · g or x + x · g.
+        g (int): Value of g.
+        dim (int, optional): Dimension of the channels from the end; None if g has other dimensions too.
+        call (Call): The call that returns y.
+    """
 
     x: int
+    product: int
     y: int
-    g: torch.Tensor
+    g: int
     dim: int | None
     call: Call
 
@@ -155,7 +165,8 @@ class _Finder:
 
     def _observe(self, call: Call, output: torch.Tensor) -> None:
         for x, g, dim in itertools.islice(_operands(call, output), 1):
-            self.products.append(_Product(x, call.outputs[0], self.trace.value(g), dim, call))
+            product = call.outputs[0]
+            self.products.append(_Product(x, product, product, self.trace.value(g), dim, call))
 
     def gates(self) -> list[_Product]:
         """Return the products whose g depends on the input, the sums x + x · g among them."""
@@ -225,8 +236,11 @@ def _owner(product: _Product) -> tuple[Call | None, bool]:
     for call in product.call.owners():
         if call.outputs == [product.y] and set(call.inputs) == {product.x}:
             return call, True
-        if not (call.outputs == [product.y] and set(call.inputs) == {product.x, product.g}):
-            outermost = outermost or call  # not a module that only multiplies two inputs
+        # Not a module that only multiplies or adds two inputs, as in networks converted from ONNX.
+        if not (
+            call.outputs == [product.y] and {product.x, product.g, product.product}.issuperset(call.inputs)
+        ):
+            outermost = outermost or call
     return outermost, False
 
 

@@ -246,7 +246,12 @@ def with_asr():
         (lambda: classifier(SE(8)), nan(), {}, 'NaN or infinite values; check the batches'),
         (lambda: classifier(SE(8)), images(), {'forward': lambda *_: 'x'}, 'without tensors to compare'),
         (with_asr, images(), {}, r'has re-parameterization \(1\); call mmasr\.fold first'),
-        (lambda: classifier(SE(64), channels=64), images(3, batch=1), {}, 'too few to distill 64 constants'),
+        (
+            lambda: classifier(SE(256), channels=256),
+            images(3, batch=1),
+            {},
+            'too few to distill 256 constants',
+        ),
     ],
 )
 def test_unusable_input_is_one_line_and_changes_nothing(make, batches, options, message):

@@ -80,6 +80,20 @@ class TwoInputs(Gated):
         return self.mul(x, g)
 
 
+class Add(nn.Module):
+    def forward(self, a, b):
+        return a + b
+
+
+class TwoInputsSum(TwoInputs):
+    def __init__(self):
+        super().__init__()
+        self.add = Add()
+
+    def product(self, x, g):
+        return self.add(self.mul(x, g), x)
+
+
 class Optional(Gated):
     """Has arguments that decide what it computes."""
 
@@ -107,7 +121,8 @@ def sequential(attention):
     return nn.Sequential(nn.Conv2d(3, C, 3), nn.ReLU(), attention, nn.Conv2d(C, 4, 1))
 
 
-FUNCTIONAL = [Product, Reversed, Expanded, InPlace, Sum, OneMore, ChannelsLast, TwoInputs, Optional]
+SUMS = [Sum, OneMore, TwoInputsSum]
+FUNCTIONAL = [Product, Reversed, Expanded, InPlace, ChannelsLast, TwoInputs, Optional, *SUMS]
 
 
 def found(network, size=12):
@@ -136,7 +151,7 @@ def test_a_gate_in_code_is_found_and_replaced(kind):
         with switched(box, gates, constant=True):
             assert torch.equal(box[0](x), constant)
         features = network.before(x).relu()
-        g = network.g(features) + (kind in (Sum, OneMore))
+        g = network.g(features) + (kind in SUMS)
         torch.testing.assert_close(observed[0][1], g)
         torch.testing.assert_close(constant, network.after(features * v[:, None, None]))
         assert box[0] is network
