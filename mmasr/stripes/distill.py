@@ -1,7 +1,7 @@
 """Compare a network with its teacher without labels, and train constants to agree with it. Torch only."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,9 +15,6 @@ from .trace import Trace
 
 #: A function such as ``rich.progress.track``: ``(items, description) -> items``.
 Track = Callable[[Iterable, str], Iterable]
-
-#: Adam's largest learning rate for the logarithms of ratios, in one cycle.
-_RATE = 1e-2
 
 
 @dataclasses.dataclass
@@ -153,77 +150,72 @@ def last_shared_map(runs: Runs, batch: object) -> list[str]:
     return shared[-1:]
 
 
+@torch.no_grad()
 def distill(
-    runs: Runs,
     teacher: Callable[[object], dict[str, torch.Tensor]],
-    constants: dict[nn.Module, torch.Tensor],
-    training: Iterable,
-    held_out: Iterable,
+    student: Callable[[object], dict[str, torch.Tensor]],
+    parameters: Sequence[torch.Tensor],
+    rate: float,
+    training: Sequence,
+    held_out: Sequence,
     epochs: int,
     track: Track,
-) -> tuple[float, float]:
-    """Train the constants of switches so that the network agrees with its teacher, in place.
+) -> None:
+    """Train parameters of a student in place so that its outputs agree with the teacher's.
 
-    The logarithm of each constant's ratio to its start is trained with Adam, so that its sign stays. The
-    constants are those of the epoch with the smallest loss on held-out batches, the start included.
+    Adam trains them in one cycle. In the end they have the values of the epoch with the smallest loss on
+    held-out batches, the start included; after an exception, those of the start.
 
     Args:
-        runs (Runs): The network with its switches, in eval mode.
         teacher (callable): Returns the teacher's outputs for a batch.
-        constants (dict[nn.Module, Tensor]): Switches -> their constants at the start.
-        training (Iterable): Batches to train on.
-        held_out (Iterable): Batches to choose the epoch on.
+        student (callable): Returns the student's.
+        parameters (Sequence[Tensor]): Tensors to train, which the student's outputs depend on.
+        rate (float): Largest learning rate.
+        training (Sequence): Batches to train on.
+        held_out (Sequence): Batches to choose the epoch on.
         epochs (int): Number of epochs.
         track (callable): Progress bar like ``rich.progress.track``.
-
-    Returns:
-        tuple[float, float]: The loss on held-out batches at the start and in the end.
     """
-    ratios = {switch: torch.zeros_like(v, requires_grad=True) for switch, v in constants.items()}
 
-    def set_constants(ratios: dict[nn.Module, torch.Tensor]) -> None:
-        for switch, ratio in ratios.items():
-            switch.v = constants[switch] * ratio.exp()
-
-    @torch.no_grad()
     def held_out_loss() -> float:
-        set_constants(ratios)
-        losses = []
-        for batch in held_out:
-            expected = teacher(batch)
-            set_constants(ratios)
-            losses.append(loss(expected, runs.outputs(batch)[0]).item())
+        losses = [loss(teacher(batch), student(batch)).item() for batch in held_out]
         return sum(losses) / len(losses)
 
-    start = best = held_out_loss()
-    chosen = {switch: ratio.detach().clone() for switch, ratio in ratios.items()}
-    optimizer = torch.optim.Adam(ratios.values(), lr=_RATE)
-    steps = epochs * sum(1 for _ in training)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=max(steps, 1))
-    with _without_gradients(runs.model):
+    best, values = held_out_loss(), [parameter.detach().clone() for parameter in parameters]
+    optimizer = torch.optim.Adam(parameters, lr=rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, rate, total_steps=max(1, epochs * len(training))
+    )
+    try:
         for epoch in range(epochs):
             for batch in track(training, f'distilling, epoch {epoch + 1} of {epochs}, loss {best:.4g}'):
-                with torch.no_grad():
-                    expected = teacher(batch)
+                expected = teacher(batch)
                 with torch.enable_grad():
-                    set_constants(ratios)
-                    loss(expected, runs.outputs(batch)[0]).backward()
+                    loss(expected, student(batch)).backward()
                 optimizer.step()
                 optimizer.zero_grad()
                 schedule.step()
             if (now := held_out_loss()) < best:
-                best, chosen = now, {switch: ratio.detach().clone() for switch, ratio in ratios.items()}
-    set_constants(chosen)
-    return start, best
+                best, values = now, [parameter.detach().clone() for parameter in parameters]
+    finally:
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.grad = None
+            parameter.data.copy_(value)
 
 
 @contextmanager
-def _without_gradients(model: nn.Module) -> Iterator[None]:
-    frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def only_training(model: nn.Module, trained: Collection[nn.Parameter] = ()) -> Iterator[None]:
+    """While active, only some parameters of a network have gradients.
+
+    Args:
+        model (nn.Module): The network.
+        trained (Collection[nn.Parameter]): These parameters. Default: none.
+    """
+    others = [p for p in model.parameters() if p.requires_grad and not any(p is one for one in trained)]
     try:
-        for parameter in frozen:
+        for parameter in others:
             parameter.requires_grad_(False)
         yield
     finally:
-        for parameter in frozen:
+        for parameter in others:
             parameter.requires_grad_(True)

@@ -4,6 +4,7 @@ By the paper's Stripe Observation, the attention values of trained networks hard
 far that holds is measured for every module, on unlabeled inputs. Needs torch only.
 """
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -16,7 +17,7 @@ from torch import nn
 from ..core.differences import tensors
 from ..core.foldable import find_foldable
 from ..errors import InputError, shortened
-from .distill import Runs, Track, change, distill, is_decision, last_shared_map, loss
+from .distill import Runs, Track, change, distill, is_decision, last_shared_map, loss, only_training
 from .gates import Gate, find_gates, replaced, switched, without_gates
 from .placement import Placement, find_placements, placed
 from .statistics import ChannelStatistics
@@ -26,6 +27,8 @@ TOLERANCE = 0.02
 #: Largest difference of outputs after folding, relative to their largest value: a few roundings of float32.
 _BOUND = 1e-4
 _CONSTANTS_PER_OUTPUT = 10
+#: Adam's largest learning rate for the constants, and for all weights.
+_RATE, _WEIGHTS_RATE = 1e-2, 2e-4
 
 
 @dataclasses.dataclass
@@ -113,6 +116,7 @@ def fold_attention(
     forward: Callable[[nn.Module, Any], Any] = call_model,
     tolerance: float = TOLERANCE,
     epochs: int = 5,
+    weights: bool = False,
     maps: Collection[str] | None = None,
     agreement: Callable[[Any, Any], float] | None = None,
     track: Track = lambda items, description: items,
@@ -135,6 +139,8 @@ def fold_attention(
             the squared difference relative to their variance. Default: 0.02. ``float('inf')`` removes all
             that can be placed.
         epochs (int): Epochs of distillation; 0 for none. Default: 5.
+        weights (bool): Then distill all weights for as many epochs, for networks in which everything must go.
+            This needs many inputs, and memory for a copy of the network. Default: False.
         maps (Collection[str], optional): Names of modules whose feature maps are distilled, besides the
             outputs, if these are not one decision per input. Default: the last map that all outputs share.
         agreement (callable, optional): ``(teacher's outputs, student's outputs) -> share in [0, 1]`` that
@@ -149,7 +155,7 @@ def fold_attention(
             one input, too few inputs for the constants to distill, NaN, or outputs without tensors. The
             network is then unchanged.
     """
-    return _Folding(model, batches, forward, maps, agreement, track).run(tolerance, epochs)
+    return _Folding(model, batches, forward, maps, agreement, track).run(tolerance, epochs, weights)
 
 
 class _Folding:
@@ -194,7 +200,7 @@ class _Folding:
             self.runs.outputs(self.held_out[0])
 
     @torch.no_grad()
-    def run(self, tolerance: float, epochs: int) -> AttentionReport:
+    def run(self, tolerance: float, epochs: int, weights: bool) -> AttentionReport:
         """Fold what the tolerance allows."""
         values, constants = self._means()
         modules = {gate.name: RemovedAttention(gate.kind, values[gate.name]) for gate in self.gates}
@@ -221,13 +227,11 @@ class _Folding:
             chosen = gates[:count]
             start = end = self._change(chosen, constants)
             if chosen and epochs:
-                trained = {gate.switch: constants[gate.name] for gate in chosen}
-                self._check_enough(sum(map(len, trained.values())))
-                distill(self.runs, self._teacher, trained, self.training, self.held_out, epochs, self.track)
-                constants = {**constants, **{gate.name: gate.switch.v for gate in chosen}}
+                constants = {**constants, **self._distill(chosen, constants, epochs)}
                 end = self._change(chosen, constants)
         if chosen:
-            self._fold(chosen, placements, constants)
+            changed = self._fold(chosen, placements, constants, epochs if weights else 0)
+            end = end if changed is None else changed
         for gate in chosen:
             modules[gate.name].placement = str(placements[gate.name])
         measure = (
@@ -304,33 +308,77 @@ class _Folding:
                 effects[gate.name] += loss(expected, self.runs.outputs(batch)[0]).item()
         return {name: total / (len(self.training) + len(self.held_out)) for name, total in effects.items()}
 
+    def _distill(
+        self, gates: list[Gate], constants: dict[str, torch.Tensor], epochs: int
+    ) -> dict[str, torch.Tensor]:
+        """Return constants that were distilled. Training the logarithms of ratios keeps their signs."""
+        self._check_enough(sum(len(constants[gate.name]) for gate in gates))
+        ratios = {gate.name: torch.zeros_like(constants[gate.name], requires_grad=True) for gate in gates}
+
+        def distilled() -> dict[str, torch.Tensor]:
+            return {name: constants[name] * ratio.exp() for name, ratio in ratios.items()}
+
+        def student(batch: object) -> dict[str, torch.Tensor]:
+            self._set(gates, distilled())
+            return self.runs.outputs(batch)[0]
+
+        with only_training(self.model):
+            data = self.training, self.held_out, epochs, self.track
+            distill(self._teacher, student, list(ratios.values()), _RATE, *data)
+        return {name: v.detach() for name, v in distilled().items()}
+
     def _change(self, gates: Collection[Gate], constants: dict[str, torch.Tensor]) -> float:
         """Return the change of the held-out outputs with constants in place of some gates."""
+
+        def teacher(batch: object) -> tuple[dict[str, torch.Tensor], Any]:
+            self._set((), {})
+            return self.runs.outputs(batch)
+
+        def student(batch: object) -> tuple[dict[str, torch.Tensor], Any]:
+            self._set(gates, constants)
+            return self.runs.outputs(batch)
+
+        return self._changed(teacher, student)
+
+    def _changed(self, teacher: Callable, student: Callable) -> float:
+        """Return the change of the held-out outputs between two networks."""
         total = images = 0
         for batch in self.held_out:
-            self._set((), {})
-            expected, teacher = self.runs.outputs(batch)
-            self._set(gates, constants)
-            found, student = self.runs.outputs(batch)
-            if self.agreement:
-                changed = 1 - float(self.agreement(teacher, student))
-            else:
-                changed = change(expected, found)
+            (expected, result), (found, other) = teacher(batch), student(batch)
+            changed = 1 - float(self.agreement(result, other)) if self.agreement else change(expected, found)
             total, images = total + changed * _count(batch), images + _count(batch)
         return total / images
 
     def _fold(
-        self, gates: list[Gate], placements: dict[str, Placement], constants: dict[str, torch.Tensor]
-    ) -> None:
-        """Fold the constants for good, unless the outputs changed."""
+        self,
+        gates: list[Gate],
+        placements: dict[str, Placement],
+        constants: dict[str, torch.Tensor],
+        epochs: int,
+    ) -> float | None:
+        """Fold the constants for good, unless the outputs changed, and distill all weights for some epochs.
+
+        Returns:
+            float | None: Change of the held-out outputs; None without epochs.
+        """
         self._set(gates, constants)
         with switched(self.box, gates):
             expected, _ = self.runs.outputs(self.held_out[0])
+        teacher = dataclasses.replace(self.runs, model=copy.deepcopy(self.box)) if epochs else None
         with _folded(self.box, gates, placements, constants) as keep:
             found, _ = self.runs.outputs(self.held_out[0])
             if not _agree(expected, found):
                 raise InputError('the network computes something else after folding; it was left as it was')
+            if teacher:
+                parameters = [p for p in self.box.parameters() if p.requires_grad]
+                data = self.training, self.held_out, epochs, self.track
+                distill(
+                    lambda batch: teacher.outputs(batch)[0],
+                    lambda batch: self.runs.outputs(batch)[0],
+                    *(parameters, _WEIGHTS_RATE, *data),
+                )
             keep()
+        return self._changed(teacher.outputs, self.runs.outputs) if teacher else None
 
 
 class _Totals:

@@ -1,12 +1,13 @@
 """Networks are compared without labels, and constants are trained to agree with a teacher."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from mmasr.errors import InputError
-from mmasr.stripes.distill import Runs, change, distill, last_shared_map, loss
-from mmasr.stripes.gates import Switch
+from mmasr.stripes.distill import Runs, change, distill, last_shared_map, loss, only_training
 
 
 def one(tensor):
@@ -58,35 +59,77 @@ def test_outputs_without_tensors_and_with_nan_are_errors():
         Runs(nn.Identity(), lambda model, batch: model(batch)).outputs(torch.full((1, 2), torch.nan))
 
 
+class Scale(nn.Module):
+    """A network with one vector to train."""
+
+    def __init__(self, v):
+        super().__init__()
+        self.v = nn.Parameter(v)
+        self.layer = nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.layer(x * self.v)
+
+
 def disturbed(epochs):
-    """Distill constants that are far from those which reproduce the teacher; return them and the losses."""
+    """Distill a vector that is far from the teacher's; return both, and the losses on held-out inputs."""
     torch.manual_seed(0)
-    switch = Switch(-3, nn.Identity())
-    network = nn.Sequential(nn.Conv2d(3, 8, 3), switch, nn.Flatten(), nn.Linear(8 * 36, 5)).eval()
-    images = [torch.randn(8, 3, 8, 8) for _ in range(12)]
-    v = torch.rand(8) + 0.5
-    runs = Runs(network, lambda model, batch: model(batch))
+    teacher = Scale(torch.rand(8) + 0.5)
+    student = copy.deepcopy(teacher)
+    with torch.no_grad():
+        student.v *= torch.linspace(0.7, 1.3, 8)
+    inputs = [torch.randn(8, 8) for _ in range(12)]
+    start = loss(one(teacher(inputs[0])), one(student(inputs[0]))).item()
+    with only_training(student, [student.v]):
+        distill(
+            lambda x: one(teacher(x)),
+            lambda x: one(student(x)),
+            *([student.v], 1e-2, inputs[1:], inputs[:1], epochs, lambda items, description: items),
+        )
+    end = loss(one(teacher(inputs[0])), one(student(inputs[0]))).item()
+    return teacher, student, start, end
 
-    def teacher(batch):
-        switch.v = v
-        return runs.outputs(batch)[0]
 
-    start = v * torch.linspace(0.7, 1.3, 8)
-    losses = distill(
-        runs, teacher, {switch: start}, images[1:], images[:1], epochs, lambda items, description: items
-    )
-    return v, switch.v, losses, network
-
-
-def test_distillation_finds_the_constants_that_agree_with_the_teacher():
-    v, found, (start, end), network = disturbed(epochs=20)
+def test_distillation_finds_what_agrees_with_the_teacher():
+    teacher, student, start, end = disturbed(epochs=20)
     assert end < 0.1 * start
-    assert (found / v - 1).abs().mean() < 0.5 * (torch.linspace(0.7, 1.3, 8) - 1).abs().mean()
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in network.parameters())
+    assert (student.v / teacher.v - 1).abs().mean() < 0.5 * (torch.linspace(0.7, 1.3, 8) - 1).abs().mean()
+    assert torch.equal(student.layer.weight, teacher.layer.weight)
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in student.parameters())
 
 
-def test_distillation_is_deterministic_and_without_epochs_changes_nothing():
-    assert torch.equal(disturbed(epochs=2)[1], disturbed(epochs=2)[1])
-    v, found, (start, end), _ = disturbed(epochs=0)
-    assert start == end
-    assert torch.equal(found, v * torch.linspace(0.7, 1.3, 8))
+def test_distillation_is_deterministic():
+    assert torch.equal(disturbed(epochs=2)[1].v, disturbed(epochs=2)[1].v)
+
+
+def test_the_result_is_never_worse_than_the_start_on_held_out_inputs():
+    network = Scale(torch.ones(8))
+    inputs = [torch.randn(8, 8) for _ in range(12)]
+    held_out = network(inputs[0]).detach()  # perfect at the start, and training leads elsewhere
+    distill(
+        lambda x: one(held_out if x is inputs[0] else torch.randn(8, 5)),
+        lambda x: one(network(x)),
+        *([network.v], 1e-2, inputs[1:], inputs[:1], 3, lambda items, description: items),
+    )
+    assert torch.equal(network.v, torch.ones(8))
+
+
+def test_after_an_interruption_the_parameters_are_those_of_the_start():
+    network = Scale(torch.ones(8))
+    start, calls = copy.deepcopy(network.state_dict()), []
+
+    def student(x):
+        calls.append(x)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return one(network(x))
+
+    inputs = [torch.randn(8, 8) for _ in range(12)]
+    teacher = Scale(torch.ones(8))
+    with pytest.raises(KeyboardInterrupt):
+        distill(
+            lambda x: one(teacher(x)),
+            student,
+            *(list(network.parameters()), 1e-2, inputs[1:], inputs[:1], 2, lambda items, description: items),
+        )
+    assert all(torch.equal(tensor, start[name]) for name, tensor in network.state_dict().items())

@@ -12,6 +12,7 @@ from torch import nn
 import mmasr
 from mmasr import SE
 from mmasr.errors import InputError
+from mmasr.stripes.distill import loss
 from mmasr.stripes.gates import find_gates
 from mmasr.stripes.trace import Trace
 
@@ -180,6 +181,22 @@ def test_the_result_is_deterministic():
         mmasr.fold_attention(network, images(240), tolerance=ALL, epochs=2)
     states = [network.state_dict() for network in networks]
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+def test_all_weights_may_be_distilled_afterwards():
+    batches = [x * torch.linspace(0.5, 2, len(x)).view(-1, 1, 1, 1) for x in images(240)]
+    network = classifier(SE(8, ratio=2), Dependent())
+    teacher = copy.deepcopy(network)
+    constants, weights = copy.deepcopy(network), network
+    mmasr.fold_attention(constants, batches, tolerance=ALL, epochs=3)
+    report = mmasr.fold_attention(weights, batches, tolerance=ALL, epochs=3, weights=True)
+    x = torch.cat(batches[::10])
+    losses = [loss({'': teacher(x)}, {'': n(x)}).item() for n in (constants, weights)]
+    assert losses[1] < losses[0]
+    assert report.removed == ['3', '7']
+    assert not torch.equal(network[-1].weight, teacher[-1].weight)
+    statistics = [n[1].running_mean for n in (constants, weights)]
+    assert torch.equal(*statistics)
 
 
 class Detector(nn.Module):
