@@ -95,7 +95,10 @@ def _operands(call: Call, output: object) -> Iterator[tuple[int, torch.Tensor, i
     for (value, x), (_, g) in (pairs, pairs[::-1]) if len(pairs) == 2 else ():
         if x.shape == output.shape and x.dim() > 2 and x is not g:
             dim = _channel_dim(g, x)
-            if dim is not None or (1 < g.numel() < x.numel() and g.dim() > 1 and len(g) == len(x)):
+            # Anything else that broadcasts, other than one factor per image or a parameter.
+            if dim is not None or (
+                len(x) < g.numel() < x.numel() and g.dim() == x.dim() and len(g) == len(x)
+            ):
                 yield value, g, dim
 
 
