@@ -124,10 +124,9 @@ def fold_attention(
     """Remove attention from a trained network, in place.
 
     Every module or multiplication is found that computes x · g, with one value per image and channel that
-    depends on the input. Those whose replacement by constants changes the outputs least are replaced, as long
-    as the change is within the tolerance. The constants start at the mean weighted by energy,
-    v = Σ x² g / Σ x². They are trained to reproduce the outputs of the network itself, and multiplied into
-    the layers around.
+    depends on the input. Those whose replacement by constants changes the outputs least are replaced, as many
+    as the tolerance allows. The constants start at the mean weighted by energy, v = Σ x² g / Σ x². They are
+    trained to reproduce the outputs of the network itself, and multiplied into the layers around.
 
     Args:
         model (nn.Module): A network in eval mode, without re-parameterization.
@@ -135,9 +134,9 @@ def fold_attention(
             batch is held out, of a single batch every tenth input.
         forward (callable): Runs the network on a batch. Default: tensors are passed as they are, tuples as
             arguments, dicts as keyword arguments.
-        tolerance (float): Share of the decisions that may change on the held-out inputs; for other outputs
-            the squared difference relative to their variance. Default: 0.02. ``float('inf')`` removes all
-            that can be placed.
+        tolerance (float): Share of the decisions that may change on the held-out inputs, after distillation;
+            for other outputs the squared difference relative to their variance. Default: 0.02.
+            ``float('inf')`` removes all that can be placed.
         epochs (int): Epochs of distillation; 0 for none. Default: 5.
         weights (bool): Then distill all weights for as many epochs, for networks in which everything must go.
             This needs many inputs, and memory for a copy of the network. Default: False.
@@ -215,20 +214,14 @@ class _Folding:
             effects = self._effects(gates, constants)
             gates.sort(key=lambda gate: effects[gate.name])
             all_removed = self._change(gates, constants)
-            count = _largest_count(
-                len(gates), lambda count: self._change(gates[:count], constants) <= tolerance
-            )
             for gate in gates:
                 modules[gate.name].effect = effects[gate.name]
-            for gate in gates[count:]:
-                modules[
-                    gate.name
-                ].reason = f'removing it too changes more than {tolerance:.2%} of the outputs'
-            chosen = gates[:count]
-            start = end = self._change(chosen, constants)
-            if chosen and epochs:
-                constants = {**constants, **self._distill(chosen, constants, epochs)}
-                end = self._change(chosen, constants)
+            chosen, distilled = self._choose(gates, constants, tolerance, epochs)
+            for gate in gates[len(chosen) :]:
+                reason = f'removing it too changes more than {tolerance:.2%} of the outputs'
+                modules[gate.name].reason = reason
+            start, end = self._change(chosen, constants), self._change(chosen, distilled)
+            constants = distilled
         if chosen:
             changed = self._fold(chosen, placements, constants, epochs if weights else 0)
             end = end if changed is None else changed
@@ -307,6 +300,21 @@ class _Folding:
                 self._set([gate], constants)
                 effects[gate.name] += loss(expected, self.runs.outputs(batch)[0]).item()
         return {name: total / (len(self.training) + len(self.held_out)) for name, total in effects.items()}
+
+    def _choose(
+        self, gates: list[Gate], constants: dict[str, torch.Tensor], tolerance: float, epochs: int
+    ) -> tuple[list[Gate], dict[str, torch.Tensor]]:
+        """Return as many of the first gates as can go within the tolerance, and their distilled constants."""
+        distilled: dict[int, dict[str, torch.Tensor]] = {0: constants}
+
+        def changes(count: int) -> float:
+            if count not in distilled:
+                trained = self._distill(gates[:count], constants, epochs) if epochs else {}
+                distilled[count] = {**constants, **trained}
+            return self._change(gates[:count], distilled[count])
+
+        count = _largest_count(len(gates), lambda count: changes(count) <= tolerance)
+        return gates[:count], distilled[count]
 
     def _distill(
         self, gates: list[Gate], constants: dict[str, torch.Tensor], epochs: int
