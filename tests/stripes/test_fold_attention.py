@@ -2,6 +2,7 @@
 
 import copy
 
+import mmpretrain.models.backbones as mmpretrain
 import pytest
 import timm
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 import mmasr
 from mmasr import SE
+from mmasr.core.differences import tensors
 from mmasr.errors import InputError
 from mmasr.stripes.distill import loss
 from mmasr.stripes.gates import find_gates
@@ -57,6 +59,8 @@ STOCK = {  # network with attention -> the same network without
     'timm ESE-VoVNet': (lambda: timm.create_model('ese_vovnet19b_slim_dw'), None),
     'torchvision MobileNetV3': (torchvision.models.mobilenet_v3_small, None),
     'torchvision RegNetY': (torchvision.models.regnet_y_400mf, None),
+    'MMPretrain SE-ResNet': (lambda: mmpretrain.SEResNet(50), lambda: mmpretrain.ResNet(50)),
+    'MMPretrain MobileNetV3': (lambda: mmpretrain.MobileNetV3('small', out_indices=(12,)), None),
 }
 
 
@@ -69,12 +73,12 @@ def test_all_attention_of_a_network_goes_into_its_layers(name):
         report = mmasr.fold_attention(network, batches, tolerance=ALL, epochs=0)
         assert report.removed == list(report.modules)
         x = batches[0]
-        assert network(x).isfinite().all()
+        assert all(output.isfinite().all() for _, output in tensors('', network(x)))
         found = operators(network, x)
         assert not find_gates(network, lambda: network(x))[0]
         assert not {'mul', 'sigmoid', 'hardsigmoid', 'mean'} & set(found)
         if stock is not None:
-            assert found == operators(stock().eval(), x)
+            assert found == operators(randomize_norms(stock()), x)
 
 
 class InCode(nn.Module):
