@@ -39,7 +39,7 @@ class Runs:
 
         Returns:
             tuple[dict[str, Tensor], Any]: The feature maps and outputs that are floating-point tensors, by
-            name; and the outputs as they are.
+            name, at least in float32; and the outputs as they are.
 
         Raises:
             InputError: If there are none, or if they have NaN or infinite values.
@@ -57,7 +57,11 @@ class Runs:
             for handle in handles:
                 handle.remove()
         found.update((name or 'output', tensor) for name, tensor in tensors('', result))
-        found = {name: tensor for name, tensor in found.items() if tensor.is_floating_point()}
+        found = {
+            name: tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+            for name, tensor in found.items()
+            if tensor.is_floating_point()
+        }
         if not found:
             raise InputError(
                 f'the network returns {type(result).__name__}, without tensors to compare; pass a `forward` '

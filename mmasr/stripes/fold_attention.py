@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.differences import tensors
+from ..core.differences import BOUNDS, coarsest, tensors
 from ..core.foldable import find_foldable
 from ..errors import InputError, shortened
 from .distill import Runs, Track, change, distill, is_decision, last_shared_map, loss, only_training
@@ -24,8 +24,6 @@ from .statistics import ChannelStatistics
 
 #: Share of the decisions, or of the variance of other outputs, that may change by default.
 TOLERANCE = 0.02
-#: Largest difference of outputs after folding, relative to their largest value: a few roundings of float32.
-_BOUND = 1e-4
 _CONSTANTS_PER_OUTPUT = 10
 #: Adam's largest learning rate for the constants, and for all weights.
 _RATE, _WEIGHTS_RATE = 1e-2, 2e-4
@@ -272,7 +270,7 @@ class _Folding:
                 expected, _ = self.runs.outputs(self.held_out[0])
             with _folded(self.box, [gate], placements, constants):
                 found, _ = self.runs.outputs(self.held_out[0])
-            if not _agree(expected, found):
+            if not _agree(self.model, expected, found):
                 reasons[gate.name] = f'its constants in {placements[gate.name]} change more than its output'
         return {gate.name: placements[gate.name] for gate in gates if gate.name not in reasons}, reasons
 
@@ -375,7 +373,7 @@ class _Folding:
         teacher = dataclasses.replace(self.runs, model=copy.deepcopy(self.box)) if epochs else None
         with _folded(self.box, gates, placements, constants) as keep:
             found, _ = self.runs.outputs(self.held_out[0])
-            if not _agree(expected, found):
+            if not _agree(self.model, expected, found):
                 raise InputError('the network computes something else after folding; it was left as it was')
             if teacher:
                 parameters = [p for p in self.box.parameters() if p.requires_grad]
@@ -438,9 +436,11 @@ def _folded(
             tensor.data.copy_(value)
 
 
-def _agree(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> bool:
+def _agree(model: nn.Module, expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> bool:
+    """Return whether outputs differ by no more than the roundings of a network's parameters."""
+    bound = BOUNDS[coarsest(parameter.dtype for parameter in model.parameters())]
     return all(
-        (found[n] - t).abs().max() <= _BOUND * t.abs().max().clamp(min=1e-6) for n, t in expected.items()
+        (found[n] - t).abs().max() <= bound * t.abs().max().clamp(min=1e-6) for n, t in expected.items()
     )
 
 

@@ -61,7 +61,7 @@ class Switch(nn.Module):
             g (Tensor, optional): The values of the attention, given with the product.
         """
         if self.v is not None:
-            return x * self.v.view(-1, *[1] * (-1 - self.dim))
+            return x * self.v.to(x.dtype).view(-1, *[1] * (-1 - self.dim))
         if self.observe is None:
             return self.attention(x) if product is None else product
         if product is None:

@@ -178,6 +178,16 @@ def test_attention_that_depends_on_the_image_stays_and_the_rest_goes():
     assert '2 of 3 attention modules removed' in str(report)
 
 
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float64])
+def test_networks_of_other_types_keep_them(dtype):
+    network = classifier(SE(8, ratio=2), SE(8, ratio=2)).to(dtype)
+    batches = [x.to(dtype) for x in images(240)]
+    report = mmasr.fold_attention(network, batches, tolerance=ALL, epochs=1)
+    assert report.removed == ['3', '7']
+    assert {tensor.dtype for tensor in network.state_dict().values()} == {dtype, torch.int64}
+    assert network(batches[0]).dtype == dtype
+
+
 def test_the_result_is_deterministic():
     network = classifier(SE(8, ratio=2))
     networks = [network, copy.deepcopy(network)]
