@@ -1,7 +1,7 @@
 """Find which attention of a trained network can be folded, and measure the cost on the data of its config."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from mmengine.config import Config
@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from ..errors import InputError, as_input_error, shortened
 from ..openmmlab.evaluation import Track, build_loader, calibration_dataset, evaluate, main_metric, untracked
+from ..stripes.fold_attention import largest_count
 from ..stripes.mean_fold import Constant, find_hosts, replaced
 from ..stripes.observer import Observer, Stripes
 from .compare import network_outputs
@@ -131,7 +132,7 @@ def calibrate(model: nn.Module, config: Config, options: Calibration, track: Tra
 
     count = len(order)
     if options.max_drop is not None:
-        count = _largest_count(count, lambda count: drop(count) <= options.max_drop)
+        count = largest_count(count, lambda count: drop(count) <= options.max_drop)
         problem = f'loses more than {options.max_drop} points of {metric}'
         if not count:
             raise InputError(f'folding even the steadiest module alone, {order[0]}, {problem}')
@@ -140,14 +141,3 @@ def calibrate(model: nn.Module, config: Config, options: Calibration, track: Tra
     result.means = {name: means[name] for name in hosts if name in order[:count]}
     result.hosts = {name: hosts[name] for name in result.means}
     return result
-
-
-def _largest_count(count: int, is_acceptable: Callable[[int], bool]) -> int:
-    """Return the largest acceptable number up to ``count``, 0 if there is none, by bisection."""
-    if is_acceptable(count):
-        return count
-    accepted, too_many = 0, count
-    while too_many - accepted > 1:
-        middle = (accepted + too_many) // 2
-        accepted, too_many = (middle, too_many) if is_acceptable(middle) else (accepted, middle)
-    return accepted

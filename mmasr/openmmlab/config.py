@@ -1,5 +1,6 @@
 """Functions that load configs and search them."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,8 @@ def _named(value: Any, names: dict[int, str], key: str = '') -> Any:
 def _names() -> dict[int, str]:
     """Return the names of everything that is registered: id -> name."""
     names: dict[int, str] = {}
-    for registry in _registries():
+    roots = [value for value in vars(mmengine.registry.root).values() if isinstance(value, Registry)]
+    for registry in itertools.chain.from_iterable(map(registries_below, roots)):
         for key, found in registry.module_dict.items():
             names.setdefault(id(found), scoped_name(registry, key))
     # mmcv's operators have no scope: MMDetection looks up their names in mmcv.ops.
@@ -130,12 +132,8 @@ def scoped_name(registry: Registry, key: str) -> str:
     return key if registry.scope == 'mmengine' else f'{registry.scope}.{key}'
 
 
-def _registries() -> Iterator[Registry]:
-    def below(registry: Registry) -> Iterator[Registry]:
-        yield registry
-        for child in registry.children.values():
-            yield from below(child)
-
-    for root in vars(mmengine.registry.root).values():
-        if isinstance(root, Registry):
-            yield from below(root)
+def registries_below(registry: Registry) -> Iterator[Registry]:
+    """Yield a registry and all its descendants."""
+    yield registry
+    for child in registry.children.values():
+        yield from registries_below(child)

@@ -30,7 +30,7 @@ _RATE, _WEIGHTS_RATE = 1e-2, 2e-4
 
 
 @dataclasses.dataclass
-class RemovedAttention:
+class AttentionModule:
     """One attention module, and what happened to it.
 
     Attributes:
@@ -54,7 +54,7 @@ class AttentionReport:
     """Result of :func:`fold_attention`.
 
     Attributes:
-        modules (dict[str, RemovedAttention]): The attention found, by name.
+        modules (dict[str, AttentionModule]): The attention found, by name.
         other (dict[str, str]): Attention that has more than one value per image and channel -> why it stays.
         images (int): Number of inputs.
         measure (str): What ``change`` is: the share of changed decisions, the share of the outputs'
@@ -64,7 +64,7 @@ class AttentionReport:
         all_removed (float): Change before distillation if all modules with a placement had been removed.
     """
 
-    modules: dict[str, RemovedAttention]
+    modules: dict[str, AttentionModule]
     other: dict[str, str]
     images: int
     measure: str
@@ -129,7 +129,7 @@ def fold_attention(
     Args:
         model (nn.Module): A network in eval mode, without re-parameterization.
         batches (Iterable): Unlabeled inputs, a few hundred at least. They are kept in memory. Every tenth
-            batch is held out, of a single batch every tenth input.
+            batch is held out; of a single batch, the first tenth.
         forward (callable): Runs the network on a batch. Default: tensors are passed as they are, tuples as
             arguments, dicts as keyword arguments.
         tolerance (float): Share of the decisions that may change on the held-out inputs, after distillation;
@@ -200,7 +200,7 @@ class _Folding:
     def run(self, tolerance: float, epochs: int, weights: bool) -> AttentionReport:
         """Fold what the tolerance allows."""
         values, constants = self._means()
-        modules = {gate.name: RemovedAttention(gate.kind, values[gate.name]) for gate in self.gates}
+        modules = {gate.name: AttentionModule(gate.kind, values[gate.name]) for gate in self.gates}
         placements, reasons = self._place(constants)
         for name, reason in reasons.items():
             modules[name].reason = reason
@@ -311,7 +311,7 @@ class _Folding:
                 distilled[count] = {**constants, **trained}
             return self._change(gates[:count], distilled[count])
 
-        count = _largest_count(len(gates), lambda count: changes(count) <= tolerance)
+        count = largest_count(len(gates), lambda count: changes(count) <= tolerance)
         return gates[:count], distilled[count]
 
     def _distill(
@@ -490,8 +490,16 @@ def _halves(batch: object) -> list:
     return [part(batch, slice(first)), part(batch, slice(first, None))]
 
 
-def _largest_count(count: int, is_acceptable: Callable[[int], bool]) -> int:
-    """Return the largest acceptable number up to ``count``, 0 if there is none, by bisection."""
+def largest_count(count: int, is_acceptable: Callable[[int], bool]) -> int:
+    """Find the largest acceptable number by bisection.
+
+    Args:
+        count (int): The largest number to consider.
+        is_acceptable (callable): Whether a number is acceptable; all below an acceptable one should be.
+
+    Returns:
+        int: The number; 0 if none is acceptable.
+    """
     if is_acceptable(count):
         return count
     accepted, too_many = 0, count

@@ -99,7 +99,7 @@ class _Search:
     """Search for placements in one run of a network."""
 
     def __init__(self, model: nn.Module, trace: Trace) -> None:
-        self.model, self.trace = model, trace
+        self.trace = trace
         self.readers = trace.readers()
         self.writers = {value: call for call in trace.calls if call.module is None for value in call.outputs}
         self.names = {module: name for name, module in model.named_modules()}

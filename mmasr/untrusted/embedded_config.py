@@ -25,7 +25,7 @@ from mmengine.utils import import_modules_from_strings
 from ..attention import ATTENTIONS, registered_name
 from ..core.reparameterization import REPARAMETERIZATIONS
 from ..errors import InputError
-from ..openmmlab.config import default_scope, scoped_name, walk
+from ..openmmlab.config import default_scope, registries_below, scoped_name, walk
 from ..openmmlab.evaluation import calibration_dataset, quiet
 from .allowlist import (
     DATA,
@@ -391,13 +391,6 @@ class _Types:
 
 def _registries(kinds: tuple[str, ...], packages: set[str]) -> Iterator[Registry]:
     """Yield the registries of these kinds of mmengine and some packages, after importing their modules."""
-
-    def below(registry: Registry) -> Iterator[Registry]:
-        if registry.scope in {'mmengine', *packages}:  # other packages are not needed, and may be incomplete
-            yield registry
-        for child in registry.children.values():
-            yield from below(child)
-
     # Most have their root in mmengine. A few, such as mmpretrain's BATCH_AUGMENTS, are a package's own.
     modules = [
         mmengine.registry.root,
@@ -405,10 +398,11 @@ def _registries(kinds: tuple[str, ...], packages: set[str]) -> Iterator[Registry
     ]
     for value in [value for module in modules if module for value in vars(module).values()]:
         if isinstance(value, Registry) and value.parent is None and value.name in kinds:
-            for registry in list(below(value)):
-                with quiet():
-                    registry.import_from_location()
-                yield registry
+            for registry in list(registries_below(value)):
+                if registry.scope in {'mmengine', *packages}:  # others are not needed, and may be incomplete
+                    with quiet():
+                        registry.import_from_location()
+                    yield registry
 
 
 def imports_of(config: Mapping) -> list[str]:

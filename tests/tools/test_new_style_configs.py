@@ -18,14 +18,15 @@ from mmengine.runner import EpochBasedTrainLoop, TestLoop, ValLoop
 from torch.optim import SGD
 
 default_scope = None
+dataset = dict(
+    type=CocoDataset, data_root='data/shapes/', metainfo=dict(classes=('circle', 'square', 'triangle'))
+)
 train_dataloader = dict(
     batch_size=4,
     num_workers=0,
     sampler=dict(type=DefaultSampler, shuffle=True),
     dataset=dict(
-        type=CocoDataset,
-        data_root='data/shapes/',
-        metainfo=dict(classes=('circle', 'square', 'triangle')),
+        **dataset,
         ann_file='train.json',
         data_prefix=dict(img='train/'),
         pipeline=[
@@ -46,9 +47,7 @@ val_dataloader = dict(
     num_workers=0,
     sampler=dict(type=DefaultSampler, shuffle=False),
     dataset=dict(
-        type=CocoDataset,
-        data_root='data/shapes/',
-        metainfo=dict(classes=('circle', 'square', 'triangle')),
+        **dataset,
         ann_file='val.json',
         data_prefix=dict(img='val/'),
         test_mode=True,
