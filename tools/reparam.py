@@ -4,18 +4,19 @@ Example: python tools/reparam.py work_dirs/mask_rcnn_r50_asr_se/epoch_12.pth
 """
 
 import argparse
+import dataclasses
 from collections import Counter
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mmasr.deploy.calibrate import Calibration, to_percentage_points
 from mmasr.deploy.compare import differences_table
+from mmasr.deploy.remove_attention import Removal, to_percentage_points
 from mmasr.deploy.reparameterize import Report, reparameterize
 from mmasr.errors import InputError, exit_on_input_error, printable
 from mmasr.openmmlab.arguments import add_checkpoint, add_output
-from mmasr.stripes.report import stripes_table
+from mmasr.stripes.report import attention_table
 
 
 def parse_args() -> argparse.Namespace:
@@ -33,34 +34,62 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--fold-attention',
         action='store_true',
-        help='also replace attention that depends on its input by its mean, and fold that. This is not '
+        help='also replace attention that depends on its input by constants, and fold these. This is not '
         'exact, so the metrics before and after are measured',
     )
     parser.add_argument(
-        '--calibrate', type=int, metavar='N', help='number of training images for the mean (default: 200)'
+        '--calibrate',
+        dest='images',
+        type=int,
+        metavar='N',
+        help='number of training images, without labels (default: 500)',
+    )
+    parser.add_argument(
+        '--distill',
+        dest='epochs',
+        type=int,
+        nargs='?',
+        const=Removal.epochs,
+        metavar='EPOCHS',
+        help='epochs that the constants are trained for, to reproduce the outputs (default: 5)',
+    )
+    parser.add_argument(
+        '--distill-weights',
+        dest='weights',
+        action='store_const',
+        const=True,
+        help='train all weights for as many epochs, too; needs thousands of images',
+    )
+    parser.add_argument(
+        '--tolerance',
+        type=float,
+        metavar='SHARE',
+        help='largest share of the decisions, or of the variance of other outputs, that may change; `inf` '
+        'removes everything that can be removed (default: 0.02)',
     )
     parser.add_argument(
         '--max-drop',
         type=float,
         metavar='POINTS',
-        help='fold as many modules as possible without losing more than this many percentage points of the '
-        'main metric, the steadiest modules first (default: fold all)',
+        help='remove as much as possible without losing more than this many percentage points of the main '
+        'metric, in place of --tolerance',
     )
     return parser.parse_args()
 
 
-def calibration(args: argparse.Namespace) -> Calibration | None:
-    """Return how to fold attention that depends on its input; None without --fold-attention.
+def removal(args: argparse.Namespace) -> Removal | None:
+    """Return how to remove attention that depends on its input; None without --fold-attention.
 
     Raises:
         InputError: If an option for this is given without --fold-attention, or has an unusable value.
     """
-    if not args.fold_attention:
-        if args.calibrate is not None or args.max_drop is not None:
-            raise InputError('--calibrate and --max-drop need --fold-attention')
-        return None
-    options = {'images': args.calibrate, 'max_drop': args.max_drop}
-    return Calibration(**{name: value for name, value in options.items() if value is not None})
+    names = [field.name for field in dataclasses.fields(Removal)]
+    options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.fold_attention:
+        return Removal(**options)
+    if options:
+        raise InputError(f'`{next(iter(options))}` needs `fold_attention`')
+    return None
 
 
 def show(report: Report) -> None:
@@ -72,8 +101,9 @@ def show(report: Report) -> None:
     if report.merged:
         table.add_row('modules with branches', str(len(report.merged)), '0')
     if report.attention:
-        staying = len(report.attention.staying)
-        table.add_row('modules with attention', str(len(report.means) + staying), str(staying))
+        attention = report.attention.report
+        staying = len(attention.modules) - len(attention.removed)
+        table.add_row('modules with attention', str(len(attention.modules)), str(staying))
     table.add_row('parameters', *(f'{count:,}' for count in report.parameters))
     table.add_row('checkpoint, MiB', *(f'{size:.1f}' for size in mebibytes))
     console = Console(markup=False)
@@ -106,26 +136,21 @@ def folded_table(report: Report) -> Table:
         folded.add_row(printable(layer), printable(attention))
     for module, kind in report.merged.items():
         folded.add_row(printable(module), printable(f'branches of {kind}'))
-    for module, host in report.means.items():
-        folded.add_row(
-            printable(module), printable(f'mean of {report.attention.stripes[module].kind}, into {host}')
-        )
     return folded
 
 
 def show_attention(console: Console, report: Report) -> None:
-    """Print how folding attention that depends on its input changed the metrics.
+    """Print which attention was removed, and how that changed the outputs and the metrics.
 
     Args:
         console (Console): The console to print to.
         report (Report): A report with ``attention``.
     """
     attention = report.attention
-    console.print(stripes_table(attention.stripes.values(), 'Attention over the calibration images'))
-    for name, reason in attention.staying.items():
-        console.print(printable(f'{name} stays: {reason}'), soft_wrap=True)
+    console.print(attention_table(attention.report))
+    console.print(printable(attention.report.summary()), soft_wrap=True)
     metrics = Table(
-        'metric', 'before', 'after', 'points', title='Test data, before and after attention was folded'
+        'metric', 'before', 'after', 'points', title='Test data, before and after attention was removed'
     )
     for name, before in attention.before.items():
         after = report.after.get(name, 0)  # without detections there is no metric
@@ -143,8 +168,8 @@ def show_attention(console: Console, report: Report) -> None:
 def main() -> None:
     args = parse_args()
     options = args.checkpoint, args.config, args.out, args.force, args.trust_imports
-    show(reparameterize(*options, calibration(args), track))
+    show(reparameterize(*options, removal(args), track))
 
 
 if __name__ == '__main__':
-    exit_on_input_error(main, images='calibrate')
+    exit_on_input_error(main, images='calibrate', epochs='distill', weights='distill_weights')

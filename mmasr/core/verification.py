@@ -64,30 +64,17 @@ class TrainedLayers:
         foldable (Foldable): Everything that is about to be folded in it.
         weights (Mapping[str, Tensor]): Its state dict, perhaps in the types of a checkpoint; of a copy, as
             folding may change tensors in place.
-        means (Mapping[str, Tensor], optional): Name of an attention module -> its mean values, (C,), which
-            are to replace it. Default: none.
-        hosts (Mapping[str, str], optional): Name of such a module -> name of the layer that they are
-            multiplied into. Default: none.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        foldable: Foldable,
-        weights: Mapping[str, torch.Tensor],
-        means: Mapping[str, torch.Tensor] | None = None,
-        hosts: Mapping[str, str] | None = None,
-    ) -> None:
-        hosts = hosts or {}
+    def __init__(self, model: nn.Module, foldable: Foldable, weights: Mapping[str, torch.Tensor]) -> None:
         asrs = {plugin.norm: plugin.asr for plugin in foldable.plugins.values()}
-        values = {model.get_submodule(host): means[name] for name, host in hosts.items()}
         merged = set(foldable.branches.values())
-        changed = {*merged, *foldable.hosts.values(), *asrs, *values}
+        changed = {*merged, *foldable.hosts.values(), *asrs}
         modules = list(model.named_modules(remove_duplicate=False))
         blocks = [name for name, module in modules if module in merged]
         #: Name -> layer; a layer in several places has several names.
         self.layers = {
-            name: _TrainedLayer(*copy.deepcopy((layer, asrs.get(layer), values.get(layer))), layer in merged)
+            name: _TrainedLayer(*copy.deepcopy((layer, asrs.get(layer))), layer in merged)
             for name, layer in modules
             # What is inside a module with branches is compared with it.
             if layer in changed and not _is_inside(name, blocks)
@@ -97,7 +84,7 @@ class TrainedLayers:
         #: The trained tensors by their names in the network, which a state dict may change.
         self.trained = {name: weights[key] for name, key in _keys(model).items()}
         plugins = {plugin.asr for plugin in foldable.plugins.values()}
-        self._changed = [*self.layers, *hosts, *(name for name, module in modules if module in plugins)]
+        self._changed = [*self.layers, *(name for name, module in modules if module in plugins)]
 
     @functools.cached_property
     @torch.no_grad()
@@ -352,14 +339,10 @@ def _random_like(value: object, scale: float) -> object:
 
 @dataclasses.dataclass
 class _TrainedLayer:
-    """A trained layer, the scales that come after it, and whether its branches are merged.
-
-    The scales are those of an ASR that is a plugin, and the mean of attention.
-    """
+    """A trained layer, an ASR that is a plugin after it, and whether its branches are merged."""
 
     layer: nn.Module
     asr: ParameterReparameterization | None
-    mean: torch.Tensor | None
     merges: bool
 
     @property
@@ -388,13 +371,12 @@ class _TrainedLayer:
         """Return the layer that it folds to, in double precision."""
         layer = _in_double(self.layer)
         layer = fold_all(layer, () if self.merges else find_foldable(layer).branches)
-        for v in (self.asr and self.asr.scale(), self.mean):
-            if v is not None:
-                write_parameters(layer, scaled(layer, v))
+        if self.asr is not None:
+            write_parameters(layer, scaled(layer, self.asr.scale()))
         return layer
 
     def run(self, layer: nn.Module, args: list, kwargs: dict) -> torch.Tensor:
-        """Run the layer and the scales after it in the paper's form.
+        """Run the layer and the ASR after it in the paper's form.
 
         Args:
             layer (nn.Module): A copy of it in double precision.
@@ -407,8 +389,6 @@ class _TrainedLayer:
         output = paper_form(layer, args, kwargs)
         if self.asr is not None:
             output = self.asr.paper_form(layer, output, *args)
-        if self.mean is not None:
-            output = output * self.mean.double().view(-1, *[1] * (output.dim() - 2))
         return output
 
 

@@ -38,10 +38,9 @@ def network_outputs(
 ) -> dict[str, torch.Tensor]:
     """Run a detector, segmentor or classifier of OpenMMLab on fixed images.
 
-    It runs in eval mode on the CPU, on the three images of :mod:`images` for each kind. The outputs are raw,
-    before thresholds and non-maximum suppression, which can turn a difference in the last bit into one box
-    more or less. For the same reason the second stage of a two-stage detector gets fixed proposals. A
-    segmentor's outputs are the logits of all pixels and of its auxiliary heads.
+    It runs in eval mode on the CPU, on the three images of :mod:`images` for each kind. The outputs are raw
+    (see :func:`raw_outputs`), because thresholds and non-maximum suppression can turn a difference in the
+    last bit into one box more or less.
 
     Args:
         model (nn.Module): A model with OpenMMLab's ``forward(inputs, data_samples, mode='tensor')``.
@@ -68,11 +67,29 @@ def _outputs(model: nn.Module, size: int, deviation: float) -> dict[str, torch.T
     torch.default_generator.manual_seed(0)  # for a network that draws noise
     generator = torch.Generator().manual_seed(0)
     inputs = comparison_images(model, input_channels(model), size, deviation, generator)
+    return raw_outputs(model, inputs, data_samples(inputs) if is_detector(model) else None)
+
+
+def raw_outputs(model: nn.Module, inputs: torch.Tensor, samples: list | None) -> dict[str, torch.Tensor]:
+    """Run a detector, segmentor or classifier of OpenMMLab, and return its raw outputs.
+
+    These are the outputs before thresholds and non-maximum suppression. The second stage of a two-stage
+    detector gets fixed proposals. A segmentor's outputs are the logits of all pixels and of its auxiliary
+    heads.
+
+    Args:
+        model (nn.Module): The network.
+        inputs (Tensor): Normalized images (N, C, H, W).
+        samples (list, optional): Data samples of the images, which only detectors need.
+
+    Returns:
+        dict[str, Tensor]: All output tensors by their place in the result.
+    """
     if lookup_by_class({'mmseg.BaseSegmentor': True}, model):
         return _segmentor_outputs(model, inputs)
     if not is_detector(model):
         return dict(tensors('output', model(inputs, mode='tensor')))
-    return _detector_outputs(model, inputs, generator)
+    return _detector_outputs(model, inputs, samples)
 
 
 def _segmentor_outputs(model: nn.Module, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -85,21 +102,21 @@ def _segmentor_outputs(model: nn.Module, inputs: torch.Tensor) -> dict[str, torc
     return dict(tensors('', outputs))
 
 
-def _detector_outputs(
-    model: nn.Module, inputs: torch.Tensor, generator: torch.Generator
-) -> dict[str, torch.Tensor]:
+def _detector_outputs(model: nn.Module, inputs: torch.Tensor, samples: list) -> dict[str, torch.Tensor]:
     from mmdet.models.roi_heads import CascadeRoIHead, SparseRoIHead, StandardRoIHead
     from mmengine.structures import InstanceData
 
-    samples = data_samples(inputs)
     roi_head = getattr(model, 'roi_head', None)
     if not isinstance(roi_head, CascadeRoIHead | StandardRoIHead) or isinstance(roi_head, SparseRoIHead):
         return dict(tensors('output', model(inputs, samples, mode='tensor')))
-    corner, extent = torch.rand(2, len(inputs), 16, 2, generator=generator) * inputs.shape[-1] / 2
-    boxes = [torch.cat([c, c + e + 1], dim=1) for c, e in zip(corner, extent, strict=True)]
+    generator = torch.Generator().manual_seed(0)
+    corner, extent = torch.rand(2, len(inputs), 16, 2, generator=generator) * min(inputs.shape[2:]) / 2
+    boxes = torch.cat([corner, corner + extent + 1], dim=2).to(inputs.device)
     features = model.extract_feat(inputs)
-    proposals = [InstanceData(bboxes=b) for b in boxes]
-    outputs = {'features': features, 'roi_head': roi_head(features, proposals, samples)}
+    outputs = {
+        'features': features,
+        'roi_head': roi_head(features, [InstanceData(bboxes=b) for b in boxes], samples),
+    }
     if model.with_rpn:
         outputs['rpn_head'] = model.rpn_head(features)
     return dict(tensors('', outputs))

@@ -17,7 +17,7 @@ from ..openmmlab.config import walk, without_downloads
 from ..registry import MODELS
 
 
-def deployed_config(config: Config, folded: Sequence[str] = (), network: nn.Module | None = None) -> Config:
+def deployed_config(config: Config, removed: Sequence[str] = (), network: nn.Module | None = None) -> Config:
     """Return the config of the deployed network.
 
     Backbones with re-parameterization become stock backbones. ASR plugins and mmasr's hooks are removed,
@@ -25,7 +25,7 @@ def deployed_config(config: Config, folded: Sequence[str] = (), network: nn.Modu
 
     Args:
         config (Config): Config of the trained network.
-        folded (Sequence[str]): Names of attention modules that were folded after training. Default: none.
+        removed (Sequence[str]): Names of attention modules that were removed after training. Default: none.
         network (nn.Module, optional): The folded network, without these modules. Default: None, which is
             enough if there are none and all folded layers are stock layers.
 
@@ -37,9 +37,10 @@ def deployed_config(config: Config, folded: Sequence[str] = (), network: nn.Modu
     """
     result = without_downloads(config.to_dict())
     scope = result.get('default_scope')
-    if folded:
-        result['model'] = _without_attention(result['model'], folded, network, scope)
     result['model'] = _deployed(result['model'], scope, network)
+    if removed:
+        model = _without_attention(result['model'], removed, network, scope)
+        result['model'] = _deployed(model, scope, network)
     result.update(load_from=None, resume=False)
     result.pop('work_dir', None)
     if 'custom_hooks' in result:  # those of mmasr are for training
@@ -116,14 +117,14 @@ def _deployed_class(config: dict, scope: str | None, network: nn.Module | None) 
     return deployed
 
 
-def _without_attention(model: dict, folded: Sequence[str], network: nn.Module, scope: str | None) -> dict:
+def _without_attention(model: dict, removed: Sequence[str], network: nn.Module, scope: str | None) -> dict:
     """Return the config of a model without some of its attention modules.
 
     If all modules of a part are gone, this is the config of the stock network without attention; otherwise
     the part is wrapped in ``mmasr.WithoutAttention``.
     """
     parts: dict[str, list[str]] = {}
-    for name in folded:
+    for name in removed:
         part, _, rest = name.partition('.')
         inside = isinstance(model.get(part), dict)
         parts.setdefault(part if inside else '', []).append(rest if inside else name)
@@ -148,6 +149,10 @@ def _plain_configs(config: dict) -> Iterator[dict]:
         for prefix in ('se', 'eca'):
             if config['model_name'].startswith(prefix):
                 yield {**config, 'model_name': config['model_name'].removeprefix(prefix)}
+        if config['model_name'].startswith('regnety'):
+            yield {**config, 'se_ratio': 0}
+    if name == 'CSPNeXt' and scope in ('', 'mmdet'):
+        yield {**config, 'channel_attention': False}
     if config.get('plugins'):
         remaining = [plugin for plugin in config['plugins'] if not _is_attention(plugin['cfg'])]
         yield {**config, 'plugins': remaining or None}

@@ -25,12 +25,11 @@ from ..errors import InputError, as_input_error, shortened, with_source
 from ..files import output_files, temporary_files
 from ..openmmlab.data_sources import check_data
 from ..openmmlab.evaluation import Track, evaluate, untracked
-from ..stripes.mean_fold import fold_means, replaced
 from ..untrusted import Network, Origin, open_checkpoint, write_config
-from .calibrate import Calibration, MeanFold, calibrate
 from .compare import IMAGES, images_for, network_outputs
 from .config_check import check_deployed_config
 from .deployed_config import deployed_config
+from .remove_attention import Removal, RemovedAttention, remove_attention
 from .saving import write_checkpoint
 from .semi_supervised import predicting_part
 
@@ -46,19 +45,18 @@ class Report:
         merged (dict[str, str]): Modules whose branches were merged -> their class.
         ours (dict[str, str]): Those of them that became layers of mmasr, which the deployed config imports ->
             class.
-        means (dict[str, str]): Attention modules whose mean was folded -> the layer that took it.
         parameters (tuple[int, int]): Number of parameters before and after.
         bytes (tuple[int, int]): Size of the checkpoint files before and after, in bytes.
         worst_layer (LayerDifference, optional): The folded layer that differs most from the trained one.
-        differences (list[Difference]): Differences of the two networks, output by output.
+        differences (list[Difference]): Differences of the two networks, output by output, before attention is
+            removed.
         bound (float): Largest difference allowed, relative to the largest value of an output.
         seconds (float): Duration.
         config_changes (list[str]): The parts of the model in which the deployed config differs from the
             trained one, such as ``model.backbone.type``; first the detector that was taken out of a
             semi-supervised one.
         left_out (dict[str, str]): Parts of the embedded config that the deployed one does not have -> why.
-        attention (MeanFold, optional): Findings about attention that depends on the image, if it was to be
-            folded.
+        attention (RemovedAttention, optional): The attention that was removed, if that was asked for.
         after (dict[str, float], optional): Metrics of the deployed network in that case.
     """
 
@@ -67,7 +65,6 @@ class Report:
     folded: dict[str, str]
     merged: dict[str, str]
     ours: dict[str, str]
-    means: dict[str, str]
     parameters: tuple[int, int]
     bytes: tuple[int, int]
     worst_layer: LayerDifference | None
@@ -76,7 +73,7 @@ class Report:
     seconds: float
     config_changes: list[str]
     left_out: dict[str, str]
-    attention: MeanFold | None = None
+    attention: RemovedAttention | None = None
     after: dict[str, float] | None = None
 
 
@@ -86,7 +83,7 @@ def reparameterize(
     out: str | Path | None = None,
     force: bool = False,
     trust_imports: bool = False,
-    calibration: Calibration | None = None,
+    removal: Removal | None = None,
     track: Track = untracked,
 ) -> Report:
     """Fold all re-parameterization of a checkpoint, verify the result, and write it with its config.
@@ -100,8 +97,8 @@ def reparameterize(
         force (bool): Replace existing files. Default: False.
         trust_imports (bool): Run all ``custom_imports`` of the embedded config, and allow the classes that
             they register. Default: False.
-        calibration (Calibration, optional): Also fold attention that depends on the image, replaced by its
-            mean; the network is then evaluated before and after. Default: such attention stays.
+        removal (Removal, optional): Also remove attention that depends on the image. The network is then
+            evaluated before and after. Default: such attention stays.
         track (callable): Progress bar like ``rich.progress.track``. Default: none.
 
     Returns:
@@ -122,13 +119,11 @@ def reparameterize(
     opened = open_checkpoint(source)
     inputs = [source, *([config] if config else [])]
     targets = output_files(inputs, out or source.with_name(f'{source.stem}_deploy.pth'), force)
-    if 'mmasr' in opened.content['meta'] and not calibration:
+    if 'mmasr' in opened.content['meta'] and not removal:
         raise InputError(f'{source} is already deployed: its re-parameterization is folded')
     with temporary_files(*targets, force=force) as files:
         # The trained network and its checkpoint are gone before another one is built from the files.
-        deployed = _deploy(
-            opened.network(config, trust_imports, bool(calibration)), files, calibration, track
-        )
+        deployed = _deploy(opened.network(config, trust_imports, bool(removal)), files, removal, track)
         worst_layer, differences, after = _verify(deployed, files, track)
         size = files[0].stat().st_size
     return Report(
@@ -137,7 +132,6 @@ def reparameterize(
         folded=deployed.folded,
         merged=deployed.merged,
         ours=deployed.ours,
-        means=deployed.attention.hosts if deployed.attention else {},
         parameters=deployed.parameters,
         bytes=(source.stat().st_size, size),
         worst_layer=worst_layer,
@@ -168,7 +162,9 @@ class _Deployed:
         parameters (tuple[int, int]): Number of parameters before and after.
         layers (TrainedLayers): The trained layers, to compare the folded ones with.
         meta (dict): The ``meta`` of the trained checkpoint.
-        attention (MeanFold, optional): The attention whose mean was folded.
+        compared (tuple[LayerDifference | None, list[Difference]], optional): Differences that folding made
+            before attention was removed; None if it was not.
+        attention (RemovedAttention, optional): The attention that was removed.
         evaluator (dict | list, optional): Config of the metrics to evaluate it with.
     """
 
@@ -185,28 +181,26 @@ class _Deployed:
     parameters: tuple[int, int]
     layers: TrainedLayers
     meta: dict
-    attention: MeanFold | None
+    compared: tuple[LayerDifference | None, list[Difference]] | None
+    attention: RemovedAttention | None
     evaluator: dict | list | None
 
 
-def _deploy(
-    trained: Network, files: Sequence[Path], calibration: Calibration | None, track: Track
-) -> _Deployed:
-    """Run the trained network, fold it, and write its files."""
+def _deploy(trained: Network, files: Sequence[Path], removal: Removal | None, track: Track) -> _Deployed:
+    """Run the trained network, fold it, remove its attention if asked to, and write its files."""
     trained, part_changes = predicting_part(trained)
     model, origin = trained.model, trained.origin
     foldable = find_deployable(trained)
-    if calibration:
+    if removal:
         check_data(trained.config, 'train_dataloader', 'test_dataloader', 'test_evaluator')
     elif not foldable:
         raise InputError(f'{origin.source} has no re-parameterization to fold')
     before, images = _count(model), images_for(model)
+    compared = attention = None
     with origin.limits():
-        attention = calibrate(model, trained.config, calibration, track) if calibration else None
-        with replaced(model, attention.constants() if attention else {}):
-            expected = _run(model, foldable, origin.source, images)
-        removed = (attention.means, attention.hosts) if attention else ()
-        layers = TrainedLayers(model, foldable, trained.weights, *removed)
+        expected = _run(model, foldable, origin.source, images)
+        layers = TrainedLayers(model, foldable, trained.weights)
+        bound = BOUNDS[coarsest(map(layers.dtype, layers.references))]
         folded = {name: part.describe() for name, part in foldable.reparameterizations().items()}
         merged = {
             name: stock_class(type(module)).__name__
@@ -214,18 +208,26 @@ def _deploy(
             if name in foldable.branches
         }
         with with_source(origin.source):
-            layers.fused = _fold(model, foldable, attention)
-            with as_input_error('the config has no deployed form'):
-                config = deployed_config(trained.config, list(attention.hosts) if attention else [], model)
-            changes = check_deployed_config(trained.config.to_dict(), config.to_dict())
+            layers.fused = _fold(model, foldable)
             weights, rounded = _round(model, layers, expected, images)
+            if removal:
+                compared = _compare(model, weights, layers, images, rounded, expected, bound)
+                attention = remove_attention(model, trained.config, removal, track)
+                weights = _in_types_of(weights, model)
+                model.load_state_dict(weights)
+                expected = rounded = _outputs(model, images)
+                layers = TrainedLayers(model, Foldable({}, {}, {}), weights)
+            with as_input_error('the config has no deployed form'):
+                removed = attention.report.removed if attention else []
+                config = deployed_config(trained.config, removed, model)
+            changes = check_deployed_config(trained.config.to_dict(), config.to_dict())
     became = {name: type(model.get_submodule(name)) for name in merged}
     deployed = _Deployed(
         origin=origin,
         images=images,
         expected=expected,
         rounded=rounded,
-        bound=BOUNDS[coarsest(map(layers.dtype, layers.references))],
+        bound=bound,
         config=origin.deployed(config.to_dict()),
         config_changes=part_changes + changes,
         folded=folded,
@@ -234,6 +236,7 @@ def _deploy(
         parameters=(before, _count(model)),
         layers=layers,
         meta=trained.meta,
+        compared=compared,
         attention=attention,
         evaluator=trained.config.get('test_evaluator'),
     )
@@ -258,6 +261,15 @@ def _round(
     check_differences(compare(expected, _outputs(model, images)), BOUNDS[torch.float32])
     model.load_state_dict(weights)
     return weights, _outputs(model, images)
+
+
+def _in_types_of(weights: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the state of a network in the types of earlier weights, and these themselves if still equal."""
+    state = model.state_dict()
+    return {
+        name: weights[name] if weights[name].to(tensor).equal(tensor) else tensor.to(weights[name].dtype)
+        for name, tensor in state.items()
+    }
 
 
 def find_deployable(network: Network) -> Foldable:
@@ -296,8 +308,8 @@ def _run(
     return outputs
 
 
-def _fold(model: nn.Module, foldable: Foldable, attention: MeanFold | None) -> dict[str, list[str]]:
-    """Fold a network, fuse the biases that its stock form does not have, and fold the means of attention.
+def _fold(model: nn.Module, foldable: Foldable) -> dict[str, list[str]]:
+    """Fold a network, and fuse the biases that its stock form does not have.
 
     Returns:
         dict[str, list[str]]: Name of a convolution whose bias was fused -> names of the BatchNorms that took
@@ -311,10 +323,7 @@ def _fold(model: nn.Module, foldable: Foldable, attention: MeanFold | None) -> d
     ]
     fold(model, stay)
     biased = [name for name in without_bias if isinstance(model.get_submodule(name), nn.Conv2d)]
-    fused = fuse_biases(model, biased, lambda: _outputs(model))
-    if attention:
-        fold_means(model, attention.means, attention.hosts)
-    return fused
+    return fuse_biases(model, biased, lambda: _outputs(model))
 
 
 def _write(weights: dict[str, torch.Tensor], deployed: _Deployed, files: Sequence[Path]) -> None:
@@ -325,12 +334,39 @@ def _write(weights: dict[str, torch.Tensor], deployed: _Deployed, files: Sequenc
         'source': deployed.origin.source.name,
         'folded': deployed.folded,
         'merged': deployed.merged,
-        'means': deployed.attention.hosts if deployed.attention else {},
+        'attention': _placements(deployed.attention),
     }
     weights_file, config_file = files
     config_file.write_text(text, encoding='utf-8')
     meta = {**deployed.meta, 'mmasr': record, 'cfg': text}
     write_checkpoint({'meta': meta, 'state_dict': weights}, weights_file)
+
+
+def _placements(attention: RemovedAttention | None) -> dict[str, str]:
+    """Return the layers that took the constants of each attention module that was removed."""
+    modules = attention.report.modules if attention else {}
+    return {name: module.placement for name, module in modules.items() if module.placement}
+
+
+def _compare(
+    model: nn.Module,
+    weights: dict[str, torch.Tensor],
+    layers: TrainedLayers,
+    images: Sequence[tuple[int, float]],
+    rounded: dict[str, torch.Tensor],
+    expected: dict[str, torch.Tensor],
+    bound: float,
+) -> tuple[LayerDifference | None, list[Difference]]:
+    """Compare a folded network with the trained one: its tensors, layers and outputs."""
+    worst_tensor = layers.check_tensors(model, weights, torch.float32)
+    with layers.compared(model) as found:
+        outputs = _outputs(model, images)
+    worst_layer = layers.check_layers(found)
+    check_differences(compare(rounded, outputs), BOUNDS[torch.float32])
+    differences = compare(expected, outputs)
+    check_differences(differences, bound)
+    worst = [difference for difference in (worst_tensor, worst_layer) if difference]
+    return max(worst, key=lambda difference: difference.relative, default=None), differences
 
 
 def _verify(
@@ -342,21 +378,21 @@ def _verify(
     with origin.limits():
         with with_source(origin.source):
             _check_meta(deployed.meta, rebuilt.meta)
-            worst_tensor = deployed.layers.check_tensors(rebuilt.model, rebuilt.weights, torch.float32)
-            with deployed.layers.compared(rebuilt.model) as layers:
-                outputs = _outputs(rebuilt.model, deployed.images)
-            worst_layer = deployed.layers.check_layers(layers)
-            check_differences(compare(deployed.rounded, outputs), BOUNDS[torch.float32])
-            differences = compare(deployed.expected, outputs)
-            check_differences(differences, deployed.bound)
-        found = [difference for difference in (worst_tensor, worst_layer) if difference]
-        worst = max(found, key=lambda difference: difference.relative, default=None)
+            worst, differences = _compare(
+                rebuilt.model,
+                rebuilt.weights,
+                deployed.layers,
+                deployed.images,
+                deployed.rounded,
+                deployed.expected,
+                deployed.bound,
+            )
         if not attention:
             return worst, differences, None
         rebuilt.model.to(get_device())
         description = 'evaluating the deployed network'
         metrics = evaluate(rebuilt.model, attention.loader, deployed.evaluator, track, description)
-        return worst, differences, metrics
+        return *deployed.compared, metrics
 
 
 def _check_meta(trained: dict, written: dict) -> None:

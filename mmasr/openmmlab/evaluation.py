@@ -39,7 +39,9 @@ def quiet() -> contextlib.AbstractContextManager:
     return contextlib.redirect_stdout(io.StringIO())
 
 
-def build_loader(config: Config, dataset: dict | None = None, images: int | None = None) -> DataLoader:
+def build_loader(
+    config: Config, dataset: dict | None = None, images: int | None = None, batch_size: int | None = None
+) -> DataLoader:
     """Build the test dataloader of a config, which contains every image once.
 
     If there are several processes, each gets a part of the images.
@@ -50,6 +52,7 @@ def build_loader(config: Config, dataset: dict | None = None, images: int | None
             dataloader.
         images (int, optional): Number of images to draw at random; the images and their order are always the
             same. Default: None, all images in the order of the dataset.
+        batch_size (int, optional): Largest batch size. Default: None, that of the test dataloader.
 
     Returns:
         DataLoader: The dataloader. Its attribute ``metainfo`` is that of the dataset.
@@ -74,7 +77,10 @@ def build_loader(config: Config, dataset: dict | None = None, images: int | None
             order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
             data = Subset(data, order[:images].tolist())
         sampler = {'type': 'mmengine.DefaultSampler', 'shuffle': False, 'round_up': False}
-        loader = Runner.build_dataloader({**settings, 'dataset': data, 'sampler': sampler}, seed=0)
+        settings = {**settings, 'dataset': data, 'sampler': sampler}
+        if batch_size is not None:
+            settings['batch_size'] = min(batch_size, settings['batch_size'])
+        loader = Runner.build_dataloader(settings, seed=0)
     loader.metainfo = metainfo
     return loader
 

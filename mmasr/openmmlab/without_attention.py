@@ -1,4 +1,4 @@
-"""Networks in which attention was folded after training."""
+"""Networks whose attention was removed after training."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from ..registry import MODELS
 
 @MODELS.register_module()
 def WithoutAttention(network: dict, modules: Sequence[str], **options) -> nn.Module:  # noqa: N802
-    """Build any registered network, and remove the attention modules whose mean was folded after training.
+    """Build any registered network, and remove attention modules from it.
 
     Args:
         network (dict): Config of the network, of any registry that mmengine knows.
@@ -33,7 +33,9 @@ def WithoutAttention(network: dict, modules: Sequence[str], **options) -> nn.Mod
     known = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
     if missing := [str(name) for name in modules if name not in known]:
         raise InputError(f'WithoutAttention: {type(model).__name__} has no module {shortened(missing)}')
-    for name in modules:
-        replace_module(model, name, nn.Identity())
+    removed = {model.get_submodule(name) for name in modules}
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if module in removed:
+            replace_module(model, name, nn.Identity())
     restore_classes(model)
     return model

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.differences import BOUNDS, coarsest, tensors
+from ..core.class_surgery import restore_classes
+from ..core.differences import BOUNDS, coarsest
 from ..core.foldable import find_foldable
 from ..errors import InputError, shortened
 from .distill import Runs, Track, change, distill, is_decision, last_shared_map, loss, only_training
@@ -77,6 +78,13 @@ class AttentionReport:
         """Names of the modules that were removed."""
         return [name for name, module in self.modules.items() if module.reason is None]
 
+    def summary(self) -> str:
+        """Return a line that says how much the outputs changed."""
+        return (
+            f'{self.measure} on held-out inputs: {self.change:.2%} ({self.start:.2%} before distillation; '
+            f'{self.all_removed:.2%} with all that can be placed)'
+        )
+
     def __str__(self) -> str:
         lines = [f'{len(self.removed)} of {len(self.modules)} attention modules removed']
         lines += [
@@ -85,11 +93,7 @@ class AttentionReport:
             for name, module in self.modules.items()
         ]
         lines += [f'  {name}: stays: {reason}' for name, reason in self.other.items()]
-        lines.append(
-            f'{self.measure} on held-out inputs: {self.change:.2%} ({self.start:.2%} before distillation; '
-            f'{self.all_removed:.2%} with all that can be placed)'
-        )
-        return '\n'.join(lines)
+        return '\n'.join([*lines, self.summary()])
 
 
 def call_model(model: nn.Module, batch: object) -> object:
@@ -117,6 +121,8 @@ def fold_attention(
     weights: bool = False,
     maps: Collection[str] | None = None,
     agreement: Callable[[Any, Any], float] | None = None,
+    accept: Callable[[nn.Module], bool] | None = None,
+    capture: bool = True,
     track: Track = lambda items, description: items,
 ) -> AttentionReport:
     """Remove attention from a trained network, in place.
@@ -142,6 +148,10 @@ def fold_attention(
             outputs, if these are not one decision per input. Default: the last map that all outputs share.
         agreement (callable, optional): ``(teacher's outputs, student's outputs) -> share in [0, 1]`` that
             agrees after decoding, such as boxes or texts, in place of the measures above.
+        accept (callable, optional): Decides in place of the tolerance. It gets the network with constants in
+            place of some modules and returns whether that is good enough, by its accuracy for instance.
+        capture (bool): Also remove attention in the code of larger modules. These become a
+            ``torch.fx.GraphModule`` of the same layers. Default: True.
         track (callable): Progress bar like ``rich.progress.track``. Default: none.
 
     Returns:
@@ -152,7 +162,8 @@ def fold_attention(
             one input, too few inputs for the constants to distill, NaN, or outputs without tensors. The
             network is then unchanged.
     """
-    return _Folding(model, batches, forward, maps, agreement, track).run(tolerance, epochs, weights)
+    folding = _Folding(model, batches, forward, maps, agreement, capture, track)
+    return folding.run(tolerance, accept, epochs, weights)
 
 
 class _Folding:
@@ -165,11 +176,12 @@ class _Folding:
         forward: Callable[[nn.Module, Any], Any],
         maps: Collection[str] | None,
         agreement: Callable[[Any, Any], float] | None,
+        capture: bool,
         track: Track,
     ) -> None:
         if any(module.training for module in model.modules()):
             raise InputError('the network is in training mode; call model.eval() first')
-        if names := find_foldable(model).names():
+        if names := list(find_foldable(model).reparameterizations()):
             raise InputError(
                 f'the network has re-parameterization ({shortened(names)}); call mmasr.fold first'
             )
@@ -185,20 +197,22 @@ class _Folding:
             shared = last_shared_map(self.runs, self.held_out[0])
             names = shared if maps is None else [f'0.{name}' for name in maps]
             self.runs = dataclasses.replace(self.runs, maps=names)
-        self.gates, self.other = find_gates(model, self._run_once)
+        self.gates, self.other = find_gates(model, self._run_once, capture)
         if not self.gates:
             stays = ''.join(f'; {name}: {reason}' for name, reason in self.other.items())
             raise InputError(
                 f'{type(model).__name__} has no attention with one value per image and channel{stays}'
             )
 
-    def _run_once(self) -> None:
+    def _run_once(self) -> dict[str, torch.Tensor]:
         with torch.no_grad():
-            self.runs.outputs(self.held_out[0])
+            return self.runs.outputs(self.held_out[0])[0]
 
     @torch.no_grad()
-    def run(self, tolerance: float, epochs: int, weights: bool) -> AttentionReport:
-        """Fold what the tolerance allows."""
+    def run(
+        self, tolerance: float, accept: Callable[[nn.Module], bool] | None, epochs: int, weights: bool
+    ) -> AttentionReport:
+        """Fold what the tolerance allows, or what is accepted."""
         values, constants = self._means()
         modules = {gate.name: AttentionModule(gate.kind, values[gate.name]) for gate in self.gates}
         placements, reasons = self._place(constants)
@@ -214,10 +228,10 @@ class _Folding:
             all_removed = self._change(gates, constants)
             for gate in gates:
                 modules[gate.name].effect = effects[gate.name]
-            chosen, distilled = self._choose(gates, constants, tolerance, epochs)
+            chosen, distilled = self._choose(gates, constants, tolerance, accept, epochs)
             for gate in gates[len(chosen) :]:
-                reason = f'removing it too changes more than {tolerance:.2%} of the outputs'
-                modules[gate.name].reason = reason
+                problem = 'is not accepted' if accept else f'changes more than {tolerance:.2%} of the outputs'
+                modules[gate.name].reason = f'removing it too {problem}'
             start, end = self._change(chosen, constants), self._change(chosen, distilled)
             constants = distilled
         if chosen:
@@ -300,18 +314,25 @@ class _Folding:
         return {name: total / (len(self.training) + len(self.held_out)) for name, total in effects.items()}
 
     def _choose(
-        self, gates: list[Gate], constants: dict[str, torch.Tensor], tolerance: float, epochs: int
+        self,
+        gates: list[Gate],
+        constants: dict[str, torch.Tensor],
+        tolerance: float,
+        accept: Callable[[nn.Module], bool] | None,
+        epochs: int,
     ) -> tuple[list[Gate], dict[str, torch.Tensor]]:
-        """Return as many of the first gates as can go within the tolerance, and their distilled constants."""
+        """Return as many of the first gates as can go, and their distilled constants."""
         distilled: dict[int, dict[str, torch.Tensor]] = {0: constants}
 
-        def changes(count: int) -> float:
-            if count not in distilled:
-                trained = self._distill(gates[:count], constants, epochs) if epochs else {}
-                distilled[count] = {**constants, **trained}
-            return self._change(gates[:count], distilled[count])
+        def is_acceptable(count: int) -> bool:
+            trained = self._distill(gates[:count], constants, epochs) if epochs else {}
+            distilled[count] = {**constants, **trained}
+            if accept is None:
+                return self._change(gates[:count], distilled[count]) <= tolerance
+            self._set(gates[:count], distilled[count])
+            return accept(self.box[0])
 
-        count = largest_count(len(gates), lambda count: changes(count) <= tolerance)
+        count = largest_count(len(gates), is_acceptable)
         return gates[:count], distilled[count]
 
     def _distill(
@@ -384,6 +405,7 @@ class _Folding:
                     *(parameters, _WEIGHTS_RATE, *data),
                 )
             keep()
+        restore_classes(self.box)
         return self._changed(teacher.outputs, self.runs.outputs) if teacher else None
 
 
@@ -456,9 +478,21 @@ def _to(batch: object, device: torch.device | None) -> Any:
 
 
 def _count(batch: object) -> int:
-    """Return the number of images in a batch."""
-    first = next((tensor for _, tensor in tensors('', batch) if tensor.dim()), None)
-    return 1 if first is None else len(first)
+    """Return the number of images in a batch: the length of its first tensor or list of tensors.
+
+    Images of different sizes come in lists. A batch that is a list itself contains arguments.
+    """
+    return next(_lengths(batch if isinstance(batch, list | tuple) else [batch]), 1)
+
+
+def _lengths(values: Iterable) -> Iterator[int]:
+    for value in values:
+        is_tensor = isinstance(value, torch.Tensor) and value.dim()
+        is_list = isinstance(value, list) and value and isinstance(value[0], torch.Tensor)
+        if is_tensor or is_list:
+            yield len(value)
+        elif isinstance(value, dict | tuple):
+            yield from _lengths(value.values() if isinstance(value, dict) else value)
 
 
 def _split(batches: Iterable) -> tuple[list, list, int]:
@@ -481,12 +515,14 @@ def _halves(batch: object) -> list:
     first = max(1, count // 10)
 
     def part(value: object, images: slice) -> Any:
-        if isinstance(value, torch.Tensor):
-            return value[images] if value.dim() and len(value) == count else value
         if isinstance(value, dict):
             return {key: part(item, images) for key, item in value.items()}
-        return type(value)(part(item, images) for item in value) if type(value) in (list, tuple) else value
+        if isinstance(value, tuple):
+            return tuple(part(item, images) for item in value)
+        is_tensor = isinstance(value, torch.Tensor) and value.dim()
+        return value[images] if (is_tensor or isinstance(value, list)) and len(value) == count else value
 
+    batch = tuple(batch) if isinstance(batch, list) else batch
     return [part(batch, slice(first)), part(batch, slice(first, None))]
 
 

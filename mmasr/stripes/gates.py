@@ -22,6 +22,7 @@ import torch
 from torch import fx, nn
 
 from ..core.class_surgery import replace_module
+from ..core.differences import tensors
 from ..errors import one_line
 from .trace import Call, Trace
 
@@ -50,26 +51,28 @@ class Switch(nn.Module):
         self.v: torch.Tensor | None = None
         self.observe: Callable[[torch.Tensor, torch.Tensor], None] | None = None
 
-    def forward(
-        self, x: torch.Tensor, product: torch.Tensor | None = None, g: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, *args, **kwargs) -> torch.Tensor:
         """Map x to its product with the attention or the constants.
 
         Args:
-            x (Tensor): A feature map.
-            product (Tensor, optional): Its product with the attention, unless :attr:`attention` computes it.
-            g (Tensor, optional): The values of the attention, given with the product.
+            *args: The arguments of :attr:`attention`, of which only x is a tensor. Without such a module: x,
+                x · g or x · (1 + g), and g; only x if there are constants.
+            **kwargs: Keyword arguments of :attr:`attention`.
         """
+        x, *product_and_g = (tensor for _, tensor in tensors('', (args, kwargs)))
         if self.v is not None:
             return x * self.v.to(x.dtype).view(-1, *[1] * (-1 - self.dim))
-        if self.observe is None:
-            return self.attention(x) if product is None else product
-        if product is None:
+        if self.attention is None:
+            product, g = product_and_g
+        elif self.observe is None:
+            return self.attention(*args, **kwargs)
+        else:
             before = x.clone()  # the attention may write into it
             with Trace(self.attention, self._keep_gate):
-                product = self.attention(x)
+                product = self.attention(*args, **kwargs)
             x, g = before, self.last
-        self.observe(x, self._values(x, product, g))
+        if self.observe is not None:
+            self.observe(x, self._values(x, product, g))
         return product
 
     def _keep_gate(self, call: Call, output: object) -> None:
@@ -193,12 +196,15 @@ class _Finder:
         return [p for p in self.gates() if p.dim is not None and _owner(p) == (None, False)]
 
 
-def find_gates(model: nn.Module, run: Callable[[], object]) -> tuple[list[Gate], dict[str, str]]:
+def find_gates(
+    model: nn.Module, run: Callable[[], object], capture: bool = True
+) -> tuple[list[Gate], dict[str, str]]:
     """Find the gates of a network, and say why other attention stays.
 
     Args:
         model (nn.Module): A network in eval mode. It is the same afterwards.
         run (callable): Runs it once.
+        capture (bool): Also find gates in the code of larger modules. Default: True.
 
     Returns:
         tuple[list[Gate], dict[str, str]]: The gates, in the order in which they run; and attention that has
@@ -223,6 +229,8 @@ def find_gates(model: nn.Module, run: Callable[[], object]) -> tuple[list[Gate],
             gates.setdefault(
                 owner.name, Gate(owner.name, kind, Switch(product.dim, owner.module), owner.name)
             )
+        elif not capture:
+            reasons[owner.name] = f'its product is in the code of {kind}, and not in a module of its own'
         elif owner.name not in captured:
             try:
                 captured[owner.name] = _capture(model, owner, run)

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from ..core.differences import tensors
 from ..core.scaling import output_channels, scaled
 from .gates import Gate
 from .trace import Call, Trace
@@ -67,7 +68,7 @@ def find_placements(
     Args:
         model (nn.Module): A network in eval mode whose gates are switches with constants.
         gates (list[Gate]): The gates.
-        run (callable): Runs the network once.
+        run (callable): Runs the network once and returns its outputs.
 
     Returns:
         tuple[dict[str, Placement], dict[str, str]]: Placement of each gate, and for gates without one the
@@ -75,8 +76,10 @@ def find_placements(
     """
     trace = Trace(model)
     with torch.no_grad(), trace:
-        run()
-    search = _Search(model, trace)
+        outputs = run()
+        with torch._C.DisableTorchFunction():
+            returned = {trace.value(tensor) for _, tensor in tensors('', outputs)}
+    search = _Search(model, trace, returned)
     placements, reasons = {}, {}
     for gate in gates:
         try:
@@ -96,16 +99,20 @@ def _checked(placement: Placement, gate: Gate) -> Placement:
 
 
 class _Search:
-    """Search for placements in one run of a network."""
+    """Search for placements in one run of a network.
 
-    def __init__(self, model: nn.Module, trace: Trace) -> None:
-        self.trace = trace
+    Args:
+        model (nn.Module): The network.
+        trace (Trace): The run.
+        returned (set[int]): Values that the network returns, so that they must stay as they are.
+    """
+
+    def __init__(self, model: nn.Module, trace: Trace, returned: set[int]) -> None:
+        self.trace, self.returned = trace, returned
         self.readers = trace.readers()
         self.writers = {value: call for call in trace.calls if call.module is None for value in call.outputs}
         self.names = {module: name for name, module in model.named_modules()}
         self.owners = Counter(id(p) for m in self.names for p in m._parameters.values() if p is not None)
-        #: Values that the network returns, so that they must stay as they are.
-        self.returned = {value for call in trace.calls if call.outer is None for value in call.outputs}
         self.layer_calls: dict[nn.Module, list[Call]] = defaultdict(list)
         for call in trace.calls:
             if layer := self._layer(call):
@@ -116,9 +123,9 @@ class _Search:
         if call.name not in _SCALED or call.outer is None:
             return None
         module, weight = call.outer.module, call.kwargs.get('weight')
-        tensors = [weight, *(arg for arg in call.args[1:] if isinstance(arg, torch.Tensor))]
+        read = [weight, *(arg for arg in call.args[1:] if isinstance(arg, torch.Tensor))]
         own = module._parameters.get('weight')
-        return module if own is not None and any(tensor is own for tensor in tensors) else None
+        return module if own is not None and any(tensor is own for tensor in read) else None
 
     def _check_layer(self, layer: nn.Module, used: list[Call]) -> None:
         name = self.names[layer]

@@ -15,6 +15,7 @@ from rich.table import Column, Table
 from ..errors import InputError, printable
 from ..files import temporary_files
 from .figures import choose_evenly, draw_deviations, draw_stripes
+from .fold_attention import AttentionReport
 from .observer import STEADY, Stripes
 
 #: Files that :func:`write_report` writes.
@@ -43,6 +44,32 @@ def stripes_table(stripes: Iterable[Stripes], title: str = 'Stripes') -> Table:
             f'{summary["between_channels"]:.4f}',
         )
         table.add_row(printable(s.name), printable(s.kind), str(len(s.v.mean)), *cells)
+    return table
+
+
+def attention_table(report: AttentionReport) -> Table:
+    """Return a table of the attention that was removed or stays, for the terminal.
+
+    Args:
+        report (AttentionReport): The report of :func:`mmasr.fold_attention`.
+
+    Returns:
+        Table: The table.
+    """
+    width = min(max(map(len, [*report.modules, *report.other])), 40)
+    columns = ('kind', 'channels', 'median std', 'effect alone', 'constants in, or why it stays')
+    table = Table(Column('module', overflow='fold', min_width=width), *columns, title='Attention', box=SIMPLE)
+    for name, module in report.modules.items():
+        table.add_row(
+            printable(name),
+            printable(module.kind),
+            str(len(module.values.mean)),
+            f'{module.values.std.quantile(0.5):.4f}',
+            '' if module.effect is None else f'{module.effect:.1e}',
+            printable(module.placement or f'stays: {module.reason}'),
+        )
+    for name, reason in report.other.items():
+        table.add_row(printable(name), '', '', '', '', printable(f'stays: {reason}'))
     return table
 
 

@@ -37,7 +37,8 @@ class DIABlock(Mixin):
         """
         for name in plugin_names:
             plugin = getattr(self, name)
-            x = plugin(x, self.state) if isinstance(plugin, DIA) else plugin(x)
+            is_dia = isinstance(getattr(plugin, 'attention', plugin), DIA)  # a Switch of stripes around it
+            x = plugin(x, self.state) if is_dia else plugin(x)
         return x
 
     def restore_class(self) -> None:

@@ -1,0 +1,3 @@
+_base_ = 'resnet20_se.py'
+
+model = dict(backbone=dict(plugins=[dict(cfg=dict(type='mmasr.ECA'), position='after_conv2')]))

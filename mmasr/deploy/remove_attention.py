@@ -1,0 +1,147 @@
+"""Remove attention from a trained network on the data of its config, and measure what that costs there."""
+
+import dataclasses
+
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ..errors import InputError
+from ..openmmlab.evaluation import Track, build_loader, calibration_dataset, evaluate, main_metric, untracked
+from ..stripes.fold_attention import TOLERANCE, AttentionReport, fold_attention
+from .compare import raw_outputs
+
+#: Batches for Adam to take steps with. Those of a test dataloader may be large.
+_BATCHES = 20
+#: Metrics that are percentages: those of MMPretrain and MMSegmentation, and panoptic ones. Others are
+#: fractions.
+_PERCENTAGES = (
+    *('accuracy/', 'single-label/', 'multi-label/', 'retrieval/', 'coco_panoptic/'),
+    *('aAcc', 'mIoU', 'mAcc', 'mDice', 'mFscore', 'mPrecision', 'mRecall'),
+)
+
+
+@dataclasses.dataclass
+class Removal:
+    """Options for removing attention from a trained network.
+
+    Attributes:
+        images (int): Number of training images, whose labels are not used. Default: 500.
+        epochs (int): Epochs of distillation. Default: 5.
+        weights (bool): Whether to distill all weights, not only the constants. Default: False.
+        tolerance (float): See :func:`mmasr.fold_attention`. Default: 0.02.
+        max_drop (float, optional): Percentage points of the main metric that may be lost on the test data, in
+            place of the tolerance. Default: none.
+
+    Raises:
+        InputError: If one of them is too small.
+    """
+
+    images: int = 500
+    epochs: int = 5
+    weights: bool = False
+    tolerance: float = TOLERANCE
+    max_drop: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.images < 2:
+            raise InputError(f'`images` {self.images}: use a few hundred, at least two')
+        if self.epochs < 0:
+            raise InputError(f'`epochs` {self.epochs}: at least 0')
+        for name in ('tolerance', 'max_drop'):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise InputError(f'`{name}` {value}: at least 0')
+
+
+@dataclasses.dataclass
+class RemovedAttention:
+    """Result of :func:`remove_attention`.
+
+    Attributes:
+        report (AttentionReport): What was removed, and what stays.
+        before (dict[str, float]): Metrics of the trained network on the test data.
+        metric (str): The main metric.
+        loader (DataLoader): The test data.
+    """
+
+    report: AttentionReport
+    before: dict[str, float]
+    metric: str
+    loader: DataLoader
+
+
+def to_percentage_points(metric: str, value: float) -> float:
+    """Convert a metric to percentage points.
+
+    Args:
+        metric (str): Its name.
+        value (float): Its value.
+
+    Returns:
+        float: Percentage points.
+    """
+    return value if metric.startswith(_PERCENTAGES) else 100 * value
+
+
+def remove_attention(
+    model: nn.Module, config: Config, options: Removal, track: Track = untracked
+) -> RemovedAttention:
+    """Remove attention from a trained network, in place.
+
+    Args:
+        model (nn.Module): The trained network, on the CPU, without re-parameterization.
+        config (Config): Its config, with training data, test data and a test evaluator.
+        options (Removal): How much to remove, and how.
+        track (callable): Progress bar like ``rich.progress.track``. Default: none.
+
+    Returns:
+        RemovedAttention: What was removed.
+
+    Raises:
+        InputError: If the network has no attention that can be removed, or none within the limits; or if the
+            data cannot be used. The network is then unchanged.
+    """
+    if not config.get('test_evaluator'):
+        raise InputError('the config has no test_evaluator to measure with')
+    size = max(1, options.images // _BATCHES)
+    images = build_loader(config, calibration_dataset(config), options.images, size)
+    loader = build_loader(config)
+    model.to(get_device())
+    before = evaluate(model, loader, config.test_evaluator, track)
+    metric = main_metric(config, before)
+
+    def is_good_enough(student: nn.Module) -> bool:
+        after = evaluate(student, loader, config.test_evaluator, track)
+        lost = before[metric] - after.get(metric, 0)  # without detections there is no metric
+        return to_percentage_points(metric, lost) <= options.max_drop
+
+    try:
+        report = fold_attention(
+            model,
+            track(images, 'loading images'),
+            forward=_raw_outputs,
+            tolerance=options.tolerance,
+            epochs=options.epochs,
+            weights=options.weights,
+            accept=None if options.max_drop is None else is_good_enough,
+            capture=False,
+            track=track,
+        )
+    finally:
+        model.cpu()
+    if not report.removed:
+        effects = {name: m.effect for name, m in report.modules.items() if m.effect is not None}
+        name = min(effects, key=effects.get)
+        limit = f'changes more than {options.tolerance:.2%} of the outputs'
+        if options.max_drop is not None:
+            limit = f'loses more than {options.max_drop} points of {metric}'
+        raise InputError(f'removing even the attention module that matters least, {name}, {limit}')
+    return RemovedAttention(report, before, metric, loader)
+
+
+def _raw_outputs(model: nn.Module, batch: dict) -> dict[str, torch.Tensor]:
+    data = model.data_preprocessor(batch, False)
+    return raw_outputs(model, data['inputs'], data['data_samples'])
