@@ -68,7 +68,8 @@ def test_a_custom_attention_can_be_observed(monkeypatch):
 OPTIONS = {
     'train': '--work-dir --cfg-options --launcher --amp --resume --auto-scale-lr',
     'test': '--work-dir --cfg-options --launcher --out --show-dir',
-    'reparam': '--config --out --force --trust-imports --fold-attention --calibrate --max-drop',
+    'reparam': '--config --out --force --trust-imports --fold-attention --calibrate --distill '
+    '--distill-weights --tolerance --max-drop',
     'stripes': '--images --out --force --modules --cfg-options',
     'convert': '--attention --out --force',
     'sweep': '--seeds --out',

@@ -29,7 +29,7 @@ FILES = ('errors', 'files', 'plots', 'processes', 'registry', 'packaged', '__mai
 ALLOWED_FILES = {room: FILES[:1] if room in TORCH_ONLY else FILES[:5] for room in ROOMS}
 # These files of the stripes observe any network; pictures, pages and the hook need more packages.
 OBSERVING = [
-    *('stripes', 'stripes.observer', 'stripes.modules', 'stripes.statistics', 'stripes.mean_fold'),
+    *('stripes', 'stripes.observer', 'stripes.modules', 'stripes.statistics'),
     *('stripes.trace', 'stripes.gates', 'stripes.placement', 'stripes.distill', 'stripes.fold_attention'),
 ]
 

@@ -148,6 +148,8 @@ def show_attention(console: Console, report: Report) -> None:
     """
     attention = report.attention
     console.print(attention_table(attention.report))
+    for reason, names in attention.report.staying().items():
+        console.print(printable(f'{", ".join(names)}: stays: {reason}'), soft_wrap=True)
     console.print(printable(attention.report.summary()), soft_wrap=True)
     metrics = Table(
         'metric', 'before', 'after', 'points', title='Test data, before and after attention was removed'

@@ -24,8 +24,9 @@ _FOLDED = ('asr', 'convs', 'sites', 'deploy')
 _WITH_ATTENTION = {
     'SEResNet': ('type', 'se_ratio'),
     'SEResNeXt': ('type', 'se_ratio'),
-    'TIMMBackbone': ('model_name',),
-    'TimmClassifier': ('model_name',),
+    'TIMMBackbone': ('model_name', 'se_ratio'),
+    'TimmClassifier': ('model_name', 'se_ratio'),
+    'CSPNeXt': ('channel_attention',),
 }
 
 

@@ -200,7 +200,6 @@ def _deploy(trained: Network, files: Sequence[Path], removal: Removal | None, tr
     with origin.limits():
         expected = _run(model, foldable, origin.source, images)
         layers = TrainedLayers(model, foldable, trained.weights)
-        bound = BOUNDS[coarsest(map(layers.dtype, layers.references))]
         folded = {name: part.describe() for name, part in foldable.reparameterizations().items()}
         merged = {
             name: stock_class(type(module)).__name__
@@ -209,14 +208,17 @@ def _deploy(trained: Network, files: Sequence[Path], removal: Removal | None, tr
         }
         with with_source(origin.source):
             layers.fused = _fold(model, foldable)
+            bound = BOUNDS[coarsest(map(layers.dtype, layers.references))]
             weights, rounded = _round(model, layers, expected, images)
             if removal:
                 compared = _compare(model, weights, layers, images, rounded, expected, bound)
-                attention = remove_attention(model, trained.config, removal, track)
-                weights = _in_types_of(weights, model)
-                model.load_state_dict(weights)
-                expected = rounded = _outputs(model, images)
-                layers = TrainedLayers(model, Foldable({}, {}, {}), weights)
+        if removal:
+            attention = remove_attention(model, trained.config, removal, track)
+            weights = _in_types_of(weights, model)
+            model.load_state_dict(weights)
+            expected = rounded = _outputs(model, images)
+            layers = TrainedLayers(model, Foldable({}, {}, {}), weights)
+        with with_source(origin.source):
             with as_input_error('the config has no deployed form'):
                 removed = attention.report.removed if attention else []
                 config = deployed_config(trained.config, removed, model)

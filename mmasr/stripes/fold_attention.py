@@ -7,6 +7,7 @@ far that holds is measured for every module, on unlabeled inputs. Needs torch on
 import copy
 import dataclasses
 import functools
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -78,6 +79,14 @@ class AttentionReport:
         """Names of the modules that were removed."""
         return [name for name, module in self.modules.items() if module.reason is None]
 
+    def staying(self) -> dict[str, list[str]]:
+        """Return why attention stays: reason -> names."""
+        names: dict[str, list[str]] = defaultdict(list)
+        for name, reason in [*((n, m.reason) for n, m in self.modules.items()), *self.other.items()]:
+            if reason is not None:
+                names[reason].append(name)
+        return names
+
     def summary(self) -> str:
         """Return a line that says how much the outputs changed."""
         return (
@@ -88,11 +97,10 @@ class AttentionReport:
     def __str__(self) -> str:
         lines = [f'{len(self.removed)} of {len(self.modules)} attention modules removed']
         lines += [
-            f'  {name} ({module.kind}): '
-            + (f'constants in {module.placement}' if module.placement else f'stays: {module.reason}')
-            for name, module in self.modules.items()
+            f'  {name} ({self.modules[name].kind}): constants in {self.modules[name].placement}'
+            for name in self.removed
         ]
-        lines += [f'  {name}: stays: {reason}' for name, reason in self.other.items()]
+        lines += [f'  {", ".join(names)}: stays: {reason}' for reason, names in self.staying().items()]
         return '\n'.join([*lines, self.summary()])
 
 

@@ -48,7 +48,7 @@ def stripes_table(stripes: Iterable[Stripes], title: str = 'Stripes') -> Table:
 
 
 def attention_table(report: AttentionReport) -> Table:
-    """Return a table of the attention that was removed or stays, for the terminal.
+    """Return a table of the attention that was found, for the terminal.
 
     Args:
         report (AttentionReport): The report of :func:`mmasr.fold_attention`.
@@ -56,20 +56,16 @@ def attention_table(report: AttentionReport) -> Table:
     Returns:
         Table: The table.
     """
-    width = min(max(map(len, [*report.modules, *report.other])), 40)
-    columns = ('kind', 'channels', 'median std', 'effect alone', 'constants in, or why it stays')
-    table = Table(Column('module', overflow='fold', min_width=width), *columns, title='Attention', box=SIMPLE)
+    columns = ('kind', 'median std', 'effect alone', Column('constants in', overflow='fold'))
+    table = Table(Column('module', overflow='fold'), *columns, title='Attention', box=SIMPLE)
     for name, module in report.modules.items():
         table.add_row(
             printable(name),
-            printable(module.kind),
-            str(len(module.values.mean)),
+            printable(module.kind.removesuffix('Plugin')),
             f'{module.values.std.quantile(0.5):.4f}',
             '' if module.effect is None else f'{module.effect:.1e}',
-            printable(module.placement or f'stays: {module.reason}'),
+            printable(module.placement or 'stays'),
         )
-    for name, reason in report.other.items():
-        table.add_row(printable(name), '', '', '', '', printable(f'stays: {reason}'))
     return table
 
 

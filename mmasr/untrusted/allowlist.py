@@ -147,7 +147,7 @@ DATA_ARGUMENTS = tuple(
     """.split()
 )
 
-_TIMM = 'in_channels in_chans num_classes drop_rate drop_path_rate model_name features_only'.split()
+_TIMM = 'in_channels in_chans num_classes drop_rate drop_path_rate model_name features_only se_ratio'.split()
 
 #: Arguments of models that pass others on to code that loads files.
 _MODEL_ARGUMENTS = {

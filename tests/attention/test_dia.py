@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from helpers import agrees, built, classifier, plugin, randomize, save_network
+from helpers import agrees, built, classifier, plugin, randomize, randomize_norms, save_network
 from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
 from mmdet.models.layers import ResLayer
 from mmengine.config import Config
@@ -18,7 +18,6 @@ from mmasr.attention.dia import DIA, DIACell, DIAState
 from mmasr.core.host import Host
 from mmasr.deploy.reparameterize import reparameterize
 from mmasr.stripes import attention_modules
-from mmasr.stripes.mean_fold import find_hosts, fold_means
 
 BACKBONES = {
     'bottlenecks': {'type': 'mmasr.ASRResNetCIFAR', 'depth': 83, 'plugins': [plugin('DIA')]},
@@ -194,24 +193,24 @@ def test_dia_remains_when_asr_is_folded(tmp_path, name):
 
 
 @pytest.mark.parametrize('some', [False, True], ids=['all', 'some'])
-def test_mean_attention_folds_into_the_preceding_normalization(some):
-    network = mmasr.fold(small('basic blocks'))
+def test_constants_fold_into_the_preceding_normalization(some):
+    network = randomize_norms(mmasr.fold(small('basic blocks')))
     names = list(attention_modules(network))
-    names = names[:4] if some else names
-    means = {name: torch.rand(network.get_submodule(name).channels) for name in names}
-    x = torch.randn(1, 3, 32, 32)
-    hosts, staying = find_hosts(network, means, lambda: network(x))
-    assert not staying
-    assert all(host == name.replace('dia', 'bn2') for name, host in hosts.items())
 
-    expected = copy.deepcopy(network)
-    for name, mean in means.items():
-        attention = expected.get_submodule(name)
-        attention.forward = lambda x, state, mean=mean: x * mean.view(-1, 1, 1)
-    expected = expected(x)[-1]
-    fold_means(network, means, hosts)
-    torch.testing.assert_close(network(x)[-1], expected, rtol=1e-4, atol=1e-4)
+    def accept(student):
+        return not some or isinstance(student.layer3[2].dia, DIA)
+
+    report = mmasr.fold_attention(
+        network, list(torch.randn(8, 3, 32, 32).split(2)), tolerance=float('inf'), epochs=0, accept=accept
+    )
+    assert list(report.modules) == names
+    placements = {name: report.modules[name].placement for name in report.removed}
+    assert placements == {name: f'{name.replace("dia", "bn2")} before it' for name in report.removed}
+    assert (set(report.removed) == set(names)) != some
     # A stage without DIA is a stock stage again and has no cell.
-    assert type(network.layer1) is ResLayer
-    assert not hasattr(network.layer1, 'dia')
-    assert (type(network.layer3) is ResLayer) == (not some)
+    for number in (1, 2, 3):
+        stage = getattr(network, f'layer{number}')
+        left = any(isinstance(module, DIA) for module in stage.modules())
+        assert (type(stage) is ResLayer) != left
+        assert hasattr(stage, 'dia') == left
+    assert some == any(isinstance(module, DIA) for module in network.modules())

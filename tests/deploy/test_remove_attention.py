@@ -1,4 +1,4 @@
-"""Folding the mean of attention that was trained as ordinary attention, and measuring the cost."""
+"""Removing attention from checkpoints on the data of their configs, and measuring the cost."""
 
 import json
 import shutil
@@ -10,12 +10,12 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 import mmasr
-from mmasr.deploy import calibrate
-from mmasr.deploy.calibrate import Calibration, to_percentage_points
+from mmasr.deploy import remove_attention
+from mmasr.deploy.remove_attention import Removal, to_percentage_points
 from mmasr.deploy.reparameterize import reparameterize
 from mmasr.errors import InputError
-from mmasr.openmmlab.evaluation import evaluate
 from mmasr.stripes import attention_modules
+from mmasr.stripes.gates import Switch
 
 
 @pytest.fixture(scope='module')
@@ -38,7 +38,11 @@ def config(images):
             'dataset': {
                 'type': 'CustomDataset',
                 'data_root': str(images),
-                'pipeline': [{'type': 'LoadImageFromFile'}, {'type': 'PackInputs'}],
+                'pipeline': [
+                    {'type': 'LoadImageFromFile'},
+                    {'type': 'Resize', 'scale': 64},
+                    {'type': 'PackInputs'},
+                ],
             },
         }
         config = classifier(backbone, channels)
@@ -60,6 +64,8 @@ def timm_backbone(name):
     return {'type': 'TIMMBackbone', 'model_name': name}
 
 
+#: Everything that can be removed, without distillation.
+ALL = Removal(images=5, epochs=0, tolerance=float('inf'))
 SMALL = {'depth': 50, 'base_channels': 8}
 BACKBONES = {
     'SEResNet': ({'type': 'SEResNet', **SMALL, 'stem_channels': 8, 'se_ratio': 8}, 256, ('type', 'ResNet')),
@@ -85,24 +91,48 @@ BACKBONES = {
         256,
         ('type', 'mmdet.ResNet'),
     ),
-    # No name of this network without attention is known, so the modules are removed.
-    'another': (timm_backbone('regnety_002'), 368, ('type', 'mmasr.WithoutAttention')),
+    'RegNetY': (timm_backbone('regnety_002'), 368, ('se_ratio', 0)),
+    'CSPNeXt': (
+        {'type': 'mmdet.CSPNeXt', 'deepen_factor': 0.167, 'widen_factor': 0.125, 'out_indices': (4,)},
+        128,
+        ('channel_attention', False),
+    ),
+    'ASR + CSPNeXt': (
+        {
+            'type': 'mmasr.ASRBackbone',
+            'backbone': {
+                'type': 'mmdet.CSPNeXt',
+                'deepen_factor': 0.167,
+                'widen_factor': 0.125,
+                'out_indices': (4,),
+            },
+            'asr': {'attention': {'type': 'SE'}},
+        },
+        128,
+        ('channel_attention', False),
+    ),
+    # No config builds these networks without attention, so the modules are removed.
+    'MobileNetV3': ({'type': 'MobileNetV3', 'arch': 'small_050'}, 288, ('type', 'mmasr.WithoutAttention')),
+    'timm MobileNetV3': (
+        timm_backbone('mobilenetv3_small_050'),
+        1024,
+        ('type', 'mmasr.WithoutAttention'),
+    ),
 }
 
 
 @pytest.mark.parametrize('name', BACKBONES)
 def test_a_backbone_becomes_a_stock_one(config, tmp_path, name):
     backbone, channels, (key, value) = BACKBONES[name]
-    model = save_network(tmp_path / 'a.pth', config(backbone, channels), randomize_norms)
-    report = reparameterize(tmp_path / 'a.pth', calibration=Calibration(images=5))
+    save_network(tmp_path / 'a.pth', config(backbone, channels), randomize_norms)
+    report = reparameterize(tmp_path / 'a.pth', removal=ALL)
     deployed = Config.fromfile(report.config)
     assert deployed.model.backbone[key] == value
-    assert ('custom_imports' in deployed) == (name == 'another')
-    assert len(report.attention.hosts) == len(attention_modules(model)) > 0
-    assert not report.attention.staying
+    assert ('custom_imports' in deployed) == (value == 'mmasr.WithoutAttention')
+    attention = report.attention.report
+    assert attention.removed == list(attention.modules)
     assert max(d.relative for d in report.differences) <= 1e-5
     assert report.after.keys() == report.attention.before.keys() == {'accuracy/top1'}
-    assert all(stripes.v.count == 5 for stripes in report.attention.stripes.values())
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         stock = MODELS.build(deployed.model)
     stock.load_state_dict(torch.load(report.checkpoint, weights_only=True)['state_dict'], strict=True)
@@ -110,15 +140,15 @@ def test_a_backbone_becomes_a_stock_one(config, tmp_path, name):
     assert not any(isinstance(module, mmasr.ASR) for module in stock.modules())
 
 
-def test_attention_that_remains_in_a_deployed_network_is_folded(config, tmp_path):
+def test_attention_that_remains_in_a_deployed_network_is_removed(config, tmp_path):
     trained = config(BACKBONES['ASR + SE'][0], 256)
     save_network(tmp_path / 'a.pth', trained, randomize_norms)
     deployed = reparameterize(tmp_path / 'a.pth')
     with_data = Config.fromfile(deployed.config)  # a deployed config has no training data
     with_data.train_dataloader = trained.train_dataloader
     with_data.dump(tmp_path / 'with_data.py')
-    report = reparameterize(deployed.checkpoint, tmp_path / 'with_data.py', calibration=Calibration(images=5))
-    assert len(report.means) == len(report.attention.hosts) == 16
+    report = reparameterize(deployed.checkpoint, tmp_path / 'with_data.py', removal=ALL)
+    assert len(report.attention.report.removed) == 16
     assert Config.fromfile(report.config).model.backbone.type == 'mmdet.ResNet'
 
 
@@ -126,85 +156,109 @@ def test_a_classifier_of_timm_becomes_a_stock_one(config, tmp_path):
     trained = config({}, 0)
     trained.model = {'type': 'TimmClassifier', 'model_name': 'seresnet18', 'num_classes': 2}
     save_network(tmp_path / 'a.pth', trained, randomize_norms)
-    report = reparameterize(tmp_path / 'a.pth', calibration=Calibration(images=5))
+    report = reparameterize(tmp_path / 'a.pth', removal=ALL)
     assert Config.fromfile(report.config).model.to_dict() == {
         **trained.model.to_dict(),
         'model_name': 'resnet18',
     }
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.float64])
+def test_weights_keep_the_types_of_the_checkpoint(config, tmp_path, dtype):
+    save_network(tmp_path / 'a.pth', config(timm_backbone('seresnet18'), 512), randomize_norms)
+    content = torch.load(tmp_path / 'a.pth', weights_only=False)
+    for name, tensor in content['state_dict'].items():
+        if tensor.is_floating_point():
+            content['state_dict'][name] = tensor.to(dtype) * (1 + torch.rand((), dtype=dtype) / 1e3)
+    torch.save(content, tmp_path / 'a.pth')
+    report = reparameterize(tmp_path / 'a.pth', removal=ALL)
+    written = torch.load(report.checkpoint, weights_only=True)['state_dict']
+    assert {tensor.dtype for tensor in written.values() if tensor.is_floating_point()} == {dtype}
+    # The first convolution is before all attention, so it is as it was.
+    name = 'backbone.timm_model.conv1.weight'
+    assert torch.equal(written[name], content['state_dict'][name])
+
+
+def test_all_weights_may_be_distilled(config, tmp_path):
+    attention = plugin('SE', 'after_conv2')
+    # Eight images are enough for 48 constants.
+    attention['stages'] = (True, False, False)
+    backbone = {'type': 'mmasr.ASRResNetCIFAR', 'depth': 20, 'plugins': [attention]}
+    save_network(tmp_path / 'a.pth', config(backbone, 64), randomize_norms)
+    options = Removal(images=8, epochs=1, weights=True, tolerance=float('inf'))
+    report = reparameterize(tmp_path / 'a.pth', removal=options)
+    assert len(report.attention.report.removed) == 3
+    assert Config.fromfile(report.config).model.backbone.type == 'mmasr.ResNetCIFAR'
+
+
+def test_attention_in_the_code_of_a_larger_module_stays(config, tmp_path):
+    arch = {'depths': [1] * 4, 'channels': [8] * 4}
+    trained = config({'type': 'ConvNeXt', 'arch': arch, 'use_grn': True, 'gap_before_final_norm': False}, 8)
+    save_network(tmp_path / 'a.pth', trained)
+    with pytest.raises(InputError, match='its product is in the code of GRN, and not in a module of its own'):
+        reparameterize(tmp_path / 'a.pth', removal=ALL)
+
+
 def fake_evaluation(metric):
     """Return an evaluation whose metric is a function of the number of remaining attention modules."""
 
-    def evaluation(model, loader, evaluator, track, description):
-        if not evaluator:
-            return evaluate(model, loader, evaluator)
-        return {'accuracy/top1': metric(len(attention_modules(model)))}
+    def evaluation(model, loader, evaluator, track, description=''):
+        left = attention_modules(model)
+        removed = [m for m in model.modules() if isinstance(m, Switch) and m.v is not None]
+        return {'accuracy/top1': metric(len(left) - len(removed))}
 
     return evaluation
 
 
 @pytest.fixture
 def seresnet(config, tmp_path, monkeypatch):
-    """Return a checkpoint with eight attention modules; folding one of them costs one point."""
-    monkeypatch.setattr(calibrate, 'evaluate', fake_evaluation(lambda left: 80 + left))
+    """Return a checkpoint with eight attention modules; removing one of them costs one point."""
+    monkeypatch.setattr(remove_attention, 'evaluate', fake_evaluation(lambda left: 80 + left))
     save_network(tmp_path / 'a.pth', config(timm_backbone('seresnet18'), 512), randomize_norms)
     return tmp_path / 'a.pth'
 
 
-@pytest.mark.parametrize('max_drop', [None, 8])
-def test_all_modules_are_folded_if_max_drop_allows_it(seresnet, max_drop):
-    attention = reparameterize(seresnet, calibration=Calibration(5, max_drop)).attention
-    assert len(attention.hosts) == 8
-    assert not attention.staying
-
-
-@pytest.mark.parametrize(('max_drop', 'folded'), [(3.5, 3), (1, 1)])
-def test_max_drop_folds_the_steadiest_modules(seresnet, max_drop, folded):
-    report = reparameterize(seresnet, calibration=Calibration(5, max_drop))
-    attention = report.attention
-    assert len(attention.hosts) == folded
-    assert len(attention.staying) == 8 - folded
-    steadiness = {name: stripes.summary()['median_std'] for name, stripes in attention.stripes.items()}
-    assert max(steadiness[name] for name in attention.hosts) <= min(
-        steadiness[name] for name in attention.staying
-    )
-    assert set(attention.staying.values()) == {
-        f'folding one more loses more than {max_drop} points of accuracy/top1'
-    }
+@pytest.mark.parametrize(('max_drop', 'count'), [(8, 8), (3.5, 3), (1, 1)])
+def test_max_drop_removes_the_modules_that_matter_least(seresnet, max_drop, count):
+    report = reparameterize(seresnet, removal=Removal(5, 0, max_drop=max_drop))
+    attention = report.attention.report
+    removed, staying = attention.removed, attention.modules.keys() - attention.removed
+    effects = {name: module.effect for name, module in attention.modules.items()}
+    assert len(removed) == count
+    assert max(effects[n] for n in removed) <= min((effects[n] for n in staying), default=float('inf'))
+    assert {attention.modules[name].reason for name in staying} <= {'removing it too is not accepted'}
     deployed = Config.fromfile(report.config)
+    if count == 8:
+        assert deployed.model.backbone.model_name == 'resnet18'
+        return
     assert deployed.model.backbone.type == 'mmasr.WithoutAttention'
     assert deployed.custom_imports.imports == ['mmasr']
     with DefaultScope.overwrite_default_scope('mmpretrain'):
-        left = attention_modules(MODELS.build(deployed.model))
-    assert set(left) == set(attention.staying)
-
-
-def test_nothing_is_written_if_even_the_steadiest_module_exceeds_max_drop(seresnet, tmp_path):
-    with pytest.raises(
-        InputError,
-        match=r'folding even the steadiest module alone, backbone\.timm_model\.\S+, loses more than 0\.5',
-    ):
-        reparameterize(seresnet, calibration=Calibration(5, 0.5))
-    assert list(tmp_path.iterdir()) == [seresnet]
+        assert set(attention_modules(MODELS.build(deployed.model))) == set(staying)
 
 
 @pytest.mark.parametrize(
-    ('backbone', 'channels', 'message'),
+    ('options', 'problem'),
     [
-        (
-            'efficientnet_b0',
-            1280,
-            r'no attention module can be folded: .* and 11 more; .* does not scale the input of the module',
-        ),
-        ('resnet18', 512, 'has no attention that depends on its input'),
+        ({'max_drop': 0.5}, r'loses more than 0\.5 points of accuracy/top1'),
+        ({'tolerance': 0}, r'changes more than 0\.00% of the outputs'),
     ],
-    ids=['attention that must stay', 'no attention'],
+    ids=['max_drop', 'tolerance'],
 )
-def test_nothing_is_written_if_no_attention_can_be_folded(config, tmp_path, backbone, channels, message):
-    save_network(tmp_path / 'a.pth', config(timm_backbone(backbone), channels), randomize_norms)
-    with pytest.raises(InputError, match=message):
-        reparameterize(tmp_path / 'a.pth', calibration=Calibration(5))
+def test_nothing_is_written_if_even_the_least_important_module_exceeds_the_limit(
+    seresnet, tmp_path, monkeypatch, options, problem
+):
+    monkeypatch.setattr('mmasr.stripes.fold_attention.change', lambda expected, found: 0.1)
+    module = r'the attention module that matters least, backbone\.timm_model\.\S+,'
+    with pytest.raises(InputError, match=f'removing even {module} {problem}'):
+        reparameterize(seresnet, removal=Removal(5, 0, **options))
+    assert list(tmp_path.iterdir()) == [seresnet]
+
+
+def test_nothing_is_written_without_attention(config, tmp_path):
+    save_network(tmp_path / 'a.pth', config(timm_backbone('resnet18'), 512), randomize_norms)
+    with pytest.raises(InputError, match='ImageClassifier has no attention with one value per image and'):
+        reparameterize(tmp_path / 'a.pth', removal=ALL)
     assert list(tmp_path.iterdir()) == [tmp_path / 'a.pth']
 
 
@@ -224,7 +278,7 @@ def test_an_evaluation_that_fails_is_an_error_of_one_line(config, tmp_path, part
     trained[part] = {**trained[part], **settings}
     trained.dump(tmp_path / 'own.py')
     with pytest.raises(InputError, match=message) as caught:
-        reparameterize(tmp_path / 'a.pth', tmp_path / 'own.py', calibration=Calibration(images=5))
+        reparameterize(tmp_path / 'a.pth', tmp_path / 'own.py', removal=ALL)
     assert '\n' not in str(caught.value)
     assert {path.name for path in tmp_path.iterdir()} == {'a.pth', 'own.py'}
 
@@ -239,12 +293,16 @@ def test_an_unreadable_image_is_named_and_nothing_is_written(config, images, tmp
         part.dataset.data_root, part.num_workers = str(tmp_path / 'data'), workers
     save_network(tmp_path / 'a.pth', trained, randomize_norms)
     with pytest.raises(InputError, match=f"^{broken} can't be read as an image: "):
-        reparameterize(tmp_path / 'a.pth', calibration=Calibration(images=500))
+        reparameterize(tmp_path / 'a.pth', removal=Removal(images=500))
     assert {path.name for path in tmp_path.iterdir()} == {'a.pth', 'data'}
 
 
 def test_an_accuracy_is_already_in_percentage_points():
     assert to_percentage_points('accuracy/top1', 75.5) == 75.5
+
+
+def test_a_mean_intersection_over_union_is_already_in_percentage_points():
+    assert to_percentage_points('mIoU', 43.2) == 43.2
 
 
 def test_a_mean_average_precision_is_a_fraction():
@@ -254,14 +312,16 @@ def test_a_mean_average_precision_is_a_fraction():
 @pytest.fixture(scope='module')
 def shapes_run(se_checkpoint, shapes):
     """Return the output of the tool that folds the attention of the shapes run, whose files are in ``se``."""
-    result = run_tool('reparam.py', se_checkpoint[1], '--fold-attention', '--calibrate', 6, cwd=shapes)
+    options = ['--calibrate', 6, '--distill', 1, '--tolerance', 'inf']
+    result = run_tool('reparam.py', se_checkpoint[1], '--fold-attention', *options, cwd=shapes)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
 
-def test_the_tool_prints_the_folded_modules_and_the_cost(shapes_run):
+def test_the_tool_prints_the_removed_modules_and_the_cost(shapes_run):
     for text in (
-        'mean of SE, into',
+        'constants in',
+        'relative to the variance on held-out inputs',
         'modules with attention',
         'median std',
         'coco/bbox_mAP',
@@ -288,23 +348,29 @@ def test_the_printed_metrics_are_those_of_the_deployed_files(shapes_run, shapes)
     assert f'{json.loads(file.read_text())["coco/segm_mAP"]:.4f}' in shapes_run
 
 
-def test_calibrate_without_fold_attention_is_refused(se_checkpoint, shapes, refusal):
-    assert refusal('reparam.py', se_checkpoint[1], '--out', 'se/other.pth', '--calibrate', 5, cwd=shapes) == (
-        'error: --calibrate and --max-drop need --fold-attention'
+@pytest.mark.parametrize(
+    'option',
+    [['--calibrate', 5], ['--distill'], ['--distill-weights'], ['--tolerance', 1], ['--max-drop', 1]],
+)
+def test_options_without_fold_attention_are_refused(se_checkpoint, shapes, refusal, option):
+    assert refusal('reparam.py', se_checkpoint[1], '--out', 'se/other.pth', *option, cwd=shapes) == (
+        f'error: {option[0]} needs --fold-attention'
     )
 
 
-def test_one_image_for_the_mean_is_refused():
-    with pytest.raises(InputError, match='`images` 1: the mean needs at least two images'):
-        Calibration(images=1)
-
-
-@pytest.mark.parametrize('drop', [-1, float('nan')])
-def test_a_negative_max_drop_is_refused(drop):
-    with pytest.raises(
-        InputError, match=r'`max_drop` (-1|nan): give the points that may be lost, at least 0'
-    ):
-        Calibration(max_drop=drop)
+@pytest.mark.parametrize(
+    ('option', 'message'),
+    [
+        ({'images': 1}, '`images` 1: use a few hundred, at least two'),
+        ({'epochs': -1}, '`epochs` -1: at least 0'),
+        ({'max_drop': -1}, '`max_drop` -1: at least 0'),
+        ({'max_drop': float('nan')}, '`max_drop` nan: at least 0'),
+        ({'tolerance': -0.1}, '`tolerance` -0.1: at least 0'),
+    ],
+)
+def test_unusable_options_are_refused(option, message):
+    with pytest.raises(InputError, match=f'^{message}$'):
+        Removal(**option)
 
 
 def test_missing_data_is_reported_and_nothing_is_written(se_checkpoint, tmp_path, monkeypatch):
@@ -312,5 +378,5 @@ def test_missing_data_is_reported_and_nothing_is_written(se_checkpoint, tmp_path
     with pytest.raises(
         InputError, match=r'train\.json does not exist; the embedded config needs it for its train_data'
     ):
-        reparameterize(se_checkpoint[1], out='other.pth', calibration=Calibration())
+        reparameterize(se_checkpoint[1], out='other.pth', removal=Removal())
     assert not list(tmp_path.iterdir())
