@@ -42,7 +42,7 @@ def parse_args() -> argparse.Namespace:
         dest='images',
         type=int,
         metavar='N',
-        help='number of training images, without labels (default: 500)',
+        help='number of training images, without labels (default: 1000)',
     )
     parser.add_argument(
         '--distill',

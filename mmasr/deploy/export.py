@@ -127,7 +127,7 @@ def export(
             f'{source}: its weights take {weights / 2**30:.1f} GiB in float32; an ONNX file can have 2 GiB'
         )
     with temporary_files(target, force=force) as (file,), network.origin.limits():
-        checked = _write_and_verify(model, source, file, tuple(size), runtime)
+        checked = write_graph(model, source, file, tuple(size), runtime)
         written = file.stat().st_size
     return Export(
         path=target,
@@ -205,14 +205,24 @@ def _by_name(model: nn.Module, head: str, outputs: Any) -> dict[str, Any]:
     }
 
 
-def _write_and_verify(
+def write_graph(
     model: nn.Module, source: Path, file: Path, size: tuple[int, int], runtime: Any
 ) -> dict[str, Any]:
     """Write the graph with as many dynamic axes as possible, and compare it with the network.
 
+    Args:
+        model (nn.Module): The network, in eval mode.
+        source (Path): The file it comes from, for errors.
+        file (Path): The file to write.
+        size (tuple[int, int]): See :func:`export`.
+        runtime (Any): The package onnxruntime.
+
     Returns:
         dict[str, Any]: ``dynamic``, ``fixed``, ``inputs``, ``outputs`` and ``differences`` of
             :class:`Export`.
+
+    Raises:
+        InputError: See :func:`export`.
     """
     reasons: list[InputError] = []
     for dynamic in _DYNAMIC:

@@ -28,7 +28,7 @@ class Removal:
     """Options for removing attention from a trained network.
 
     Attributes:
-        images (int): Number of training images, whose labels are not used. Default: 500.
+        images (int): Number of training images, whose labels are not used. Default: 1000.
         epochs (int): Epochs of distillation. Default: 5.
         weights (bool): Whether to distill all weights, not only the constants. Default: False.
         tolerance (float): See :func:`mmasr.fold_attention`. Default: 0.02.
@@ -39,7 +39,7 @@ class Removal:
         InputError: If one of them is too small.
     """
 
-    images: int = 500
+    images: int = 1000
     epochs: int = 5
     weights: bool = False
     tolerance: float = TOLERANCE
@@ -106,9 +106,7 @@ def remove_attention(
     """
     if not config.get('test_evaluator'):
         raise InputError('the config has no test_evaluator to measure with')
-    size = max(1, options.images // _BATCHES)
-    images = build_loader(config, calibration_dataset(config), options.images, size)
-    loader = build_loader(config)
+    images, loader = calibration_images(config, options.images), build_loader(config)
     model.to(get_device())
     before = evaluate(model, loader, config.test_evaluator, track)
     metric = main_metric(config, before)
@@ -122,7 +120,7 @@ def remove_attention(
         report = fold_attention(
             model,
             track(images, 'loading images'),
-            forward=_raw_outputs,
+            forward=outputs_of_batch,
             tolerance=options.tolerance,
             epochs=options.epochs,
             weights=options.weights,
@@ -142,6 +140,28 @@ def remove_attention(
     return RemovedAttention(report, before, metric, loader)
 
 
-def _raw_outputs(model: nn.Module, batch: dict) -> dict[str, torch.Tensor]:
+def calibration_images(config: Config, images: int) -> DataLoader:
+    """Return a loader of training images in enough batches to distill with.
+
+    Args:
+        config (Config): A config with training and test data.
+        images (int): Number of images.
+
+    Raises:
+        InputError: If the data cannot be used.
+    """
+    return build_loader(config, calibration_dataset(config), images, max(1, images // _BATCHES))
+
+
+def outputs_of_batch(model: nn.Module, batch: dict) -> dict[str, torch.Tensor]:
+    """Return the raw outputs of a network of OpenMMLab.
+
+    Args:
+        model (nn.Module): The network.
+        batch (dict): A batch of a dataloader.
+
+    Returns:
+        dict[str, Tensor]: See :func:`mmasr.deploy.compare.raw_outputs`.
+    """
     data = model.data_preprocessor(batch, False)
     return raw_outputs(model, data['inputs'], data['data_samples'])

@@ -7,6 +7,7 @@ far that holds is measured for every module, on unlabeled inputs. Needs torch on
 import copy
 import dataclasses
 import functools
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ from .statistics import ChannelStatistics
 #: Share of the decisions, or of the variance of other outputs, that may change by default.
 TOLERANCE = 0.02
 _CONSTANTS_PER_OUTPUT = 10
+#: Images to measure the effect of a single module on. They decide on the order only.
+_EFFECT_IMAGES = 200
 #: Adam's largest learning rate for the constants, and for all weights.
 _RATE, _WEIGHTS_RATE = 1e-2, 2e-4
 
@@ -170,12 +173,17 @@ def fold_attention(
             one input, too few inputs for the constants to distill, NaN, or outputs without tensors. The
             network is then unchanged.
     """
-    folding = _Folding(model, batches, forward, maps, agreement, capture, track)
+    folding = Folding(model, batches, forward, maps, agreement, capture, track)
     return folding.run(tolerance, accept, epochs, weights)
 
 
-class _Folding:
-    """One call of :func:`fold_attention`."""
+class Folding:
+    """The steps of :func:`fold_attention`, which has the same arguments.
+
+    Attributes:
+        box (nn.ModuleList): A list with the network.
+        gates (list[Gate]): The attention found.
+    """
 
     def __init__(
         self,
@@ -220,10 +228,23 @@ class _Folding:
     def run(
         self, tolerance: float, accept: Callable[[nn.Module], bool] | None, epochs: int, weights: bool
     ) -> AttentionReport:
-        """Fold what the tolerance allows, or what is accepted."""
-        values, constants = self._means()
+        """Fold what the tolerance allows, or what is accepted.
+
+        Args:
+            tolerance (float): See :func:`fold_attention`.
+            accept (callable, optional): See :func:`fold_attention`.
+            epochs (int): See :func:`fold_attention`.
+            weights (bool): See :func:`fold_attention`.
+
+        Returns:
+            AttentionReport: What was removed.
+
+        Raises:
+            InputError: See :func:`fold_attention`.
+        """
+        values, constants = self.means()
         modules = {gate.name: AttentionModule(gate.kind, values[gate.name]) for gate in self.gates}
-        placements, reasons = self._place(constants)
+        placements, reasons = self.place(constants)
         for name, reason in reasons.items():
             modules[name].reason = reason
         gates = [gate for gate in self.gates if gate.name in placements]
@@ -231,16 +252,16 @@ class _Folding:
             name, reason = next(iter(reasons.items()))
             raise InputError(f'the constants of no attention module can be placed; {name}: {reason}')
         with switched(self.box, gates):
-            effects = self._effects(gates, constants)
+            effects = self.effects(gates, constants)
             gates.sort(key=lambda gate: effects[gate.name])
-            all_removed = self._change(gates, constants)
+            all_removed = self.change(gates, constants)
             for gate in gates:
                 modules[gate.name].effect = effects[gate.name]
-            chosen, distilled = self._choose(gates, constants, tolerance, accept, epochs)
+            chosen, distilled = self.choose(gates, constants, tolerance, accept, epochs)
             for gate in gates[len(chosen) :]:
                 problem = 'is not accepted' if accept else f'changes more than {tolerance:.2%} of the outputs'
                 modules[gate.name].reason = f'removing it too {problem}'
-            start, end = self._change(chosen, constants), self._change(chosen, distilled)
+            start, end = self.change(chosen, constants), self.change(chosen, distilled)
             constants = distilled
         if chosen:
             changed = self._fold(chosen, placements, constants, epochs if weights else 0)
@@ -254,12 +275,17 @@ class _Folding:
         )
         return AttentionReport(modules, self.other, self.images, measure, start, end, all_removed)
 
-    def _set(self, gates: Collection[Gate], constants: dict[str, torch.Tensor]) -> None:
-        """Let these gates compute their constants, and all others their attention."""
+    def use(self, gates: Collection[Gate], constants: dict[str, torch.Tensor]) -> None:
+        """Let some gates compute constants, and all others their attention.
+
+        Args:
+            gates (Collection[Gate]): These gates.
+            constants (dict[str, Tensor]): Name of a gate -> its constants, (C,).
+        """
         for gate in self.gates:
             gate.switch.v = constants[gate.name] if gate in gates else None
 
-    def _means(self) -> tuple[dict[str, ChannelStatistics], dict[str, torch.Tensor]]:
+    def means(self) -> tuple[dict[str, ChannelStatistics], dict[str, torch.Tensor]]:
         """Return statistics of all attention values, and their means weighted by energy."""
         totals = {gate.name: _Totals() for gate in self.gates}
         for gate in self.gates:
@@ -274,11 +300,19 @@ class _Folding:
         values = {name: total.values for name, total in totals.items()}
         return values, {name: total.mean() for name, total in totals.items()}
 
-    def _place(self, constants: dict[str, torch.Tensor]) -> tuple[dict[str, Placement], dict[str, str]]:
-        """Return the placements that reproduce the constants, and why other gates have none."""
+    def place(self, constants: dict[str, torch.Tensor]) -> tuple[dict[str, Placement], dict[str, str]]:
+        """Find layers for the constants of all gates.
+
+        Args:
+            constants (dict[str, Tensor]): Name of a gate -> its constants, (C,).
+
+        Returns:
+            tuple[dict[str, Placement], dict[str, str]]: Placements that reproduce the constants; and for
+            other gates, why they have none.
+        """
         gates, reasons = list(self.gates), {}
         while gates:
-            self._set(gates, constants)
+            self.use(gates, constants)
             with switched(self.box, gates, constant=True):
                 placements, refused = find_placements(self.box[0], gates, self._run_once)
             if not refused:
@@ -287,7 +321,7 @@ class _Folding:
             reasons.update(refused)
             gates = [gate for gate in gates if gate.name in placements]
         for gate in gates:
-            self._set([gate], constants)
+            self.use([gate], constants)
             with switched(self.box, [gate]):
                 expected, _ = self.runs.outputs(self.held_out[0])
             with _folded(self.box, [gate], placements, constants):
@@ -308,20 +342,33 @@ class _Folding:
 
     def _teacher(self, batch: object) -> dict[str, torch.Tensor]:
         """Return the outputs of the network with its attention."""
-        self._set((), {})
+        self.use((), {})
         return self.runs.outputs(batch)[0]
 
-    def _effects(self, gates: list[Gate], constants: dict[str, torch.Tensor]) -> dict[str, float]:
-        """Return the loss of the outputs if one gate alone is replaced, averaged over all batches."""
+    def effects(self, gates: list[Gate], constants: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Measure how much each gate matters, while the network is switched.
+
+        Args:
+            gates (list[Gate]): The gates.
+            constants (dict[str, Tensor]): Name of a gate -> its constants, (C,).
+
+        Returns:
+            dict[str, float]: Name of a gate -> loss of the outputs if it alone has constants.
+        """
+        batches = [*self.held_out, *self.training]
+        enough = itertools.takewhile(
+            lambda images: images < _EFFECT_IMAGES, itertools.accumulate(map(_count, batches))
+        )
+        batches = batches[: len(list(enough)) + 1]
         effects = dict.fromkeys((gate.name for gate in gates), 0.0)
-        for batch in self.track([*self.training, *self.held_out], 'removing one module at a time'):
+        for batch in self.track(batches, 'removing one module at a time'):
             expected = self._teacher(batch)
             for gate in gates:
-                self._set([gate], constants)
-                effects[gate.name] += loss(expected, self.runs.outputs(batch)[0]).item()
-        return {name: total / (len(self.training) + len(self.held_out)) for name, total in effects.items()}
+                self.use([gate], constants)
+                effects[gate.name] += loss(expected, self.runs.outputs(batch)[0]).item() / len(batches)
+        return effects
 
-    def _choose(
+    def choose(
         self,
         gates: list[Gate],
         constants: dict[str, torch.Tensor],
@@ -329,48 +376,79 @@ class _Folding:
         accept: Callable[[nn.Module], bool] | None,
         epochs: int,
     ) -> tuple[list[Gate], dict[str, torch.Tensor]]:
-        """Return as many of the first gates as can go, and their distilled constants."""
+        """Choose the gates to remove, while the network is switched.
+
+        Args:
+            gates (list[Gate]): The gates, those that matter least first.
+            constants (dict[str, Tensor]): Name of a gate -> its constants, (C,).
+            tolerance (float): See :func:`fold_attention`.
+            accept (callable, optional): See :func:`fold_attention`.
+            epochs (int): See :func:`fold_attention`.
+
+        Returns:
+            tuple[list[Gate], dict[str, Tensor]]: As many of the first gates as can go; and all constants,
+            those of these gates distilled.
+        """
         distilled: dict[int, dict[str, torch.Tensor]] = {0: constants}
 
         def is_acceptable(count: int) -> bool:
-            trained = self._distill(gates[:count], constants, epochs) if epochs else {}
+            trained = self.distilled(gates[:count], constants, epochs) if epochs else {}
             distilled[count] = {**constants, **trained}
             if accept is None:
-                return self._change(gates[:count], distilled[count]) <= tolerance
-            self._set(gates[:count], distilled[count])
+                return self.change(gates[:count], distilled[count]) <= tolerance
+            self.use(gates[:count], distilled[count])
             return accept(self.box[0])
 
         count = largest_count(len(gates), is_acceptable)
         return gates[:count], distilled[count]
 
-    def _distill(
+    def distilled(
         self, gates: list[Gate], constants: dict[str, torch.Tensor], epochs: int
     ) -> dict[str, torch.Tensor]:
-        """Return constants that were distilled. Training the logarithms of ratios keeps their signs."""
+        """Distill constants, while the network is switched.
+
+        The logarithms of their ratios to the start are trained, which keeps their signs.
+
+        Args:
+            gates (list[Gate]): The gates with constants.
+            constants (dict[str, Tensor]): Name of a gate -> its constants at the start, (C,).
+            epochs (int): Number of epochs.
+
+        Returns:
+            dict[str, Tensor]: Name of one of the gates -> its constants.
+        """
         self._check_enough(sum(len(constants[gate.name]) for gate in gates))
         ratios = {gate.name: torch.zeros_like(constants[gate.name], requires_grad=True) for gate in gates}
 
-        def distilled() -> dict[str, torch.Tensor]:
+        def current() -> dict[str, torch.Tensor]:
             return {name: constants[name] * ratio.exp() for name, ratio in ratios.items()}
 
         def student(batch: object) -> dict[str, torch.Tensor]:
-            self._set(gates, distilled())
+            self.use(gates, current())
             return self.runs.outputs(batch)[0]
 
         with only_training(self.model):
             data = self.training, self.held_out, epochs, self.track
             distill(self._teacher, student, list(ratios.values()), _RATE, *data)
-        return {name: v.detach() for name, v in distilled().items()}
+        return {name: v.detach() for name, v in current().items()}
 
-    def _change(self, gates: Collection[Gate], constants: dict[str, torch.Tensor]) -> float:
-        """Return the change of the held-out outputs with constants in place of some gates."""
+    def change(self, gates: Collection[Gate], constants: dict[str, torch.Tensor]) -> float:
+        """Measure the change of the held-out outputs, while the network is switched.
+
+        Args:
+            gates (Collection[Gate]): Gates with constants.
+            constants (dict[str, Tensor]): Name of a gate -> its constants, (C,).
+
+        Returns:
+            float: The change, as in :class:`AttentionReport`.
+        """
 
         def teacher(batch: object) -> tuple[dict[str, torch.Tensor], Any]:
-            self._set((), {})
+            self.use((), {})
             return self.runs.outputs(batch)
 
         def student(batch: object) -> tuple[dict[str, torch.Tensor], Any]:
-            self._set(gates, constants)
+            self.use(gates, constants)
             return self.runs.outputs(batch)
 
         return self._changed(teacher, student)
@@ -396,7 +474,7 @@ class _Folding:
         Returns:
             float | None: Change of the held-out outputs; None without epochs.
         """
-        self._set(gates, constants)
+        self.use(gates, constants)
         with switched(self.box, gates):
             expected, _ = self.runs.outputs(self.held_out[0])
         teacher = dataclasses.replace(self.runs, model=copy.deepcopy(self.box)) if epochs else None
