@@ -164,6 +164,27 @@ def classifier(backbone: dict, channels: int, neck: bool = True) -> Config:
     return config_of(model, 'mmpretrain')
 
 
+def with_images(config: Config, folder: Path) -> Config:
+    """Give a classifier the data that :func:`write_image_config` writes, 64 pixels large, and two classes."""
+    pipeline = [{'type': 'LoadImageFromFile'}, {'type': 'Resize', 'scale': 64}, {'type': 'PackInputs'}]
+    loader = {
+        'batch_size': 4,
+        'num_workers': 0,
+        'sampler': {'type': 'DefaultSampler', 'shuffle': False},
+        'dataset': {'type': 'CustomDataset', 'data_root': str(folder), 'pipeline': pipeline},
+    }
+    config.model.head.update(num_classes=2, topk=(1,))
+    config.update(
+        {
+            'data_preprocessor': {'num_classes': 2, 'mean': [128] * 3, 'std': [64] * 3},
+            'train_dataloader': loader,
+            'test_dataloader': loader,
+            'test_evaluator': {'type': 'Accuracy', 'topk': (1,)},
+        }
+    )
+    return config
+
+
 def config_of(model: dict, scope: str) -> Config:
     """Return the config of a model without data."""
     return Config({'model': model, 'default_scope': scope, 'custom_imports': {'imports': ['mmasr']}})

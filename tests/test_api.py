@@ -73,6 +73,7 @@ OPTIONS = {
     'stripes': '--images --out --force --modules --cfg-options',
     'convert': '--attention --out --force',
     'sweep': '--seeds --out',
+    'removal': '--images --distill --curves --rounds --out',
     'shapes': '--train --val --size --seed',
     'digits': 'out',
     'benchmark': '--model --part --attention --delta --batch --size --rounds --device --threads --amp '

@@ -127,6 +127,7 @@ def test_the_help_lists_all_tools(installed, tmp_path):
         'convert',
         'benchmark',
         'sweep',
+        'removal',
         'shapes',
         'digits',
     ):

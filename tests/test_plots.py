@@ -8,6 +8,7 @@ import torch
 
 from mmasr.experiments.benchmark.measure import Cost
 from mmasr.experiments.benchmark.picture import draw_speed
+from mmasr.experiments.removal import Comparison, Variant, draw_curves
 from mmasr.experiments.sweep import Run, draw_sweep
 from mmasr.plots import TEXT
 from mmasr.stripes import ChannelStatistics, Stripes
@@ -24,6 +25,15 @@ FIGURES = {
     'deviations': lambda: draw_deviations([stripes()]),
     'changes': lambda: draw_changes({'a': torch.rand(4, 3, 20)}, [2, 3, 4, 5]),
     'sweep': lambda: draw_sweep([Run('a', 0, {'accuracy': 90.0}, 'accuracy', 10)]),
+    'removal': lambda: draw_curves(
+        [
+            Comparison(
+                *('a.pth', 'accuracy', 1, {'trained': Variant(0, 90.0, 0.0)}),
+                {'means': [Variant(0, 90.0, 0.0)], 'constants': [Variant(0, 90.0, 0.0)]},
+                {'torch, batch 1': [0.8, 0.9, 1.0]},
+            )
+        ]
+    ),
     'speed': lambda: draw_speed(
         {8: [Cost('plain', 10, 10, [1.0], [1.0] * 3, None, [1.0], [1.0] * 3, 1)]}, [], 'a'
     ),

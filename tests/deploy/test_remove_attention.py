@@ -5,7 +5,15 @@ import shutil
 
 import pytest
 import torch
-from helpers import classifier, plugin, randomize_norms, run_tool, save_network, write_image_config
+from helpers import (
+    classifier,
+    plugin,
+    randomize_norms,
+    run_tool,
+    save_network,
+    with_images,
+    write_image_config,
+)
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
@@ -29,35 +37,7 @@ def images(tmp_path_factory):
 @pytest.fixture
 def config(images):
     """Return a function that returns the config of a classifier of two classes, with data."""
-
-    def make(backbone, channels):
-        loader = {
-            'batch_size': 4,
-            'num_workers': 0,
-            'sampler': {'type': 'DefaultSampler', 'shuffle': False},
-            'dataset': {
-                'type': 'CustomDataset',
-                'data_root': str(images),
-                'pipeline': [
-                    {'type': 'LoadImageFromFile'},
-                    {'type': 'Resize', 'scale': 64},
-                    {'type': 'PackInputs'},
-                ],
-            },
-        }
-        config = classifier(backbone, channels)
-        config.model.head.update(num_classes=2, topk=(1,))
-        config.update(
-            {
-                'data_preprocessor': {'num_classes': 2, 'mean': [128] * 3, 'std': [64] * 3},
-                'train_dataloader': loader,
-                'test_dataloader': loader,
-                'test_evaluator': {'type': 'Accuracy', 'topk': (1,)},
-            }
-        )
-        return config
-
-    return make
+    return lambda backbone, channels: with_images(classifier(backbone, channels), images)
 
 
 def timm_backbone(name):
