@@ -133,7 +133,7 @@ def remove_attention(
     if not report.removed:
         effects = {name: m.effect for name, m in report.modules.items() if m.effect is not None}
         name = min(effects, key=effects.get)
-        limit = f'changes more than {options.tolerance:.2%} of the outputs'
+        limit = f'exceeds the tolerance of {options.tolerance:.2%}'
         if options.max_drop is not None:
             limit = f'loses more than {options.max_drop} points of {metric}'
         raise InputError(f'removing even the attention module that matters least, {name}, {limit}')

@@ -62,6 +62,7 @@ class AttentionReport:
         modules (dict[str, AttentionModule]): The attention found, by name.
         other (dict[str, str]): Attention that has more than one value per image and channel -> why it stays.
         images (int): Number of inputs.
+        held_out (int): Number of those of them that were held out.
         measure (str): What ``change`` is: the share of changed decisions, the share of the outputs'
             variance, or the share that the caller's function says.
         start (float): Change of the held-out outputs before distillation.
@@ -72,6 +73,7 @@ class AttentionReport:
     modules: dict[str, AttentionModule]
     other: dict[str, str]
     images: int
+    held_out: int
     measure: str
     start: float
     change: float
@@ -93,7 +95,8 @@ class AttentionReport:
     def summary(self) -> str:
         """Return a line that says how much the outputs changed."""
         return (
-            f'{self.measure} on held-out inputs: {self.change:.2%} ({self.start:.2%} before distillation; '
+            f'{self.measure} on {self.held_out} held-out inputs: {self.change:.2%} '
+            f'({self.start:.2%} before distillation; '
             f'{self.all_removed:.2%} with all that can be placed)'
         )
 
@@ -259,7 +262,8 @@ class Folding:
                 modules[gate.name].effect = effects[gate.name]
             chosen, distilled = self.choose(gates, constants, tolerance, accept, epochs)
             for gate in gates[len(chosen) :]:
-                problem = 'is not accepted' if accept else f'changes more than {tolerance:.2%} of the outputs'
+                share = f'{tolerance:.2%} of the {"decisions" if self.decides else "outputs"}'
+                problem = 'is not accepted' if accept else f'changes more than {share}'
                 modules[gate.name].reason = f'removing it too {problem}'
             start, end = self.change(chosen, constants), self.change(chosen, distilled)
             constants = distilled
@@ -273,7 +277,8 @@ class Folding:
             if self.agreement
             else ('changed decisions' if self.decides else 'squared difference relative to the variance')
         )
-        return AttentionReport(modules, self.other, self.images, measure, start, end, all_removed)
+        held_out = sum(map(_count, self.held_out))
+        return AttentionReport(modules, self.other, self.images, held_out, measure, start, end, all_removed)
 
     def use(self, gates: Collection[Gate], constants: dict[str, torch.Tensor]) -> None:
         """Let some gates compute constants, and all others their attention.

@@ -16,7 +16,8 @@ import inspect
 import itertools
 import types
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -28,6 +29,10 @@ from .trace import Call, Trace
 
 _PRODUCTS = {'mul', 'mul_', 'multiply', 'multiply_', '__mul__', '__rmul__', '__imul__'}
 _SUMS = {'add', 'add_', '__add__', '__radd__', '__iadd__'}
+
+
+#: Types of arguments that control flow may depend on.
+_PLAIN = (bool, int, float, str, types.NoneType)
 
 
 class Switch(nn.Module):
@@ -123,14 +128,14 @@ class Gate:
     """One gate of a network.
 
     Attributes:
-        name (str): Name of the module that is the gate; or of the module whose code multiplies, and the
-            number of the gate in it.
+        name (str): Name of the module that is the gate; or of the module whose code multiplies, and in
+            brackets of the node in its graph.
         kind (str): Class of that module.
         switch (Switch): Its switch.
         owner (str): Name of the module that the switch replaces, or that is captured as a graph.
         nodes (tuple[int, int, int], optional): Numbers of the nodes of x, of the product and of g in that
             graph; None if the gate is a module.
-        given (Collection[str]): Names of the arguments that the captured module is called with.
+        arguments (dict[str, Any]): Arguments of the captured module that its code may depend on.
     """
 
     name: str
@@ -138,7 +143,7 @@ class Gate:
     switch: Switch
     owner: str
     nodes: tuple[int, int, int] | None = None
-    given: Collection[str] = ()
+    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -167,6 +172,7 @@ class _Finder:
 
     def __init__(self, model: nn.Module) -> None:
         self.trace = Trace(model, self._observe)
+        self.inputs: list[int] | None = None
         self.products: list[_Product] = []
 
     def _observe(self, call: Call, output: torch.Tensor) -> None:
@@ -176,7 +182,7 @@ class _Finder:
 
     def gates(self) -> list[_Product]:
         """Return the products whose g depends on the input, the sums x + x · g among them."""
-        readers, depends = self.trace.readers(), self.trace.descendants()
+        readers, depends = self.trace.readers(), self.trace.descendants(self.inputs)
         for product in self.products:
             following = readers[product.y]
             if len(following) == 1 and following[0].name in _SUMS:
@@ -279,21 +285,31 @@ class _Locator(fx.Interpreter):
         return result
 
 
-def _graph(module: nn.Module, given: Collection[str]) -> fx.GraphModule:
+def _plain_arguments(owner: Call) -> dict[str, Any]:
+    """Return the arguments of a call that control flow may depend on, and the defaults of those not given."""
+    signature = inspect.signature(owner.module.forward)
+    given = signature.bind(*owner.args, **owner.kwargs).arguments
+    plain = {name: value for name, value in given.items() if isinstance(value, _PLAIN)}
+    defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
+    rest = defaults.keys() - given.keys()
+    return plain | {name: defaults[name] for name in rest if defaults[name] is not inspect.Parameter.empty}
+
+
+def _graph(module: nn.Module, arguments: dict[str, Any]) -> fx.GraphModule:
     """Return a module whose code is captured as a graph.
 
     Args:
         module (nn.Module): The module.
-        given (Collection[str]): Names of the arguments that it is called with; the others have their
-            defaults.
+        arguments (dict[str, Any]): Arguments whose values the code may depend on.
     """
-    parameters = inspect.signature(module.forward).parameters
-    defaults = {
-        name: parameter.default
-        for name, parameter in parameters.items()
-        if name not in given and parameter.default is not parameter.empty
-    }
-    graph = _Tracer().trace(module, concrete_args=defaults or None)
+    graph = _Tracer().trace(module, concrete_args=arguments or None)
+    # torch.fx numbers the arguments whose values it knows, so callers could not pass them by name.
+    placeholders = (n for n in graph.nodes if n.op == 'placeholder' and not n.target.startswith('*'))
+    variable = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    parameters = inspect.signature(module.forward).parameters.values()
+    names = (parameter.name for parameter in parameters if parameter.kind not in variable)
+    for node, name in zip(placeholders, names, strict=True):
+        node.target = name
     captured = fx.GraphModule(module, graph, type(module).__name__)
     for name, child in module.named_children():  # those that its code does not call, such as auxiliary heads
         if name not in captured._modules:
@@ -304,8 +320,9 @@ def _graph(module: nn.Module, given: Collection[str]) -> fx.GraphModule:
 def _capture(model: nn.Module, owner: Call, run: Callable[[], object]) -> list[Gate]:
     """Return the gates in the code of a module."""
     module = owner.module
-    given = inspect.signature(module.forward).bind(*owner.args, **owner.kwargs).arguments
-    graph = _graph(module, given)
+    arguments = _plain_arguments(owner)
+    graph = _graph(module, arguments)
+    names = [node.name for node in graph.graph.nodes]
     finder = _Finder(graph)
     locator = _Locator(graph, finder.trace)
 
@@ -314,6 +331,7 @@ def _capture(model: nn.Module, owner: Call, run: Callable[[], object]) -> list[G
             return
         bound = inspect.signature(module.forward).bind(*copy.deepcopy(args), **copy.deepcopy(kwargs))
         bound.apply_defaults()
+        finder.inputs = [finder.trace.value(tensor) for _, tensor in tensors('', bound.args)]
         with finder.trace:
             locator.run(*bound.args)
 
@@ -326,8 +344,8 @@ def _capture(model: nn.Module, owner: Call, run: Callable[[], object]) -> list[G
     found = []
     for product in finder.gates_in_code():
         nodes = tuple(locator.node_of[value] for value in (product.x, product.y, product.g))
-        name = f'{owner.name}[{len(found)}]'
-        found.append(Gate(name, type(module).__name__, Switch(product.dim), owner.name, nodes, tuple(given)))
+        name = f'{owner.name}[{names[nodes[1]]}]'
+        found.append(Gate(name, type(module).__name__, Switch(product.dim), owner.name, nodes, arguments))
     return found
 
 
@@ -408,7 +426,7 @@ def _by_graph(gates: list[Gate]) -> dict[str, list[Gate]]:
 
 def _with_switches(module: nn.Module, gates: list[Gate], constant: bool) -> fx.GraphModule:
     """Return the captured code of a module with the switches of its gates."""
-    captured = _graph(module, gates[0].given)
+    captured = _graph(module, gates[0].arguments)
     nodes = list(captured.graph.nodes)
     for number, gate in enumerate(gates):
         x, product, g = (nodes[index] for index in gate.nodes)
@@ -423,7 +441,7 @@ def _with_switches(module: nn.Module, gates: list[Gate], constant: bool) -> fx.G
 
 def _without_products(module: nn.Module, gates: list[Gate]) -> fx.GraphModule:
     """Return the captured code of a module without its gates and all that only they need."""
-    captured = _graph(module, gates[0].given)
+    captured = _graph(module, gates[0].arguments)
     nodes = list(captured.graph.nodes)
     erased = []
     for gate in gates:

@@ -6,7 +6,7 @@ so whatever is concluded from a trace is checked by running the network. Needs t
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -150,9 +150,14 @@ class Trace(TorchFunctionMode):
                     readers[value].append(call)
         return readers
 
-    def descendants(self) -> set[int]:
-        """Return all values that depend on the inputs of the network."""
-        found = {value for call in self.calls if call.outer is None and call.module for value in call.inputs}
+    def descendants(self, inputs: Collection[int] | None = None) -> set[int]:
+        """Return all values that depend on the inputs of the network.
+
+        Args:
+            inputs (Collection[int], optional): Values of the inputs. Default: those of the outermost modules.
+        """
+        outermost = [call for call in self.calls if call.outer is None and call.module]
+        found = {value for call in outermost for value in call.inputs} if inputs is None else set(inputs)
         for call in self.calls:
             if found.intersection(call.inputs):
                 found.update(call.outputs)

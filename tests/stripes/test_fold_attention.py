@@ -102,9 +102,9 @@ def test_attention_in_the_code_of_the_network_itself_is_removed_in_place(as_grap
         network = torch.fx.symbolic_trace(network)
     names = [name for name in network.state_dict() if not name.startswith('fc.')]
     report = mmasr.fold_attention(network, images(), tolerance=ALL, epochs=0)
-    assert report.removed == ['[0]']
-    assert report.modules['[0]'].placement == 'conv before it'
-    assert (report.modules['[0]'].values.mean > 1).all()  # 1 + g
+    assert report.removed == ['[add]']
+    assert report.modules['[add]'].placement == 'conv before it'
+    assert (report.modules['[add]'].values.mean > 1).all()  # 1 + g
     x = images()[0]
     assert operators(network, x) == ['conv2d', 'conv2d', 'mean', 'relu']
     assert list(network.state_dict()) == names

@@ -135,7 +135,8 @@ def found(network, size=12):
 def test_a_gate_in_code_is_found_and_replaced(kind):
     network = kind()
     gates, reasons, x = found(network)
-    assert [gate.name for gate in gates] == ['[0]']
+    (name,) = (gate.name for gate in gates)
+    assert name.strip('[]').rstrip('_1') in ('mul', 'add')
     assert not reasons
     v = torch.rand(C)
     with torch.no_grad():
@@ -213,8 +214,61 @@ def test_attention_to_positions_does_not_keep_other_attention_in_the_same_code()
             return super().forward(x) * x.mean(1, keepdim=True)[:, :, 2:, 2:]
 
     gates, reasons, _ = found(Both())
-    assert [gate.name for gate in gates] == ['[0]']
+    assert [gate.name for gate in gates] == ['[mul]']
     assert list(reasons) == ['']
+
+
+class WithOptions(nn.Module):
+    """Network of a block whose code depends on arguments that are no tensors."""
+
+    class Block(Product):
+        def forward(self, x, rate=None, mask=None, training=True):
+            x = super().forward(x)
+            if rate and training:
+                x = x * (1 - rate)
+            return x if mask is None else x * mask
+
+    def __init__(self):
+        super().__init__()
+        self.block = self.Block()
+
+    def forward(self, x):
+        return self.block(x, 0.5, mask=None)
+
+
+def test_code_is_captured_for_the_arguments_that_it_gets():
+    network = WithOptions()
+    gates, reasons, x = found(network)
+    assert [gate.name for gate in gates] == ['block[mul]']
+    assert not reasons
+    with torch.no_grad():
+        features = network.block.before(x).relu()
+        plain = without_gates(network, gates)['block']
+        torch.testing.assert_close(plain(x, 0.5, mask=None), 0.5 * network.block.after(features))
+
+
+class Multiply(nn.Module):
+    """Product as a module, as in networks converted from ONNX."""
+
+    def forward(self, x, y):
+        return x * y
+
+
+class Converted(Product):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(1, C, 1, 1))
+        self.scale, self.attention = Multiply(), Multiply()
+
+    def forward(self, x):
+        x = self.scale(self.before(x).relu(), self.weight)
+        return self.after(self.attention(x, self.g(x)[:, :, None, None]))
+
+
+def test_weights_in_captured_code_are_no_attention():
+    gates, reasons, _ = found(Converted())
+    assert [gate.name for gate in gates] == ['[attention]']
+    assert not reasons
 
 
 @pytest.mark.parametrize('name', ['resnest14d', 'skresnet18'])
