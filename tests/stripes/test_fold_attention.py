@@ -53,9 +53,19 @@ def operators(network, x):
 STOCK = {  # network with attention -> the same network without
     'timm SE-ResNet': (lambda: timm.create_model('seresnet18'), lambda: timm.create_model('resnet18')),
     'timm MobileNetV3': (lambda: timm.create_model('mobilenetv3_small_050'), None),
+    'timm EfficientNet': (lambda: timm.create_model('efficientnet_b0'), None),
+    'timm TinyNet': (lambda: timm.create_model('tinynet_e'), None),
+    'timm HardCoRe-NAS': (lambda: timm.create_model('hardcorenas_a'), None),
+    'timm ECA-ResNet': (
+        lambda: timm.create_model('ecaresnet26t'),
+        lambda: timm.create_model('ecaresnet26t', block_args={}),
+    ),
     'timm LCNet': (lambda: timm.create_model('lcnet_050'), None),
     'timm GhostNet': (lambda: timm.create_model('ghostnet_050'), None),
-    'timm RegNetY': (lambda: timm.create_model('regnety_002'), None),
+    'timm RegNetY': (
+        lambda: timm.create_model('regnety_002'),
+        lambda: timm.create_model('regnety_002', se_ratio=0),
+    ),
     'timm ESE-VoVNet': (lambda: timm.create_model('ese_vovnet19b_slim_dw'), None),
     'torchvision MobileNetV3': (torchvision.models.mobilenet_v3_small, None),
     'torchvision RegNetY': (torchvision.models.regnet_y_400mf, None),
@@ -79,6 +89,38 @@ def test_all_attention_of_a_network_goes_into_its_layers(name):
         assert not {'mul', 'sigmoid', 'hardsigmoid', 'mean'} & set(found)
         if stock is not None:
             assert found == operators(randomize_norms(stock()), x)
+
+
+def hugging_face_regnet():
+    transformers = pytest.importorskip('transformers', reason='Hugging Face is not installed')
+    sizes = {'depths': [1, 1, 2, 1], 'hidden_sizes': [16, 32, 64, 128], 'embedding_size': 16}
+    config = transformers.RegNetConfig(layer_type='y', groups_width=8, **sizes)
+    return transformers.RegNetForImageClassification(config)
+
+
+def hugging_face_efficientnet():
+    transformers = pytest.importorskip('transformers', reason='Hugging Face is not installed')
+    factors = {'width_coefficient': 0.5, 'depth_coefficient': 0.5, 'hidden_dim': 640}
+    return transformers.EfficientNetForImageClassification(
+        transformers.EfficientNetConfig(image_size=64, **factors)
+    )
+
+
+def segmentation_models_unet():
+    smp = pytest.importorskip(
+        'segmentation_models_pytorch', reason='segmentation_models_pytorch is not installed'
+    )
+    return smp.Unet('efficientnet-b0', encoder_weights=None, classes=3)
+
+
+@pytest.mark.parametrize(
+    ('make', 'count'),
+    [(hugging_face_regnet, 5), (hugging_face_efficientnet, 10), (segmentation_models_unet, 16)],
+)
+def test_all_attention_of_other_libraries_is_removed(make, count):
+    network = randomize_norms(make()).eval()
+    report = mmasr.fold_attention(network, images(4, 64, batch=2), tolerance=ALL, epochs=0)
+    assert len(report.removed) == len(report.modules) == count
 
 
 class InCode(nn.Module):
