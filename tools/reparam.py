@@ -107,7 +107,9 @@ def show(report: Report) -> None:
     table.add_row('parameters', *(f'{count:,}' for count in report.parameters))
     table.add_row('checkpoint, MiB', *(f'{size:.1f}' for size in mebibytes))
     console = Console(markup=False)
-    console.print(folded_table(report), differences_table(report.differences, report.bound), table)
+    if report.folded or report.merged:
+        console.print(folded_table(report), differences_table(report.differences, report.bound))
+    console.print(table)
     if worst := report.worst_layer:
         where = f'channel {worst.channel} of {worst.name}'
         line = f'folded layers, compared one by one: at most {worst.relative:.1e} apart, in {where}'

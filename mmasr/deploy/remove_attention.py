@@ -8,7 +8,7 @@ from mmengine.device import get_device
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..errors import InputError
+from ..errors import InputError, as_input_error
 from ..openmmlab.evaluation import Track, build_loader, calibration_dataset, evaluate, main_metric, untracked
 from ..stripes.fold_attention import TOLERANCE, AttentionReport, fold_attention
 from .compare import raw_outputs
@@ -117,17 +117,18 @@ def remove_attention(
         return to_percentage_points(metric, lost) <= options.max_drop
 
     try:
-        report = fold_attention(
-            model,
-            track(images, 'loading images'),
-            forward=outputs_of_batch,
-            tolerance=options.tolerance,
-            epochs=options.epochs,
-            weights=options.weights,
-            accept=None if options.max_drop is None else is_good_enough,
-            capture=False,
-            track=track,
-        )
+        with as_input_error('removing attention failed'):
+            report = fold_attention(
+                model,
+                track(images, 'loading images'),
+                forward=outputs_of_batch,
+                tolerance=options.tolerance,
+                epochs=options.epochs,
+                weights=options.weights,
+                accept=None if options.max_drop is None else is_good_enough,
+                capture=False,
+                track=track,
+            )
     finally:
         model.cpu()
     if not report.removed:

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from helpers import (
+    ROOT,
     classifier,
     plugin,
     randomize_norms,
@@ -22,6 +23,7 @@ from mmasr.deploy import remove_attention
 from mmasr.deploy.remove_attention import Removal, to_percentage_points
 from mmasr.deploy.reparameterize import reparameterize
 from mmasr.errors import InputError
+from mmasr.openmmlab.config import load_config
 from mmasr.stripes import attention_modules
 from mmasr.stripes.gates import Switch
 
@@ -326,6 +328,17 @@ def test_the_printed_metrics_are_those_of_the_deployed_files(shapes_run, shapes)
     assert metrics.returncode == 0, metrics.stderr
     (file,) = (shapes / 'se_test').glob('*/*.json')
     assert f'{json.loads(file.read_text())["coco/segm_mAP"]:.4f}' in shapes_run
+
+
+def test_a_segmentor_becomes_a_stock_one(shapes, monkeypatch):
+    pytest.importorskip('mmseg', reason='MMSegmentation is an optional extra')
+    monkeypatch.chdir(shapes)
+    config = load_config(ROOT / 'configs/shapes/fpn_r18_se.py')
+    save_network(shapes / 'fpn.pth', config, randomize_norms)
+    report = reparameterize('fpn.pth', removal=Removal(images=4, epochs=1, tolerance=float('inf')))
+    assert len(report.attention.report.removed) == 8
+    assert Config.fromfile(report.config).model.backbone.type == 'mmdet.ResNet'
+    assert report.after.keys() == {'aAcc', 'mIoU', 'mAcc'}
 
 
 @pytest.mark.parametrize(
