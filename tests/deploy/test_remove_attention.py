@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from mmengine.registry import MODELS, DefaultScope
 
 import mmasr
 from mmasr.deploy import remove_attention
+from mmasr.deploy.export import export
 from mmasr.deploy.remove_attention import Removal, to_percentage_points
 from mmasr.deploy.reparameterize import reparameterize
 from mmasr.errors import InputError
@@ -143,6 +145,20 @@ def test_a_classifier_of_timm_becomes_a_stock_one(config, tmp_path):
         **trained.model.to_dict(),
         'model_name': 'resnet18',
     }
+
+
+def test_the_exported_network_has_no_operator_of_the_attention(config, tmp_path):
+    onnx = pytest.importorskip('onnx')
+    save_network(tmp_path / 'a.pth', config(timm_backbone('regnety_002'), 368), randomize_norms)
+    deployed = reparameterize(tmp_path / 'a.pth', removal=ALL)
+    counts = [
+        Counter(node.op_type for node in onnx.load(export(path).path).graph.node)
+        for path in (tmp_path / 'a.pth', deployed.checkpoint)
+    ]
+    attention = 'Sigmoid', 'Mul', 'ReduceMean'
+    assert all(counts[0][operator] >= 13 for operator in attention)
+    assert not any(counts[1][operator] for operator in attention)
+    assert counts[1]['GlobalAveragePool'] == 1  # of the classifier
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.float64])

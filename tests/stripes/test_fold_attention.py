@@ -266,7 +266,7 @@ class Detector(nn.Module):
         return {'boxes': self.boxes(x), 'scores': [self.scores(x)]}
 
 
-@pytest.mark.parametrize('form', ['dict', 'tuple', 'a function'])
+@pytest.mark.parametrize('form', ['dict', 'tuple', 'lists of images', 'a function'])
 def test_any_inputs_and_outputs_are_taken(form):
     network = Detector().eval()
     batches, options = images(240), {}
@@ -274,10 +274,14 @@ def test_any_inputs_and_outputs_are_taken(form):
         batches = [{'image': x, 'scale': 0.5} for x in batches]
     elif form == 'tuple':
         batches = [(x, 0.5) for x in batches]
+    elif form == 'lists of images':
+        batches = [{'image': list(x), 'names': ['name'] * 8} for x in batches]
+        options['forward'] = lambda model, batch: model(torch.stack(batch['image']))
     else:
         options['forward'] = lambda model, x: model(x)['scores']
     report = mmasr.fold_attention(network, iter(batches), tolerance=ALL, epochs=1, **options)
     assert report.removed == ['body.3']
+    assert (report.images, report.held_out) == (240, 24)
     assert report.change <= report.start
     assert 'relative to the variance' in str(report)
 
@@ -297,6 +301,41 @@ def test_the_caller_may_judge_by_decoded_results():
     assert all(calls)
     assert report.all_removed == 0.5
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def test_a_tenth_of_a_single_batch_is_held_out():
+    (x,) = images(40, batch=40)
+    batch = {'image': list(x), 'scale': torch.ones(40, 1, 1, 1), 'name': 'a'}
+    shapes = []
+
+    def forward(model, batch):
+        shapes.append((len(batch['image']), len(batch['scale']), batch['name']))
+        return model(torch.stack(batch['image']) * batch['scale'])
+
+    report = mmasr.fold_attention(classifier(SE(8, ratio=2)), [batch], forward=forward, epochs=0)
+    assert (report.images, report.held_out) == (40, 4)
+    assert set(shapes) == {(4, 4, 'a'), (36, 36, 'a')}
+
+
+def test_the_caller_may_accept_the_network_with_constants():
+    network = classifier(SE(8, ratio=2), SE(8, ratio=2))
+    x = images()[0]
+    seen = []
+
+    def accept(student):
+        seen.append(operators(student, x).count('sigmoid'))
+        return seen[-1] > 0
+
+    report = mmasr.fold_attention(network, images(), epochs=0, tolerance=0, accept=accept)
+    assert seen == [0, 1]
+    assert len(report.removed) == 1
+    assert 'removing it too is not accepted' in str(report)
+    assert operators(network, x).count('sigmoid') == 1
+
+
+def test_attention_in_code_may_stay():
+    with pytest.raises(InputError, match='its product is in the code of InCode, and not in a module of its'):
+        mmasr.fold_attention(InCode().eval(), images(), capture=False)
 
 
 def nan():
