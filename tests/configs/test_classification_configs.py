@@ -68,7 +68,10 @@ NOISE = {'resnet164': ('_noise', '_noise_half', '_noise_asr_se', '_noise_asr_ie'
 # sites, number of convolutions.
 IMAGES_RECIPE = (0.1, 1e-4, 60, 128, ([30, 45], 0.1))
 IMAGES = {'resnet20': (9, 19), 'resnet56': (27, 55)}
-IMAGES_VARIANTS = ('', '_half', '_se', '_asr_se', '_asr_se_se', '_asr_ie', '_orepa')
+IMAGES_VARIANTS = ('', '_half', '_se', '_eca', '_asr_se', '_asr_se_se', '_asr_ie', '_orepa')
+# Networks with attention of their own at 64 pixels -> number of its modules.
+MOBILE_RECIPE = (2e-3, 0.05, 30, 128, 'cosine')
+MOBILE = {'mobilenet_v3_small': 9, 'efficientnet_b0': 16}
 # OREPA's networks, all with the same recipe on 4 GPUs: variant -> number of convolutions with branches.
 ONLINE_RECIPE = (0.1, 1e-4, 120, 64, 'cosine')
 ONLINE = {
@@ -95,12 +98,15 @@ XVOLUTION = {
 
 def networks(folder):
     if folder == 'cifar10_images':
-        return {name: (IMAGES_RECIPE, sites, IMAGES_VARIANTS) for name, (sites, _) in IMAGES.items()}
+        resnets = {name: (IMAGES_RECIPE, sites, IMAGES_VARIANTS) for name, (sites, _) in IMAGES.items()}
+        return resnets | {name: (MOBILE_RECIPE, count, ('',)) for name, count in MOBILE.items()}
     return LARGE if folder == 'imagenet' else SMALL
 
 
 def network_and_variant(stem):
-    variants = r'(?:_asr_se)?(?:_se)?|_asr_ie|_half|_120e|_orepa|_dbb|_xvolution(?:_stage\d)?|_noise\w*|_dia'
+    variants = (
+        r'(?:_asr_se)?(?:_se)?|_eca|_asr_ie|_half|_120e|_orepa|_dbb|_xvolution(?:_stage\d)?|_noise\w*|_dia'
+    )
     return re.fullmatch(rf'(.+?)({variants})', stem).groups()
 
 
@@ -154,7 +160,7 @@ def test_the_recipe_is_that_of_the_paper(path):
     rate, decay, epochs, images, schedule = recipe
     optimizer = config.optim_wrapper.optimizer
     assert (optimizer.lr, optimizer.weight_decay, config.train_cfg.max_epochs) == (rate, decay, epochs)
-    assert optimizer.type == ('AdamW' if 'vit' in path.stem else 'SGD')
+    assert optimizer.type == ('AdamW' if recipe is MOBILE_RECIPE or 'vit' in path.stem else 'SGD')
     assert optimizer.get('momentum', 0.9) == 0.9
     batch = config.train_dataloader.batch_size
     assert batch == (16 if folder == 'stl10' else images)
@@ -284,7 +290,7 @@ def is_trained(path):
 def check_attention(model, path):
     """Check that a network has the ordinary attention and the classes that its config's name implies."""
     name, variant = network_and_variant(path.stem)
-    ordinary = variant in ('_se', '_asr_se_se', '_dia')
+    ordinary = variant in ('_se', '_eca', '_asr_se_se', '_dia') or name in MOBILE
     assert len(attention_modules(model)) == (networks(path.parent.name)[name][1] if ordinary else 0)
     assert model.head.num_classes == {'cifar100': 100, 'imagenet': 1000}.get(path.parent.name, 10)
 
