@@ -37,7 +37,8 @@ class Variant:
     Attributes:
         removed (int): Number of modules that were removed.
         value (float): Main metric on the test data.
-        change (float): Change of the outputs on held-out images; see :class:`mmasr.stripes.AttentionReport`.
+        change (float): Change of the outputs on held-out images, as in
+            :class:`mmasr.stripes.fold_attention.AttentionReport`.
     """
 
     removed: int
@@ -234,6 +235,7 @@ def draw_curves(comparisons: Sequence[Comparison]) -> 'Figure':
             left.plot(counts, values, 'o-', color=color, markersize=2.5, linewidth=1, label=name)
         left.axhline(comparison.variants['trained'].value, color=GRAY, linewidth=0.6, linestyle=':')
         left.set_title(Path(comparison.checkpoint).stem, fontsize=TEXT)
+        left.xaxis.get_major_locator().set_params(integer=True)
         left.set_xlabel('attention modules removed')
         left.set_ylabel(comparison.metric)
         left.legend(fontsize=TEXT, frameon=False)
