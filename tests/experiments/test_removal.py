@@ -16,6 +16,8 @@ from helpers import (
 from mmasr.errors import InputError
 from mmasr.experiments.removal import Comparison, Variant, draw_curves
 
+pytestmark = pytest.mark.xdist_group('removal')
+
 
 @pytest.fixture(scope='module')
 def compared(tmp_path_factory):
