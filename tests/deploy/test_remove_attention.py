@@ -97,11 +97,7 @@ BACKBONES = {
     ),
     # No config builds these networks without attention, so the modules are removed.
     'MobileNetV3': ({'type': 'MobileNetV3', 'arch': 'small_050'}, 288, ('type', 'mmasr.WithoutAttention')),
-    'timm MobileNetV3': (
-        timm_backbone('mobilenetv3_small_050'),
-        1024,
-        ('type', 'mmasr.WithoutAttention'),
-    ),
+    'EfficientNet': ({'type': 'EfficientNet', 'arch': 'b0'}, 1280, ('type', 'mmasr.WithoutAttention')),
 }
 
 
