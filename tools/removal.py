@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mmasr.errors import exit_on_input_error
+from mmasr.errors import InputError, exit_on_input_error
 from mmasr.experiments.removal import Comparison, compare_removals, draw_curves
 
 
@@ -58,6 +58,8 @@ def tables(comparisons: list[Comparison]) -> list[Table]:
 
 def main() -> None:
     args = parse_args()
+    if args.curves and args.rounds < 1:
+        raise InputError('`curves` draws the latency, too, and needs at least one of `rounds`')
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     comparisons = []

@@ -84,6 +84,13 @@ def test_the_figure_has_a_line_for_each_curve():
     assert [bar.get_width() for bar in right.patches] == [0.9]
 
 
+def test_curves_without_latency_are_refused_before_anything_runs(tmp_path, refusal):
+    assert refusal('removal.py', 'a.pth', '--curves', '--rounds', 0, cwd=tmp_path) == (
+        'error: --curves draws the latency, too, and needs at least one of --rounds'
+    )
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_curves_there_is_no_figure():
     with pytest.raises(InputError, match='a comparison has no curves to draw'):
         draw_curves([Comparison('a.pth', 'top1', 2, {}, {}, {})])
