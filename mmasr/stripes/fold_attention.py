@@ -19,7 +19,7 @@ from torch import nn
 from ..core.class_surgery import restore_classes
 from ..core.differences import BOUNDS, coarsest
 from ..core.foldable import find_foldable
-from ..errors import InputError, shortened
+from ..errors import InputError, one_line, shortened
 from .distill import Runs, Track, change, distill, is_decision, last_shared_map, loss, only_training
 from .gates import Gate, find_gates, replaced, switched, without_gates
 from .placement import Placement, find_placements, placed
@@ -329,8 +329,12 @@ class Folding:
             self.use([gate], constants)
             with switched(self.box, [gate]):
                 expected, _ = self.runs.outputs(self.held_out[0])
-            with _folded(self.box, [gate], placements, constants):
-                found, _ = self.runs.outputs(self.held_out[0])
+            try:
+                with _folded(self.box, [gate], placements, constants):
+                    found, _ = self.runs.outputs(self.held_out[0])
+            except TypeError as error:  # nn.Identity takes the feature map only, as a positional argument
+                reasons[gate.name] = one_line('the network does not run without it', error)
+                continue
             if not _agree(self.model, expected, found):
                 reasons[gate.name] = f'its constants in {placements[gate.name]} change more than its output'
         return {gate.name: placements[gate.name] for gate in gates if gate.name not in reasons}, reasons

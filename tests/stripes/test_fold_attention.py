@@ -333,6 +333,33 @@ def test_the_caller_may_accept_the_network_with_constants():
     assert operators(network, x).count('sigmoid') == 1
 
 
+def test_attention_that_gets_more_than_a_map_stays():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(8, 8)
+
+        def forward(self, x, scale):
+            return x * (scale * self.fc(x.mean((2, 3))).sigmoid())[:, :, None, None]
+
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = Scaled()
+
+        def forward(self, x):
+            return self.attention(x, scale=0.5).relu()
+
+    network = classifier(Wrapped(), SE(8, ratio=2))
+    x = images()[0]
+    expected = network(x)
+    report = mmasr.fold_attention(network, images(), tolerance=ALL, epochs=0)
+    assert report.removed == ['7']
+    assert 'the network does not run without it' in report.modules['3.attention'].reason
+    assert 'attention' in dict(network[3].named_children())
+    assert network(x).shape == expected.shape
+
+
 def test_attention_in_code_may_stay():
     with pytest.raises(InputError, match='its product is in the code of InCode, and not in a module of its'):
         mmasr.fold_attention(InCode().eval(), images(), capture=False)
