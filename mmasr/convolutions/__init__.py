@@ -4,7 +4,7 @@ Each kind is one file and one registration here.
 """
 
 from ..core.reparameterization import REPARAMETERIZATIONS
-from . import repvgg  # noqa: F401  registers the blocks of other libraries
+from . import blocks  # noqa: F401  registers the blocks of other libraries
 from .acnet import ACNet
 from .dbb import DBB, OfflineOREPA
 from .orepa import OREPA

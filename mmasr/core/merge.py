@@ -1,7 +1,7 @@
 """Modules whose branches merge into one layer: those of mmasr and of other libraries. Needs torch only.
 
 :data:`ADAPTERS` describes each class. A class of another library needs one entry, such as those in
-:mod:`mmasr.convolutions.repvgg`; all classes of mmasr share the entry of their base class
+:mod:`mmasr.convolutions.blocks`; all classes of mmasr share the entry of their base class
 (:class:`mmasr.core.reparameterization.BranchReparameterization`).
 """
 
