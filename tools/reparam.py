@@ -6,6 +6,7 @@ Example: python tools/reparam.py work_dirs/mask_rcnn_r50_asr_se/epoch_12.pth
 import argparse
 import dataclasses
 from collections import Counter
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.progress import track
@@ -114,14 +115,10 @@ def show(report: Report) -> None:
         where = f'channel {worst.channel} of {worst.name}'
         line = f'folded layers, compared one by one: at most {worst.relative:.1e} apart, in {where}'
         console.print(printable(line), soft_wrap=True)
-    if report.config_changes:
-        line = f'the deployed config differs from the trained one in {", ".join(report.config_changes)}'
-        console.print(printable(line), soft_wrap=True)
     if report.attention:
         show_attention(console, report)
-    for reason in dict.fromkeys(report.left_out.values()):
-        parts = ', '.join(name for name, why in report.left_out.items() if why == reason)
-        console.print(printable(f'left out of the config: {parts}: {reason}'), soft_wrap=True)
+    for line in config_lines(report):
+        console.print(printable(line), soft_wrap=True)
     if report.ours:
         kinds = ', '.join(f'{count} {kind}' for kind, count in Counter(report.ours.values()).items())
         console.print(
@@ -129,6 +126,17 @@ def show(report: Report) -> None:
         )
     wrote = f'{report.seconds:.1f} s; wrote {report.checkpoint} and {report.config}'
     console.print(printable(wrote), soft_wrap=True)
+
+
+def config_lines(report: Report) -> Iterator[str]:
+    """Yield what the deployed config has, keeps and leaves out."""
+    if report.config_changes:
+        yield f'the deployed config differs from the trained one in {", ".join(report.config_changes)}'
+    for name, reason in report.stays.items():
+        yield f'{name} keeps its branches: {reason}'
+    for reason in dict.fromkeys(report.left_out.values()):
+        parts = ', '.join(name for name, why in report.left_out.items() if why == reason)
+        yield f'left out of the config: {parts}: {reason}'
 
 
 def folded_table(report: Report) -> Table:

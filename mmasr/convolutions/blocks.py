@@ -15,5 +15,4 @@ ADAPTERS['timm.RepVggBlock'] = Adapter(
     branch_ends=lambda block: ('conv_kxk.bn', 'conv_1x1.bn', 'identity', 'reparam_conv'),
     can_merge=lambda block: block.reparam_conv is None,
     method='reparameterize',
-    lacks_deployed_config=True,
 )

@@ -1,5 +1,6 @@
 """Fuse the bias of a convolution into the normalization after it. Needs torch only."""
 
+import copy
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
@@ -9,6 +10,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..errors import InputError
+from .differences import check_differences, compare
+from .example_inputs import example_inputs
+from .merge import MERGE_BOUND, outputs
 
 
 @torch.no_grad()
@@ -31,11 +35,75 @@ def fuse_biases(model: nn.Module, names: Sequence[str], run: Callable[[], object
     """
     if not names:
         return {}
-    followers = _followers(model, names, run)
+    followers, problems = _followers(model, names, run)
+    if problems:
+        raise InputError(
+            f"{problems[0]} can't be merged into a convolution without bias: no BatchNorm of its own "
+            'follows it'
+        )
+    return _fuse(model, followers)
+
+
+@torch.no_grad()
+def fuse_visible_biases(
+    model: nn.Module, names: Sequence[str], run: Callable[[nn.Module], object] | None = None
+) -> dict[str, list[str]]:
+    """Fuse the biases of convolutions into the BatchNorms after them, in place, where these can be seen.
+
+    Args:
+        model (nn.Module): A network in any mode.
+        names (Sequence[str]): Names of layers; those that are not convolutions with a bias stay.
+        run (callable, optional): Runs a network that is given to it. Default: run the module around each
+            convolution on a random feature map that fits its first layer.
+
+    Returns:
+        dict[str, list[str]]: See :func:`fuse_biases`.
+    """
+    modules = dict(model.named_modules())
+    places = Counter(module for _, module in model.named_modules(remove_duplicate=False))
+    convs = [name for name in names if name and getattr(modules[name], 'bias', None) is not None]
+    convs = [name for name in convs if isinstance(modules[name], nn.Conv2d)]
+    if not convs:
+        return {}
+    if run is not None:
+        network = copy.deepcopy(model).eval()
+        found = _names(network, _followers(network, convs, lambda: run(network))[0])
+    else:
+        alone = [name for name in convs if places[modules[name]] == 1]
+        found = {name: norms for name in alone if (norms := _seen_around(modules, name))}
+    norms = {modules[name]: [modules[norm] for norm in found[name]] for name in convs if name in found}
+    return _fuse(model, norms)
+
+
+def _seen_around(modules: dict[str, nn.Module], name: str) -> list[str]:
+    """Run the module around a convolution; return the names of the BatchNorms that take its bias there."""
+    outer, _, inner = name.rpartition('.')
+    block = copy.deepcopy(modules[outer]).eval()
+    if (args := example_inputs(block)) is None:
+        return []
+    expected = outputs(block, args, {})
+    followers, problems = _followers(block, [inner], lambda: outputs(block, args, {}))
+    if problems:
+        return []
+    found = _fuse(block, followers)[inner]
+    try:  # something else may read the output of the convolution, too
+        check_differences(compare(expected, outputs(block, args, {})), MERGE_BOUND)
+    except InputError:
+        return []
+    return [f'{outer}.{norm}'.lstrip('.') for norm in found]
+
+
+def _fuse(model: nn.Module, followers: dict[nn.Module, list[nn.Module]]) -> dict[str, list[str]]:
+    """Fuse the bias of each convolution into its followers, and return the names of all of them."""
+    found = _names(model, followers)
     for conv, norms in followers.items():
-        for norm in set(norms):
+        for norm in set(norms) if conv.bias is not None else ():
             norm.running_mean -= conv.bias
         conv.bias = None
+    return found
+
+
+def _names(model: nn.Module, followers: dict[nn.Module, list[nn.Module]]) -> dict[str, list[str]]:
     places = defaultdict(list)
     for name, module in model.named_modules(remove_duplicate=False):
         places[module].append(name)
@@ -48,8 +116,8 @@ def fuse_biases(model: nn.Module, names: Sequence[str], run: Callable[[], object
 
 def _followers(
     model: nn.Module, names: Sequence[str], run: Callable[[], object]
-) -> dict[nn.Module, list[nn.Module]]:
-    """Run a network, and return the BatchNorms that read the outputs of each convolution."""
+) -> tuple[dict[nn.Module, list[nn.Module]], list[str]]:
+    """Run a network; return the BatchNorms that read each convolution, and the convolutions without one."""
     convs = {model.get_submodule(name): name for name in names}
     outputs, unread = WeakTensorKeyDictionary(), Counter()
     found: dict[nn.Module, list[nn.Module]] = {conv: [] for conv in convs}
@@ -71,9 +139,12 @@ def _followers(
         for hook in hooks:
             hook.remove()
     owners = Counter(norm for norms in found.values() for norm in set(norms))
-    for conv, name in convs.items():
-        if not found[conv] or unread[conv] or any(owners[norm] > 1 for norm in found[conv]):
-            raise InputError(
-                f"{name} can't be merged into a convolution without bias: no BatchNorm of its own follows it"
-            )
-    return found
+    problems = [
+        conv
+        for conv in convs
+        if not found[conv]
+        or unread[conv]
+        or any(owners[norm] > 1 or norm.running_mean is None for norm in found[conv])
+    ]
+    followers = {conv: norms for conv, norms in found.items() if conv not in problems}
+    return followers, [convs[conv] for conv in problems]

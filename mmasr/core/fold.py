@@ -1,24 +1,33 @@
 """Fold all re-parameterization of a network into stock layers. Needs torch only."""
 
+import warnings
 from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import nn
 
-from .foldable import fold_all
-from .verification import verify_fold
+from .bias_fusion import fuse_visible_biases
+from .class_surgery import stock_class
+from .foldable import find_foldable, fold_all
+from .merge import foreign_blocks
+from .merge_check import check_merges
+from .verification import run_on, verify_fold
 
 
 @torch.no_grad()
-def fold(model: nn.Module, stay: Collection[str] = (), verify: Any = None) -> nn.Module:
+def fold(model: nn.Module, stay: Collection[str] = (), verify: Any = None, blocks: bool = True) -> nn.Module:
     """Fold all re-parameterization of a network into stock layers, in place.
 
     - A host, such as a layer with an ASR, gets its effective parameters written into it, and its stock class
       back.
     - An ASR that is a plugin of an OpenMMLab block is folded into the normalization before it.
-    - A module with branches, such as an ACNet or a RepVGG block, merges into one convolution. This is a stock
-      layer unless its kernel depends on the input.
+    - A module with branches, such as an ACNet, merges into one convolution. This is a stock layer unless its
+      kernel depends on the input. Its bias goes into the BatchNorm after it, if the stock layer has none.
+    - A block of another library that merges itself, such as a RepVGG, MobileOne or LeViT block, is merged by
+      its own method (:data:`mmasr.core.merge.MERGE_METHODS`), if that does not change what it computes:
+      :mod:`mmasr.core.merge_check` runs a copy of it before and after. A block that this does not hold for
+      stays, and a warning says why.
 
     In eval mode the network computes the same as before, up to rounding. Attention that depends on the image
     stays.
@@ -30,6 +39,8 @@ def fold(model: nn.Module, stay: Collection[str] = (), verify: Any = None) -> nn
             arguments, or a dict of keyword arguments. A copy of the network is then folded first and compared
             with it in eval mode, as :mod:`mmasr.core.verification` describes: every folded layer, every
             tensor, and the outputs on these inputs. Default: none, without this comparison.
+        blocks (bool): Also merge the blocks of other libraries. Without, they keep the form in which they
+            train, whose checkpoints the stock network loads. Default: True.
 
     Returns:
         nn.Module: ``model``; or the merged layer, if ``model`` itself is a module with branches.
@@ -56,6 +67,17 @@ def fold(model: nn.Module, stay: Collection[str] = (), verify: Any = None) -> nn
         >>> type(mmasr.fold(conv, verify=x)).__name__
         'Conv2d'
     """
+    run = None if verify is None else lambda network: run_on(network, verify)
+    stay = {*stay, *foreign_blocks(model, stay if blocks else [''])}
+    unmerged = check_merges(model, stay, run)
+    for name, reason in unmerged.items():
+        if reason:
+            kind = stock_class(type(model.get_submodule(name))).__name__
+            warnings.warn(f'{name or "the model"} ({kind}) is not merged: {reason}', stacklevel=3)
+    stay |= unmerged.keys()
     if verify is not None:
         verify_fold(model, verify, stay)
-    return fold_all(model, stay)
+    biased = find_foldable(model).without_stock_bias(stay)
+    model = fold_all(model, stay)
+    fuse_visible_biases(model, biased, run)
+    return model

@@ -11,10 +11,10 @@ from ..errors import InputError
 from .batched import disable_batching
 from .class_surgery import replace_module, restore_classes
 from .host import Host
-from .merge import can_merge, merge
+from .merge import can_merge, is_foreign, merge
 from .plugin_folding import Plugin, find_plugins
 from .removal_guard import check_hosts_present, remove_guard
-from .reparameterization import ParameterReparameterization
+from .reparameterization import ParameterReparameterization, Reparameterization
 from .scaling import check_weight, output_layers
 
 
@@ -40,6 +40,18 @@ class Foldable:
         """Return the names of everything that is folded, each once."""
         return list(dict.fromkeys([*self.branches, *self.plugins, *self.hosts]))
 
+    def without_stock_bias(self, stay: Collection[str] = ()) -> list[str]:
+        """Return the names of the branches of mmasr that merge into a layer with a bias, but replaced none.
+
+        Args:
+            stay (Collection[str]): Names of modules whose branches are not merged. Default: none.
+        """
+        return [
+            name
+            for name, module in self.branches.items()
+            if isinstance(module, Reparameterization) and not module.stock_bias and name not in stay
+        ]
+
     def reparameterizations(self) -> dict[str, ParameterReparameterization]:
         """Return the re-parameterizations of hosts and plugins, by the name of the host or plugin."""
         found = {name: plugin.asr for name, plugin in self.plugins.items()}
@@ -47,11 +59,13 @@ class Foldable:
         return {name: found[name] for name in self.names() if name in found}
 
 
-def find_foldable(model: nn.Module) -> Foldable:
+def find_foldable(model: nn.Module, stay: Collection[str] = ()) -> Foldable:
     """Find what :func:`fold_all` folds in a network.
 
     Args:
         model (nn.Module): Any network.
+        stay (Collection[str]): Names of blocks of other libraries that are not merged; those inside them may
+            be. Default: none.
 
     Returns:
         Foldable: What was found.
@@ -64,7 +78,7 @@ def find_foldable(model: nn.Module) -> Foldable:
     found = Foldable(
         hosts={name: module for name, module in model.named_modules() if isinstance(module, Host)},
         plugins=find_plugins(model),
-        branches={name: module for name, module in model.named_modules() if can_merge(module)},
+        branches=_find_branches(model, stay),
     )
     for name, host in found.hosts.items():
         check_weight(name, host)
@@ -74,6 +88,20 @@ def find_foldable(model: nn.Module) -> Foldable:
         if isinstance(module, ParameterReparameterization) and module not in used:
             where = name or 'the model'
             raise InputError(f"{where} can't be folded: no layer has it as its {module.title}")
+    return found
+
+
+def _find_branches(model: nn.Module, stay: Collection[str]) -> dict[str, nn.Module]:
+    """Return the modules whose branches merge; a block of another library merges those inside itself."""
+    found, inside = {}, set()
+    for name, module in model.named_modules():  # outer modules first
+        if not can_merge(module):
+            continue
+        if is_foreign(module):
+            if name in stay or module in inside:
+                continue
+            inside.update(module.modules())
+        found[name] = module
     return found
 
 
@@ -91,7 +119,9 @@ def fold_all(model: nn.Module, stay: Collection[str] = ()) -> nn.Module:
     Raises:
         InputError: If an ASR cannot be folded. The model is then unchanged.
     """
-    found = find_foldable(model)  # raises before anything is changed
+    found = find_foldable(model, stay)  # raises before anything is changed
+    kept = {module for name, module in model.named_modules(remove_duplicate=False) if name in stay}
+    branches = {*found.branches.values()} - kept
     remove_guard(model)
     disable_batching(model)
     _separate(model, [*found.hosts.values(), *(plugin.norm for plugin in found.plugins.values())])
@@ -101,7 +131,7 @@ def fold_all(model: nn.Module, stay: Collection[str] = ()) -> nn.Module:
         host.fold()
     merged: dict[nn.Module, nn.Module] = {}  # a module may be in several places
     for name, module in reversed(list(model.named_modules(remove_duplicate=False))):  # inner modules first
-        if module not in merged and can_merge(module) and name not in stay:
+        if module in branches and module not in merged:
             merged[module] = merge(module)
         if module in merged:
             model = replace_module(model, name, merged[module])

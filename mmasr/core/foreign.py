@@ -4,23 +4,16 @@ Their methods read the parameters of the layers inside from outside, which would
 made to call :func:`mmasr.core.foldable.fold_all` first.
 """
 
+import copy
 from collections.abc import Callable
 
 from torch import nn
 
-from .class_lookup import lookup_by_class
 from .class_surgery import Mixin, mixed_class
 from .foldable import fold_all
 from .host import Host
-from .merge import fuse_method, merge_method
+from .merge import KERNEL_METHOD, foreign_blocks, own_methods
 from .reparameterization import Reparameterization
-
-#: Methods that fuse the convolutions of a whole network with their normalizations, by package and class.
-FUSE_METHODS = {'ultralytics.BaseModel': 'fuse'}
-
-
-def _method(module: nn.Module | type[nn.Module]) -> str | None:
-    return merge_method(module) or lookup_by_class(FUSE_METHODS, module) or fuse_method(module)
 
 
 class FoldBeforeMerge(Mixin):
@@ -28,17 +21,15 @@ class FoldBeforeMerge(Mixin):
 
     @classmethod
     def overrides(cls, stock: type[nn.Module]) -> dict[str, Callable]:
-        """Return the method that merges or fuses, with folding first."""
-        method = _method(stock)
-        return {method: _folding_first(method)}
+        """Return the methods that merge or fuse, with folding first."""
+        return {method: _folding_first(method) for method in own_methods(stock)}
 
 
 def _folding_first(method: str) -> Callable:
     def merge(self: Mixin, *args, **kwargs):
-        fold_all(
-            self, stay=['']
-        )  # the method itself merges the branches of the block, and its class is restored
-        return getattr(self, method)(*args, **kwargs)
+        network = copy.deepcopy(self) if method == KERNEL_METHOD else self  # which only reads
+        fold_all(network, foreign_blocks(network))  # the method itself merges; the class is restored
+        return getattr(network, method)(*args, **kwargs)
 
     return merge
 
@@ -50,7 +41,7 @@ def fold_before_merge(model: nn.Module) -> None:
         model (nn.Module): A network after :func:`mmasr.attach`; changed in place.
     """
     for block in model.modules():
-        if isinstance(block, FoldBeforeMerge) or not _method(block):
+        if isinstance(block, FoldBeforeMerge) or not own_methods(block):
             continue
         if any(isinstance(part, Host | Reparameterization) for part in block.modules()):
             block.__class__ = mixed_class(FoldBeforeMerge, type(block))

@@ -1,17 +1,42 @@
 """Modules whose branches merge into one layer: those of mmasr and of other libraries. Needs torch only.
 
-:data:`ADAPTERS` describes each class. A class of another library needs one entry, such as those in
-:mod:`mmasr.convolutions.blocks`; all classes of mmasr share the entry of their base class
+A block of another library merges by a method of its own, one of :data:`MERGE_METHODS`. A class with another
+interface, or one that an ASR can scale as a whole, needs an entry in :data:`ADAPTERS`, such as those in
+:mod:`mmasr.convolutions.blocks`. All classes of mmasr share the entry of their base class
 (:class:`mmasr.core.reparameterization.BranchReparameterization`).
 """
 
+import contextlib
+import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterator, Sequence
 
+import torch
 from torch import nn
 
+from ..errors import InputError
 from .class_lookup import lookup_by_class
-from .class_surgery import stock_class
+from .class_surgery import move_hooks, stock_class
+from .differences import check_differences, coarsest, compare, tensors
+from .example_inputs import example_inputs, run
+
+#: Methods by which blocks of other libraries merge their layers, without arguments: in place, or by returning
+#: the merged layer. A block uses the first one that changes it.
+MERGE_METHODS = (
+    'switch_to_deploy',  # RepVGG, DBB, ACNet and OREPA of their authors, MMPretrain, MMYOLO, YOLOv6
+    'reparameterize',  # MobileOne, FastViT and UniRepLKNet of their authors, timm
+    'merge_kernel',  # RepLKNet
+    'merge_dilated_branches',  # UniRepLKNet
+    'local_inject',  # RepMLP
+    'fuse_convs',  # ultralytics, YOLOv9
+    'fuse_repvgg_block',  # YOLOv7
+    'fuse',  # LeViT, RepViT, timm, ultralytics
+    'convert_to_deploy',  # GhostNet
+)
+#: Method that returns the kernel and the bias of the merged convolution, and changes nothing.
+KERNEL_METHOD = 'get_equivalent_kernel_bias'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,15 +52,12 @@ class Adapter:
             modules of mmasr.
         merge (callable, optional): ``module -> module``: merges the branches and returns the merged layer.
             Default: call ``method``.
-        lacks_deployed_config (bool): Whether no config builds the merged form, so that deployed files keep
-            the branches. Default: False.
     """
 
     branch_ends: Callable[[nn.Module], Sequence[str]]
     can_merge: Callable[[nn.Module], bool]
     method: str | None = None
     merge: Callable[[nn.Module], nn.Module] | None = None
-    lacks_deployed_config: bool = False
 
 
 #: ``'package.Class'`` -> adapter.
@@ -53,47 +75,191 @@ def merge_method(module: nn.Module | type[nn.Module]) -> str | None:
     return adapter.method if adapter else None
 
 
-def fuse_method(module: nn.Module | type[nn.Module]) -> str | None:
-    """Return the method by which a block of timm merges its layers; None for others."""
-    cls = stock_class(module if isinstance(module, type) else type(module))
-    is_timm = cls.__module__.split('.')[0] == 'timm'
-    return next((name for name in ('fuse', 'reparameterize') if is_timm and hasattr(cls, name)), None)
+def own_methods(module: nn.Module | type[nn.Module]) -> list[str]:
+    """Return the methods by which a module of another library can merge its layers, by name.
+
+    Args:
+        module (nn.Module | type): A module, or its class.
+
+    Returns:
+        list[str]: Those of :data:`MERGE_METHODS` that need no arguments; or else :data:`KERNEL_METHOD`.
+    """
+    is_class = isinstance(module, type)
+    cls = stock_class(module if is_class else type(module))
+    merged = () if is_class else vars(module)  # what :func:`merge` has disarmed
+    if lookup_by_class({'mmasr.Reparameterization': True}, cls):
+        return []
+    methods = {name: getattr(cls, name, None) for name in (*MERGE_METHODS, KERNEL_METHOD)}
+    names = [name for name, m in methods.items() if inspect.isfunction(m) and name not in merged]
+    names = [name for name in names if not _needs_arguments(methods[name])]
+    return [name for name in names if name != KERNEL_METHOD] or names
+
+
+def _needs_arguments(method: Callable) -> bool:
+    _, *parameters = inspect.signature(method).parameters.values()
+    optional = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    return any(p.default is p.empty and p.kind not in optional for p in parameters)
 
 
 def merges_itself(module: nn.Module) -> bool:
     """Return whether a module is a block that merges layers inside, so that these cannot have branches.
 
-    Merging a convolution with branches gives a bias, which the block does not expect.
+    Merging a convolution with branches gives a bias, which the block does not expect. A network with such a
+    method, which calls those of its blocks, is not a block: it has some that are not its direct children.
     """
-    return has_branches(module) or fuse_method(module) is not None
+    if has_branches(module):
+        return True
+    if not own_methods(module):
+        return False
+    children = {*module.children()}
+    return all(part is module or part in children for part in module.modules() if own_methods(part))
 
 
 def can_merge(module: nn.Module) -> bool:
-    """Return whether a module has branches left to merge."""
-    adapter = lookup_by_class(ADAPTERS, module)
-    return adapter is not None and adapter.can_merge(module)
+    """Return whether a module has branches left to merge, or may have: a block that merges itself."""
+    if adapter := lookup_by_class(ADAPTERS, module):
+        return adapter.can_merge(module)
+    return merges_itself(module) and getattr(module, 'deploy', False) is not True
 
 
-def lacks_deployed_config(module: nn.Module) -> bool:
-    """Return whether deployed files keep a module's branches, because no config builds it merged."""
+def is_foreign(module: nn.Module) -> bool:
+    """Return whether another library merges the branches of a module."""
     adapter = lookup_by_class(ADAPTERS, module)
-    return adapter is not None and adapter.lacks_deployed_config
+    return can_merge(module) and not (adapter and adapter.merge)
+
+
+def foreign_blocks(model: nn.Module, around: Collection[str] | None = None) -> list[str]:
+    """Return the names of the modules of a network that other libraries merge, also those inside others.
+
+    Args:
+        model (nn.Module): Any network.
+        around (Collection[str], optional): Only those that have one of these names, or are inside one that
+            has. Default: all.
+    """
+    names = [name for name, module in model.named_modules() if is_foreign(module)]
+    if around is None:
+        return names
+    return [name for name in names if any(name == a or not a or name.startswith(f'{a}.') for a in around)]
 
 
 def merge(module: nn.Module) -> nn.Module:
-    """Merge the branches of a module.
+    """Merge the branches of a module, unverified; see :mod:`mmasr.core.merge_check`.
 
     Args:
         module (nn.Module): A module that :func:`can_merge`, with nothing left to fold inside.
 
     Returns:
-        nn.Module: The merged layer, in the same mode; the module itself if another library merges in place.
+        nn.Module: The merged layer, in the same mode; the module itself if another library merges in place,
+        or if none of its methods changes it.
+
+    Raises:
+        Exception: If a method of another library fails, and none of the others works.
     """
     adapter = lookup_by_class(ADAPTERS, module)
-    if adapter.merge:
+    if adapter and adapter.merge:
         return adapter.merge(module)
-    getattr(module, adapter.method)()
+    methods, failure = [adapter.method] if adapter else own_methods(module), None
+    for method in methods:
+        try:
+            merged = _call(copy.deepcopy(module), method)
+        except Exception as error:  # a method of another library can raise anything
+            failure = failure or error
+            continue
+        if _structure(merged) != _structure(module):
+            return _call(module, method)
+    if failure:
+        raise failure
     return module
+
+
+def _call(module: nn.Module, method: str) -> nn.Module:
+    """Call a method that merges, in float32 if the module has half precision; return the merged module."""
+    kind, mode = coarsest(p.dtype for p in module.parameters()), module.training
+    if is_half := torch.finfo(kind).bits < 32:
+        module.float()
+    with _new_layers_like(module):
+        if method == KERNEL_METHOD:
+            merged = _convolution(module)
+        else:
+            result = getattr(module, method)()
+            merged = result if isinstance(result, nn.Module) else module
+    if merged is module and hasattr(module, 'forward_fuse'):  # ultralytics, which sets this itself afterwards
+        module.forward = module.forward_fuse
+    if merged is module:
+        _disarm(module, method)
+    else:
+        move_hooks(module, merged)
+    return (merged.to(kind) if is_half else merged).train(mode)
+
+
+def _disarm(module: nn.Module, method: str) -> None:
+    """Make a method that fails the second time do nothing, as in networks that timm's own function merges.
+
+    A builtin takes its place, so that a pickled module does not need mmasr.
+    """
+    try:
+        getattr(copy.deepcopy(module), method)()
+    except Exception:  # a method of another library can raise anything
+        setattr(module, method, bool)
+
+
+@contextlib.contextmanager
+def _new_layers_like(module: nn.Module) -> Iterator[None]:
+    """While active, new layers have the type and the device of a module's parameters."""
+    parameter, default = next(module.parameters()), torch.get_default_dtype()
+    torch.set_default_dtype(parameter.dtype)
+    try:
+        with parameter.device:
+            yield
+    finally:
+        torch.set_default_dtype(default)
+
+
+def _structure(module: nn.Module) -> list:
+    """Return everything but values by which a merged module differs from one with branches."""
+    modules = [(name, stock_class(type(part))) for name, part in module.named_modules()]
+    shapes = [(name, tensor.shape) for name, tensor in module.state_dict().items()]
+    return [*modules, *shapes, 'forward' in vars(module)]
+
+
+def outputs(module: nn.Module, args: tuple, kwargs: dict) -> dict[str, torch.Tensor]:
+    """Run a block, and return its output tensors by name."""
+    return {name: tensor.clone() for name, tensor in tensors('output', run(module, args, kwargs))}
+
+
+#: Largest difference that a block's own method may make, relative to the largest value of an output.
+MERGE_BOUND = 1e-4
+
+
+def _agrees(expected: dict[str, torch.Tensor], actual: dict[str, torch.Tensor]) -> bool:
+    try:
+        check_differences(compare(expected, actual), MERGE_BOUND)
+    except InputError:
+        return False
+    return True
+
+
+def _convolution(module: nn.Module) -> nn.Module:
+    """Make the convolution whose kernel and bias a module returns, with the activation after it, if any."""
+    kernel, bias = getattr(module, KERNEL_METHOD)()
+    alike = [part for part in module.modules() if isinstance(part, nn.Conv2d)]
+    alike = [conv for conv in alike if conv.weight.shape == kernel.shape]
+    if not alike:
+        raise ValueError(f'none of its convolutions has a kernel of {tuple(kernel.shape)}')
+    options = {name: getattr(alike[0], name) for name in ('stride', 'padding', 'dilation', 'groups')}
+    conv = nn.Conv2d(alike[0].in_channels, alike[0].out_channels, alike[0].kernel_size, **options)
+    with torch.no_grad():
+        conv.weight.copy_(kernel)
+        conv.bias.copy_(bias)
+    if (args := example_inputs(module)) is None:
+        return conv
+    expected = outputs(module, args, {})
+    activations = [child for child in module.children() if next(child.parameters(), None) is None]
+    for after in activations:
+        merged = nn.Sequential(OrderedDict(conv=conv, act=after))
+        if _agrees(expected, outputs(merged, args, {})):
+            return merged
+    return conv
 
 
 def branch_ends(module: nn.Module) -> dict[str, nn.Module]:

@@ -23,10 +23,11 @@ import torch
 from torch import nn
 
 from ..errors import InputError, shortened
+from .bias_fusion import fuse_visible_biases
 from .differences import BOUNDS, check_differences, coarsest, compare, tensors
 from .foldable import Foldable, find_foldable, fold_all
 from .host import Host, write_parameters
-from .merge import branch_ends
+from .merge import branch_ends, foreign_blocks, is_foreign
 from .reparameterization import ParameterReparameterization
 from .scaling import channel_dim, scaled
 
@@ -160,6 +161,7 @@ class TrainedLayers:
         """
         weights = model.state_dict() if weights is None else weights
         found = {name: weights[key] for name, key in _keys(model).items()}
+        self._find_fused(found)
         expected = [name for name in self.trained if not _is_inside(name, self._changed)]
         if missing := [name for name in (*self.references, *expected) if name not in found]:
             raise InputError(f'the folded network lacks {shortened(missing)}')
@@ -172,6 +174,23 @@ class TrainedLayers:
                     f'{name} of the folded network is not the trained tensor, and not the result of folding'
                 )
         return max(differences, key=lambda difference: difference.relative, default=None)
+
+    def _find_fused(self, found: Mapping[str, torch.Tensor]) -> None:
+        """Find the BatchNorms that took the bias of a folded convolution that lacks it."""
+        means = {name: t.double() for name, t in self.trained.items() if name.endswith('running_mean')}
+        shifts = {name: mean - found[name].double() for name, mean in means.items() if name in found}
+        for name, bias in self._folded.items():
+            conv, _, key = name.rpartition('.')
+            if key != 'bias' or name in found or conv in self.fused or f'{conv}.weight' not in found:
+                continue
+            took = [
+                norm.rpartition('.')[0]
+                for norm, shift in shifts.items()
+                if shift.shape == bias.shape
+                and torch.allclose(shift, bias, rtol=1e-3, atol=1e-3 * bias.abs().max())
+            ]
+            if took and bias.any():
+                self.fused[conv] = took
 
     def _compare_tensor(self, name: str, tensor: torch.Tensor, computed: torch.dtype) -> LayerDifference:
         reference, trained, dtype = self.references[name], self.trained.get(name), self.dtype(name)
@@ -362,7 +381,9 @@ class _TrainedLayer:
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():
             return value
         is_map = value.dim() == 4 and not isinstance(self.layer, nn.Linear | nn.LayerNorm)
-        if is_map:  # the others may take (N, H, W, C)
+        if is_foreign(self.layer):  # it may depend on the size
+            value = value[:_SAMPLES]
+        elif is_map:  # the others may take (N, H, W, C)
             value = value[:_SAMPLES, :, :_SIDE, :_SIDE]
         return value.double()
 
@@ -370,7 +391,9 @@ class _TrainedLayer:
     def folded(self) -> nn.Module:
         """Return the layer that it folds to, in double precision."""
         layer = _in_double(self.layer)
-        layer = fold_all(layer, () if self.merges else find_foldable(layer).branches)
+        layer = fold_all(
+            layer, () if self.merges else [*foreign_blocks(layer), *find_foldable(layer).branches]
+        )
         if self.asr is not None:
             write_parameters(layer, scaled(layer, self.asr.scale()))
         return layer
@@ -465,14 +488,16 @@ def verify_fold(model: nn.Module, inputs: Any, stay: Collection[str] = ()) -> No
             differs.
     """
     network = copy.deepcopy(model).eval()
-    found = find_foldable(network)
+    found = find_foldable(network, stay)
     branches = {name: module for name, module in found.branches.items() if name not in stay}
     layers = TrainedLayers(network, dataclasses.replace(found, branches=branches), model.state_dict())
-    expected = _outputs(network, inputs)
+    expected = run_on(network, inputs)
     network = fold_all(network, stay)
+    biased = found.without_stock_bias(stay)
+    layers.fused = fuse_visible_biases(network, biased, lambda network: run_on(network, inputs))
     layers.check_tensors(network)
     with layers.compared(network) as differences:
-        actual = _outputs(network, inputs)
+        actual = run_on(network, inputs)
     layers.check_layers(differences)
     if idle := [name for name in layers.layers if name not in differences]:
         raise InputError(f'the inputs do not reach {shortened(idle)}, so folding it is not verified')
@@ -480,7 +505,8 @@ def verify_fold(model: nn.Module, inputs: Any, stay: Collection[str] = ()) -> No
     check_differences(compare(expected, actual), bound)
 
 
-def _outputs(network: nn.Module, inputs: Any) -> dict[str, torch.Tensor]:
+def run_on(network: nn.Module, inputs: Any) -> dict[str, torch.Tensor]:
+    """Run a network on inputs as :func:`mmasr.fold` takes them, and return its output tensors by name."""
     torch.default_generator.manual_seed(0)  # for a network that draws noise
     inputs = copy.deepcopy(inputs)  # which the network may change
     if isinstance(inputs, Mapping):

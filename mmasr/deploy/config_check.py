@@ -20,6 +20,11 @@ _TRAINING = (
 )
 #: Settings of a backbone that folding removes, or sets for what remains.
 _FOLDED = ('asr', 'convs', 'sites', 'deploy')
+#: Networks whose branches are merged, and the setting that says so.
+_MERGED = {
+    **dict.fromkeys(('RepVGG', 'MobileOne', 'RepMLPNet', 'LeViT', 'RIFormer'), ('deploy',)),
+    'RepLKNet': ('small_kernel_merged',),
+}
 #: Networks with attention whose stock form has another type or name, and these settings.
 _WITH_ATTENTION = {
     'SEResNet': ('type', 'se_ratio'),
@@ -72,7 +77,11 @@ def _changes_of_dict(path: str, before: Mapping, after: Mapping) -> Iterator[tup
         yield _join(path, 'type'), _is_mmasr(after)
         yield from _changes(path, before, after.get('network'))
         return
-    free = (*(_FOLDED if _is_mmasr(before) or kind == 'RepVGG' else ()), *_WITH_ATTENTION.get(kind, ()))
+    free = (
+        *(_FOLDED if _is_mmasr(before) else ()),
+        *_MERGED.get(kind, ()),
+        *_WITH_ATTENTION.get(kind, ()),
+    )
     for name in dict.fromkeys((*before, *after)):
         where = _join(path, name)
         if name in before and name in after and name not in ('type', 'plugins', *free):

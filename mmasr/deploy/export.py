@@ -114,7 +114,7 @@ def export(
     opened = open_checkpoint(source)
     (target,) = output_files([source], out or source.with_suffix('.onnx'), force, ['.onnx'])
     network = opened.network(config, trust_imports)
-    if foldable := find_deployable(network):
+    if foldable := find_deployable(network)[0]:
         raise InputError(
             f'{source} still has re-parameterization to fold: {shortened(foldable.names())}; run '
             f'tools/reparam.py {source} first, and export the file that it writes'

@@ -16,13 +16,13 @@ from torch import nn
 from ..core.bias_fusion import fuse_biases
 from ..core.class_surgery import stock_class
 from ..core.differences import BOUNDS, Difference, check_differences, coarsest, compare
-from ..core.fold import fold
-from ..core.foldable import Foldable, find_foldable
-from ..core.merge import lacks_deployed_config
-from ..core.reparameterization import Reparameterization
+from ..core.foldable import Foldable, find_foldable, fold_all
+from ..core.merge import foreign_blocks, is_foreign
+from ..core.merge_check import check_merges
 from ..core.verification import LayerDifference, TrainedLayers
 from ..errors import InputError, as_input_error, shortened, with_source
 from ..files import output_files, temporary_files
+from ..openmmlab.adapters import mergeable_networks
 from ..openmmlab.data_sources import check_data
 from ..openmmlab.evaluation import Track, evaluate, untracked
 from ..untrusted import Network, Origin, open_checkpoint, write_config
@@ -55,6 +55,7 @@ class Report:
         config_changes (list[str]): The parts of the model in which the deployed config differs from the
             trained one, such as ``model.backbone.type``; first the detector that was taken out of a
             semi-supervised one.
+        stays (dict[str, str]): Networks whose blocks could not be merged -> why.
         left_out (dict[str, str]): Parts of the embedded config that the deployed one does not have -> why.
         attention (RemovedAttention, optional): The attention that was removed, if that was asked for.
         after (dict[str, float], optional): Metrics of the deployed network in that case.
@@ -72,6 +73,7 @@ class Report:
     bound: float
     seconds: float
     config_changes: list[str]
+    stays: dict[str, str]
     left_out: dict[str, str]
     attention: RemovedAttention | None = None
     after: dict[str, float] | None = None
@@ -139,6 +141,7 @@ def reparameterize(
         bound=deployed.bound,
         seconds=time.perf_counter() - start,
         config_changes=deployed.config_changes,
+        stays=deployed.stays,
         left_out=deployed.origin.left_out or {},
         attention=deployed.attention,
         after=after,
@@ -158,6 +161,7 @@ class _Deployed:
         bound (float): Largest difference from the trained network allowed.
         config (dict): The deployed config.
         config_changes (list[str]): See :class:`Report`.
+        stays (dict[str, str]): See :class:`Report`.
         folded, merged, ours (dict[str, str]): See :class:`Report`.
         parameters (tuple[int, int]): Number of parameters before and after.
         layers (TrainedLayers): The trained layers, to compare the folded ones with.
@@ -175,6 +179,7 @@ class _Deployed:
     bound: float
     config: dict
     config_changes: list[str]
+    stays: dict[str, str]
     folded: dict[str, str]
     merged: dict[str, str]
     ours: dict[str, str]
@@ -190,11 +195,12 @@ def _deploy(trained: Network, files: Sequence[Path], removal: Removal | None, tr
     """Run the trained network, fold it, remove its attention if asked to, and write its files."""
     trained, part_changes = predicting_part(trained)
     model, origin = trained.model, trained.origin
-    foldable = find_deployable(trained)
+    foldable, stays = find_deployable(trained)
     if removal:
         check_data(trained.config, 'train_dataloader', 'test_dataloader', 'test_evaluator')
     elif not foldable:
-        raise InputError(f'{origin.source} has no re-parameterization to fold')
+        why = ''.join(f'; {name} cannot be merged: {reason}' for name, reason in stays.items())
+        raise InputError(f'{origin.source} has no re-parameterization to fold{why}')
     before, images = _count(model), images_for(model)
     compared = attention = None
     with origin.limits():
@@ -232,6 +238,7 @@ def _deploy(trained: Network, files: Sequence[Path], removal: Removal | None, tr
         bound=bound,
         config=origin.deployed(config.to_dict()),
         config_changes=part_changes + changes,
+        stays=stays,
         folded=folded,
         merged=merged,
         ours={n: kind.__name__ for n, kind in became.items() if kind.__module__.split('.')[0] == 'mmasr'},
@@ -274,16 +281,34 @@ def _in_types_of(weights: dict[str, torch.Tensor], model: nn.Module) -> dict[str
     }
 
 
-def find_deployable(network: Network) -> Foldable:
-    """Find what deploying a network folds: everything, except branches that no config builds merged.
+def find_deployable(network: Network) -> tuple[Foldable, dict[str, str]]:
+    """Find what deploying a network folds: everything, except blocks that no config builds merged.
+
+    Args:
+        network (Network): The trained network.
+
+    Returns:
+        tuple[Foldable, dict[str, str]]: What is folded; and the name of each network whose blocks stay -> why
+        one of them cannot be merged.
 
     Raises:
         InputError: If something cannot be folded.
     """
+    model = network.model
     with with_source(network.origin.source):
-        found = find_foldable(network.model)
-    branches = {name: m for name, m in found.branches.items() if not lacks_deployed_config(m)}
-    return dataclasses.replace(found, branches=branches)
+        found = find_foldable(model, foreign_blocks(model))
+        parts = mergeable_networks(model)
+        others = {*foreign_blocks(model)} - {*foreign_blocks(model, parts)} if parts else set()
+        problems = check_merges(model, others, _outputs) if parts else {}
+    stays = {}
+    for part in parts:
+        inside = foreign_blocks(model, [part])
+        if failed := [name for name in inside if problems.get(name)]:
+            stays[part] = f'{failed[0]}: {problems[failed[0]]}'
+        else:
+            blocks = find_foldable(model, {*foreign_blocks(model)} - {*inside}).branches
+            found.branches.update({name: m for name, m in blocks.items() if is_foreign(m)})
+    return found, stays
 
 
 def _run(
@@ -317,13 +342,8 @@ def _fold(model: nn.Module, foldable: Foldable) -> dict[str, list[str]]:
         dict[str, list[str]]: Name of a convolution whose bias was fused -> names of the BatchNorms that took
         it.
     """
-    stay = find_foldable(model).branches.keys() - foldable.branches.keys()
-    without_bias = [
-        name
-        for name, m in foldable.branches.items()
-        if isinstance(m, Reparameterization) and not m.stock_bias
-    ]
-    fold(model, stay)
+    without_bias = foldable.without_stock_bias()
+    fold_all(model, {*foreign_blocks(model)} - foldable.branches.keys())
     biased = [name for name in without_bias if isinstance(model.get_submodule(name), nn.Conv2d)]
     return fuse_biases(model, biased, lambda: _outputs(model))
 

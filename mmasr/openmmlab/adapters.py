@@ -4,23 +4,37 @@ from collections.abc import Callable
 
 from torch import nn
 
+from ..core.class_lookup import lookup_by_class
+from ..core.merge import foreign_blocks
+
+#: ``'package.RegisteredName'`` of networks whose blocks merge -> the option with which a config builds them
+#: merged. A block outside such a network has no deployed config.
+MERGED_OPTIONS = {
+    'mmpretrain.RepVGG': 'deploy',
+    'mmpretrain.MobileOne': 'deploy',
+    'mmpretrain.RepLKNet': 'small_kernel_merged',
+    'mmpretrain.RepMLPNet': 'deploy',
+    'mmpretrain.LeViT': 'deploy',  # LeViTClsHead has the option, too, but does not build with it
+    'mmpretrain.RIFormer': 'deploy',
+}
+
+
+def _merged_if_possible(option: str) -> Callable[[dict, nn.Module | None], dict]:
+    def deployed(config: dict, network: nn.Module | None) -> dict:
+        """Return the config of the merged network; as it is, if blocks of the network have branches."""
+        has_branches = network is not None and foreign_blocks(network)
+        return config if has_branches else {**config, option: True}
+
+    return deployed
+
+
 #: ``'package.RegisteredName'`` -> function that maps a config, and the folded network if it is known, to the
 #: config of the deployed form.
-DEPLOYED: dict[str, Callable[[dict, nn.Module | None], dict]] = {}
+DEPLOYED: dict[str, Callable[[dict, nn.Module | None], dict]] = {
+    name: _merged_if_possible(option) for name, option in MERGED_OPTIONS.items()
+}
 
 
-def _deployed_repvgg(config: dict, network: nn.Module | None) -> dict:
-    """Return the deployed config of mmpretrain's RepVGG.
-
-    The branches stay if the blocks have an SE layer, which mmpretrain's deployed form lacks, or a
-    normalization other than BatchNorm.
-    """
-    from mmpretrain.models.backbones import RepVGG
-
-    arch = config['arch']
-    arch = RepVGG.arch_settings[arch] if isinstance(arch, str) else arch
-    merges = arch['se_cfg'] is None and config.get('norm_cfg', {'type': 'BN'})['type'] == 'BN'
-    return {**config, 'deploy': True} if merges else config
-
-
-DEPLOYED['mmpretrain.RepVGG'] = _deployed_repvgg
+def mergeable_networks(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the parts of a network that a config can build with all of their blocks merged, by name."""
+    return {name: part for name, part in model.named_modules() if lookup_by_class(MERGED_OPTIONS, part)}

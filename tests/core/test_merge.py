@@ -12,7 +12,6 @@ from mmasr.core.merge import (
     branch_ends,
     can_merge,
     has_branches,
-    lacks_deployed_config,
     merge,
     merge_method,
 )
@@ -41,7 +40,6 @@ def adapter(monkeypatch):
         branch_ends=lambda module: ('convs.0', 'convs.1'),
         can_merge=lambda module: len(module.convs) == 2,
         method='fuse',
-        lacks_deployed_config=True,
     )
     monkeypatch.setitem(ADAPTERS, f'{Sum.__module__}.Sum', adapter)
 
@@ -51,7 +49,6 @@ def test_an_adapter_says_how_a_block_merges(adapter):
     assert has_branches(block)
     assert can_merge(block)
     assert merge_method(block) == merge_method(Sum) == 'fuse'
-    assert lacks_deployed_config(block)
     assert branch_ends(block) == {'convs.0': block.convs[0], 'convs.1': block.convs[1]}
 
 
@@ -85,7 +82,6 @@ def test_a_branch_reparameterization_becomes_a_layer_in_the_same_mode():
     assert has_branches(block)
     assert can_merge(block)
     assert merge_method(block) is None
-    assert not lacks_deployed_config(block)
     assert list(branch_ends(block)) == list(ACNet.branch_ends)
     merged = merge(block.eval())
     assert type(merged) is nn.Conv2d
@@ -97,5 +93,4 @@ def test_other_modules_have_no_branches():
     assert not has_branches(conv)
     assert not can_merge(conv)
     assert merge_method(conv) is None
-    assert not lacks_deployed_config(conv)
     assert branch_ends(conv) == {}
