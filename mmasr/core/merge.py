@@ -18,7 +18,7 @@ from torch import nn
 
 from ..errors import InputError
 from .class_lookup import lookup_by_class
-from .class_surgery import move_hooks, stock_class
+from .class_surgery import move_hooks, replace_module, stock_class
 from .differences import check_differences, coarsest, compare, tensors
 from .example_inputs import example_inputs, run
 
@@ -37,6 +37,8 @@ MERGE_METHODS = (
 )
 #: Method that returns the kernel and the bias of the merged convolution, and changes nothing.
 KERNEL_METHOD = 'get_equivalent_kernel_bias'
+#: Most modules with such methods that a block has inside; a network has more, and not as direct children.
+_MOST_INNER = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,14 +107,15 @@ def merges_itself(module: nn.Module) -> bool:
     """Return whether a module is a block that merges layers inside, so that these cannot have branches.
 
     Merging a convolution with branches gives a bias, which the block does not expect. A network with such a
-    method, which calls those of its blocks, is not a block: it has some that are not its direct children.
+    method, which calls those of its many blocks, is not a block itself.
     """
     if has_branches(module):
         return True
     if not own_methods(module):
         return False
     children = {*module.children()}
-    return all(part is module or part in children for part in module.modules() if own_methods(part))
+    inner = [part for part in module.modules() if part is not module and own_methods(part)]
+    return len(inner) <= _MOST_INNER or all(part in children for part in inner)
 
 
 def can_merge(module: nn.Module) -> bool:
@@ -165,10 +168,18 @@ def merge(module: nn.Module) -> nn.Module:
         except Exception as error:  # a method of another library can raise anything
             failure = failure or error
             continue
-        if _structure(merged) != _structure(module):
-            return _call(module, method)
+        if structure(merged) != structure(module):
+            return _merge_inside(_call(module, method))
     if failure:
         raise failure
+    return module
+
+
+def _merge_inside(module: nn.Module) -> nn.Module:
+    """Merge the blocks that are left inside a merged one, in place."""
+    for name, part in list(module.named_modules()):
+        if part is not module and is_foreign(part) and part in module.modules():
+            replace_module(module, name, merge(part))
     return module
 
 
@@ -215,8 +226,15 @@ def _new_layers_like(module: nn.Module) -> Iterator[None]:
         torch.set_default_dtype(default)
 
 
-def _structure(module: nn.Module) -> list:
-    """Return everything but values by which a merged module differs from one with branches."""
+def structure(module: nn.Module) -> list:
+    """Return everything but values by which a merged module differs from one with branches.
+
+    Args:
+        module (nn.Module): Any module.
+
+    Returns:
+        list: Equal for two modules with the same names, classes and shapes.
+    """
     modules = [(name, stock_class(type(part))) for name, part in module.named_modules()]
     shapes = [(name, tensor.shape) for name, tensor in module.state_dict().items()]
     return [*modules, *shapes, 'forward' in vars(module)]
