@@ -94,10 +94,10 @@ class ACNet(BranchReparameterization):
         branches = {self.square: (0, 0, 0, 0), self.vertical: (1, 1, 0, 0), self.horizontal: (0, 0, 1, 1)}
         weight, bias = 0, 0
         for (conv, bn), sides in branches.items():
-            branch_weight, branch_bias = fuse_norm(conv.weight, None, bn)
+            branch_weight, branch_bias = fuse_norm(conv.weight.double(), None, bn)  # terms may nearly cancel
             weight, bias = weight + pad(branch_weight, sides), bias + branch_bias
         options = {'padding': self.padding, **self.branch_options}
-        conv = nn.Conv2d(self.in_channels, self.out_channels, 3, **options).to(weight)
+        conv = nn.Conv2d(self.in_channels, self.out_channels, 3, **options).to(self.square[0].weight)
         conv.weight.copy_(weight)
         conv.bias.copy_(bias)
         return conv

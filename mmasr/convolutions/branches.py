@@ -156,10 +156,14 @@ class Branches(BranchReparameterization):
         return result
 
     def merged_kernel(self) -> KernelAndBias:
-        """Return the kernel, (out_channels, in_channels / groups, k, k), and the bias of the whole sum."""
+        """Return the kernel, (out_channels, in_channels / groups, k, k), and the bias of the whole sum.
+
+        Both are summed in double precision, since the terms may nearly cancel.
+        """
         weight, bias = 0, 0
         for branch in self.branches:
-            w, b = fuse_norm(*self.kernel(branch), self.get_submodule(branch).norm)
+            w, b = self.kernel(branch)
+            w, b = fuse_norm(w.double(), b if b is None else b.double(), self.get_submodule(branch).norm)
             weight, bias = weight + w, bias + b
         return weight, bias
 
@@ -168,7 +172,9 @@ class Branches(BranchReparameterization):
         """Return the convolution, with bias, that computes the same in eval mode."""
         weight, bias = self.merged_kernel()
         options = {name: getattr(self, name) for name in ('stride', 'padding', 'dilation', 'groups')}
-        conv = nn.Conv2d(self.in_channels, self.out_channels, self.size, **options).to(weight)
+        conv = nn.Conv2d(self.in_channels, self.out_channels, self.size, **options).to(
+            self.origin.conv.weight
+        )
         conv.weight.copy_(weight)
         conv.bias.copy_(bias)
         return conv
@@ -269,8 +275,8 @@ def fuse_norm(weight: torch.Tensor, bias: torch.Tensor | None, norm: nn.Module) 
         norm (nn.Module): The BatchNorm.
 
     Returns:
-        tuple[Tensor, Tensor]: Kernel of the same shape, and bias (O,).
+        tuple[Tensor, Tensor]: Kernel of the same shape, and bias (O,), both computed in the kernel's type.
     """
-    return fuse_conv_bn_weights(
-        weight, bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-    )
+    tensors = norm.running_mean, norm.running_var, norm.weight, norm.bias
+    mean, var, scale, shift = (tensor.to(weight.dtype) for tensor in tensors)
+    return fuse_conv_bn_weights(weight, bias, mean, var, norm.eps, scale, shift)

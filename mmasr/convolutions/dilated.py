@@ -112,10 +112,11 @@ class DilatedReparam(Branches):
 def _check_small_kernels(kernels: Sequence[tuple[int, int]], size: int) -> None:
     """Check that small kernels fit into the large one."""
     try:
-        fit = all(k % 2 and k > 0 and r > 0 and r * (k - 1) < size for k, r in kernels)
+        fit = [k % 2 == 1 and r * (k - 1) < size and k > 0 and r > 0 for k, r in kernels]
+        whole = all(isinstance(number, int) for pair in kernels for number in pair)
     except (TypeError, ValueError):  # not pairs of numbers
-        fit = False
-    if not fit:
+        fit, whole = [], False
+    if not (whole and all(fit)):
         raise InputError(
             'DilatedReparam: `small_kernels` must be pairs of an odd size k and a dilation r with '
             f'r * (k - 1) + 1 of at most {size}, such as (3, 2), not {kernels!r}'

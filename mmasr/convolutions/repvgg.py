@@ -85,13 +85,11 @@ class QARepVGG(Branches):
 
     def kernel(self, branch: str) -> KernelAndBias:
         """Return the kernel of a branch, which has no bias; see :meth:`Branches.kernel`."""
-        if branch == 'origin':
-            return self.origin.conv.weight, None
-        return center(self._point_kernel(), self.size), None
+        return self.get_submodule(branch).conv.weight, None
 
     def _point_kernel(self) -> torch.Tensor:
         """Return the 1 x 1 kernel of the branches without BatchNorm."""
-        weight = self.point.weight
+        weight = self.point.weight.double()
         return weight + identity_kernel(weight, self.groups) if self.has_identity else weight
 
     @torch.no_grad()
@@ -112,5 +110,5 @@ class QARepVGG(Branches):
 
     def merged_kernel(self) -> KernelAndBias:
         """Return the kernel and the bias of the whole; see :meth:`Branches.merged_kernel`."""
-        weight, bias = fuse_norm(*self.kernel('origin'), self.origin.norm)
-        return fuse_norm(weight + self.kernel('point')[0], bias, self.norm)
+        weight, bias = super().merged_kernel()  # of the origin, which alone has a BatchNorm
+        return fuse_norm(weight + center(self._point_kernel(), self.size), bias, self.norm)
