@@ -46,7 +46,7 @@ class MobileOne(Branches):
     ) -> None:
         if not isinstance(copies, int) or copies < 1:
             raise InputError(f'MobileOne needs at least one convolution, not `copies`={copies!r}')
-        self.number = copies  # before the base class makes the branches
+        self.copy_count = copies  # before the base class makes the branches
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, init_identity
         )
@@ -64,8 +64,8 @@ class MobileOne(Branches):
     def make(self) -> None:
         """Make the branches."""
         self.origin = self.make_origin()
-        self.copies = nn.ModuleList(self.make_origin() for _ in range(self.number - 1))
-        self.branches = 'origin', *(f'copies.{i}' for i in range(self.number - 1))
+        self.copies = nn.ModuleList(self.make_origin() for _ in range(self.copy_count - 1))
+        self.branches = 'origin', *(f'copies.{i}' for i in range(self.copy_count - 1))
         if self.size > 1:
             self.branches += ('scale',)
             self.scale = chain(self.out_channels, conv=self.make_point())
