@@ -3,16 +3,14 @@
 Ding et al., ICCV 2019, https://arxiv.org/abs/1908.03930. Needs torch only.
 """
 
-import math
-
 import torch
 from torch import nn
 from torch.nn.functional import pad
 from torch.nn.modules.utils import _pair
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..core.reparameterization import BranchReparameterization
 from ..errors import InputError
+from .branches import fuse_norm, init_silent, init_unchanging
 
 
 class ACNet(BranchReparameterization):
@@ -78,10 +76,13 @@ class ACNet(BranchReparameterization):
         With ``init_identity``, only the 3 x 3 branch has an effect. See
         :meth:`mmasr.core.reparameterization.Reparameterization.init_weights`.
         """
-        for bn in (self.square[1], self.vertical[1], self.horizontal[1]):
-            nn.init.constant_(bn.weight, 0 if self.init_identity else 1 / 3)
         if self.init_identity:
-            nn.init.constant_(self.square[1].weight, math.sqrt(1 + self.square[1].eps))
+            init_unchanging(self.square[1])
+            init_silent(self.vertical[1])
+            init_silent(self.horizontal[1])
+        else:
+            for bn in (self.square[1], self.vertical[1], self.horizontal[1]):
+                nn.init.constant_(bn.weight, 1 / 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map features (N, in_channels, H, W) to (N, out_channels, H', W')."""
@@ -93,11 +94,10 @@ class ACNet(BranchReparameterization):
         branches = {self.square: (0, 0, 0, 0), self.vertical: (1, 1, 0, 0), self.horizontal: (0, 0, 1, 1)}
         weight, bias = 0, 0
         for (conv, bn), sides in branches.items():
-            statistics = bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias
-            branch_weight, branch_bias = fuse_conv_bn_weights(conv.weight, None, *statistics)
+            branch_weight, branch_bias = fuse_norm(conv.weight.double(), None, bn)  # terms may nearly cancel
             weight, bias = weight + pad(branch_weight, sides), bias + branch_bias
         options = {'padding': self.padding, **self.branch_options}
-        conv = nn.Conv2d(self.in_channels, self.out_channels, 3, **options).to(weight)
+        conv = nn.Conv2d(self.in_channels, self.out_channels, 3, **options).to(self.square[0].weight)
         conv.weight.copy_(weight)
         conv.bias.copy_(bias)
         return conv

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import avg_pool2d, conv2d, pad
 from torch.nn.modules.utils import _pair
 
-from .dbb import fuse_norm
+from .branches import fuse_norm
 
 Size = int | tuple[int, int]
 

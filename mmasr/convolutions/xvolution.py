@@ -4,7 +4,6 @@ Chen, Wang and Ni, 2021, https://arxiv.org/abs/2106.02253. Needs torch only.
 """
 
 import copy
-import math
 import re
 
 import torch
@@ -13,7 +12,7 @@ from torch.nn.modules.utils import _pair
 
 from ..core.reparameterization import BranchReparameterization
 from ..errors import InputError
-from .dbb import chain, fuse_norm
+from .branches import chain, fuse_norm, init_silent, init_unchanging
 from .dynamic import PSSA, Dynamic, DynamicConv, Involution, SelfAttention
 
 #: Name of a second branch -> class.
@@ -125,8 +124,8 @@ class XVolution(BranchReparameterization):
             if hasattr(module, 'reset_parameters'):
                 module.reset_parameters()
         if self.init_identity:
-            nn.init.constant_(self.static.norm.weight, math.sqrt(1 + self.static.norm.eps))
-            nn.init.zeros_(self.dynamic.norm.weight)
+            init_unchanging(self.static.norm)
+            init_silent(self.dynamic.norm)
 
     @classmethod
     def default_sites(cls, model: nn.Module) -> list[str]:

@@ -5,8 +5,8 @@ two kinds:
 
 - :class:`ParameterReparameterization` (ASR, OREPA) is a child of the layer. The layer's effective parameters
   are computed from it.
-- :class:`BranchReparameterization` (ACNet, DBB, OfflineOREPA, XVolution) replaces the layer by branches,
-  which merge into one layer.
+- :class:`BranchReparameterization` (ACNet, DBB, RepVGG and others) replaces the layer by branches, which
+  merge into one layer.
 
 A new one is a subclass and one registration, ``REPARAMETERIZATIONS['Name'] = Name``.
 """
@@ -239,14 +239,22 @@ class BranchReparameterization(Reparameterization):
 
     @classmethod
     def default_sites(cls, model: nn.Module) -> list[str]:
-        """Return the names of the 3 x 3 convolutions of the body that it supports, outside branches."""
+        """Return the names of the convolutions of the body that are default sites.
+
+        These are the convolutions that :meth:`is_default_site` selects and it supports, outside branches.
+        """
         inside = {part for block in model.modules() if merges_itself(block) for part in block.modules()}
         layers = {name: model.get_submodule(name) for name in body_convolutions(model)}
         return [
             name
             for name, layer in layers.items()
-            if layer.kernel_size == (3, 3) and layer not in inside and cls.supports(name, layer)
+            if layer not in inside and cls.is_default_site(layer) and cls.supports(name, layer)
         ]
+
+    @classmethod
+    def is_default_site(cls, layer: nn.Conv2d) -> bool:
+        """Return whether a convolution that it supports is a default site. Default: if it is 3 x 3."""
+        return layer.kernel_size == (3, 3)
 
     @classmethod
     def supports(cls, name: str, layer: nn.Conv2d) -> bool:

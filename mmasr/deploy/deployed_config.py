@@ -10,7 +10,8 @@ from typing import Any
 from mmengine.config import Config
 from torch import nn
 
-from ..attention import ATTENTIONS
+from ..attention import ATTENTIONS, registered_name
+from ..core.reparameterization import REPARAMETERIZATIONS
 from ..errors import InputError, as_input_error
 from ..openmmlab.adapters import DEPLOYED
 from ..openmmlab.config import walk, without_downloads
@@ -78,7 +79,12 @@ def _deployed(config: Any, scope: str | None, network: nn.Module | None = None) 
         return config
     scope = config.get('_scope_', scope)
     parts = dict(network.named_children()) if network is not None else {}
-    config = {key: _deployed(value, scope, parts.get(key)) for key, value in config.items()}
+    # `convs` names a re-parameterization. A network may have the same name, such as mmpretrain's RepVGG.
+    is_convs = registered_name(config.get('convs')) in REPARAMETERIZATIONS
+    config = {
+        key: value if key == 'convs' and is_convs else _deployed(value, scope, parts.get(key))
+        for key, value in config.items()
+    }
     if not config.get('plugins', True):
         del config['plugins']
     elif isinstance(config.get('plugins'), list | tuple):

@@ -143,7 +143,10 @@ def shared_head(layers=3):
     return nn.ModuleList(nn.Sequential(conv, nn.BatchNorm2d(8), nn.ReLU(), last) for _ in range(layers))
 
 
-@pytest.mark.parametrize('kind', ['DBB', 'ACNet', 'OfflineOREPA', 'XVolution', 'OREPA', 'SE'])
+@pytest.mark.parametrize(
+    'kind',
+    ['DBB', 'ACNet', 'OfflineOREPA', 'XVolution', 'OREPA', 'SE', 'RepVGG', 'QARepVGG', 'MobileOne'],
+)
 @pytest.mark.parametrize('sites', [['0.0'], ['2.0'], ['0.0', '1.0'], r'.*\.0'], ids=str)
 def test_a_layer_in_several_places_gets_it_once_in_all(kind, sites):
     head = randomize(shared_head())
@@ -187,7 +190,7 @@ COMPUTED = {
 
 
 @pytest.mark.filterwarnings('ignore::FutureWarning')
-@pytest.mark.parametrize('kind', ['SE', 'OREPA', 'DBB', 'ACNet', 'OfflineOREPA', 'XVolution'])
+@pytest.mark.parametrize('kind', ['SE', *sorted({*REPARAMETERIZATIONS} - {'ASR'})])
 @pytest.mark.parametrize('name', COMPUTED)
 def test_no_kind_takes_a_layer_without_a_weight_of_its_own(kind, name):
     model = nn.Sequential(COMPUTED[name]())
@@ -209,6 +212,8 @@ def test_the_meta_device_takes_a_training_step(kind):
     """To count the memory of a training without any: only shapes are computed."""
     with torch.device('meta'):
         network = torchvision.models.resnet18()
+        if kind == 'DilatedReparam':  # ResNet-18 has no depthwise convolutions
+            network = torchvision.models.convnext_tiny()
         mmasr.attach(network, {'type': kind})
         optimizer = torch.optim.SGD(network.parameters(), 0.1)
         network(torch.zeros(2, 3, 64, 64)).sum().backward()

@@ -21,7 +21,9 @@ from mmasr.errors import InputError
 
 
 def test_every_registered_class_is_a_reparameterization():
-    assert {'ASR', 'OREPA', 'OfflineOREPA', 'DBB', 'ACNet', 'XVolution'} <= set(REPARAMETERIZATIONS)
+    known = {'ASR', 'OREPA', 'OfflineOREPA', 'DBB', 'ACNet', 'XVolution'}
+    newer = {'RepVGG', 'QARepVGG', 'MobileOne', 'DilatedReparam'}
+    assert known | newer <= set(REPARAMETERIZATIONS)
     for name, kind in REPARAMETERIZATIONS.items():
         assert issubclass(kind, Reparameterization)
         assert kind.__name__ == name
@@ -100,7 +102,11 @@ def test_a_network_without_3x3_convolutions_is_rejected():
 
 
 @pytest.mark.parametrize(
-    ('kind', 'main'), [('DBB', 'origin.conv'), ('OfflineOREPA', 'origin.conv'), ('ACNet', 'square.0')]
+    ('kind', 'main'),
+    [
+        *((kind, 'origin.conv') for kind in ('DBB', 'OfflineOREPA', 'RepVGG', 'QARepVGG', 'MobileOne')),
+        ('ACNet', 'square.0'),
+    ],
 )
 def test_the_weight_of_a_plain_convolution_goes_to_the_main_branch(kind, main):
     conv = nn.Conv2d(4, 8, 3, padding=1, bias=False)
@@ -119,7 +125,7 @@ def test_branches_know_whether_the_stock_convolution_has_a_bias(bias):
     assert {parameter.dtype for parameter in branches.parameters()} == {torch.double}
 
 
-BRANCHES = ['DBB', 'OfflineOREPA', 'XVolution', 'ACNet']
+BRANCHES = ['DBB', 'OfflineOREPA', 'XVolution', 'ACNet', 'RepVGG', 'QARepVGG', 'MobileOne']
 with_branches = pytest.mark.parametrize('kind', BRANCHES)
 
 

@@ -61,6 +61,10 @@ NETWORKS = {
     'DBB': ({'type': 'DBB'}, {}),
     'OfflineOREPA': ({'type': 'OfflineOREPA'}, {}),
     'XVolution': ({'type': 'XVolution'}, {}),
+    'RepVGG': ({'type': 'RepVGG'}, {}),
+    'QARepVGG': ({'type': 'QARepVGG'}, {}),
+    'MobileOne': ({'type': 'MobileOne'}, {}),
+    'DilatedReparam': ({'type': 'DilatedReparam'}, {'kernel': 7, 'groups': 16}),
 }
 each_network = pytest.mark.parametrize('name', NETWORKS)
 

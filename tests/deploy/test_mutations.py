@@ -97,7 +97,7 @@ WITH_ASR = {
 WITH_BRANCHES = {
     **{
         kind: lambda kind=kind: resnet(convs={'type': kind})
-        for kind in ('OREPA', 'ACNet', 'DBB', 'XVolution')
+        for kind in ('OREPA', 'ACNet', 'DBB', 'XVolution', 'RepVGG', 'QARepVGG', 'MobileOne')
     },
     'RepVGG': repvgg,
 }
