@@ -1,6 +1,5 @@
 """Fuse the bias of a convolution into the normalization after it. Needs torch only."""
 
-import copy
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
@@ -10,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..errors import InputError
+from .class_surgery import eval_copy
 from .differences import check_differences, compare
 from .example_inputs import example_inputs
 from .merge import MERGE_BOUND, outputs
@@ -66,7 +66,7 @@ def fuse_visible_biases(
     if not convs:
         return {}
     if run is not None:
-        network = copy.deepcopy(model).eval()
+        network = eval_copy(model)
         found = _names(network, _followers(network, convs, lambda: run(network))[0])
     else:
         alone = [name for name in convs if places[modules[name]] == 1]
@@ -78,7 +78,7 @@ def fuse_visible_biases(
 def _seen_around(modules: dict[str, nn.Module], name: str) -> list[str]:
     """Run the module around a convolution; return the names of the BatchNorms that take its bias there."""
     outer, _, inner = name.rpartition('.')
-    block = copy.deepcopy(modules[outer]).eval()
+    block = eval_copy(modules[outer])
     if (args := example_inputs(block)) is None:
         return []
     expected = outputs(block, args, {})

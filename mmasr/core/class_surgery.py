@@ -4,6 +4,7 @@ A mixin in the class of a module adds behavior and leaves everything else unchan
 their names. Nothing is registered anywhere, so copies, pickles and threads need no special care.
 """
 
+import copy
 import functools
 from typing import Any
 
@@ -46,6 +47,13 @@ class Mixin:
             return super().__reduce_ex__(protocol)
         # The class exists only at run time, so pickle and deepcopy need to know how to make it again.
         return _new_mixed, made_of, self.__getstate__()
+
+
+def eval_copy(module: nn.Module) -> nn.Module:
+    """Return a copy of a module, in eval mode; the ``train`` of some backbones of OpenMMLab returns None."""
+    copied = copy.deepcopy(module)
+    copied.eval()
+    return copied
 
 
 def restore_classes(model: nn.Module) -> None:

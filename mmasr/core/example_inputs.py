@@ -1,6 +1,5 @@
 """Inputs on which a block runs, guessed from its layers. Needs torch only."""
 
-import copy
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
+from .class_surgery import eval_copy
 from .differences import tensors
 
 #: Height and width of feature maps: divisible by the strides and by the windows (7) of common blocks.
@@ -33,7 +33,7 @@ def example_inputs(module: nn.Module) -> tuple | None:
     if parameter is None or parameter.is_meta:
         return None
     generator = torch.Generator().manual_seed(0)
-    trial = copy.deepcopy(module).eval()
+    trial = eval_copy(module)
     for shape in _shapes(module):
         args = (torch.randn(shape, generator=generator).to(parameter),)
         try:

@@ -9,12 +9,14 @@ interface, or one that an ASR can scale as a whole, needs an entry in :data:`ADA
 import contextlib
 import copy
 import dataclasses
+import functools
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..errors import InputError
 from .class_lookup import lookup_by_class
@@ -37,6 +39,8 @@ MERGE_METHODS = (
 )
 #: Method that returns the kernel and the bias of the merged convolution, and changes nothing.
 KERNEL_METHOD = 'get_equivalent_kernel_bias'
+#: Method that runs a block in place of ``forward`` once it is merged, in ultralytics and the YOLOs before it.
+FUSED_FORWARD = 'forward_fuse'
 #: Most modules with such methods that a block has inside; a network has more, and not as direct children.
 _MOST_INNER = 4
 
@@ -86,15 +90,20 @@ def own_methods(module: nn.Module | type[nn.Module]) -> list[str]:
     Returns:
         list[str]: Those of :data:`MERGE_METHODS` that need no arguments; or else :data:`KERNEL_METHOD`.
     """
-    is_class = isinstance(module, type)
-    cls = stock_class(module if is_class else type(module))
-    merged = () if is_class else vars(module)  # what :func:`merge` has disarmed
+    if isinstance(module, type):
+        return list(_methods_of(stock_class(module)))
+    merged = vars(module)  # what :func:`merge` has disarmed
+    return [name for name in _methods_of(stock_class(type(module))) if name not in merged]
+
+
+@functools.cache
+def _methods_of(cls: type[nn.Module]) -> tuple[str, ...]:
     if lookup_by_class({'mmasr.Reparameterization': True}, cls):
-        return []
+        return ()
     methods = {name: getattr(cls, name, None) for name in (*MERGE_METHODS, KERNEL_METHOD)}
-    names = [name for name, m in methods.items() if inspect.isfunction(m) and name not in merged]
+    names = [name for name, method in methods.items() if inspect.isfunction(method)]
     names = [name for name in names if not _needs_arguments(methods[name])]
-    return [name for name in names if name != KERNEL_METHOD] or names
+    return tuple(name for name in names if name != KERNEL_METHOD) or tuple(names)
 
 
 def _needs_arguments(method: Callable) -> bool:
@@ -114,7 +123,7 @@ def merges_itself(module: nn.Module) -> bool:
     if not own_methods(module):
         return False
     children = {*module.children()}
-    inner = [part for part in module.modules() if part is not module and own_methods(part)]
+    inner = [p for p in module.modules() if p is not module and (own_methods(p) or _fuses_norm(p))]
     return len(inner) <= _MOST_INNER or all(part in children for part in inner)
 
 
@@ -122,13 +131,19 @@ def can_merge(module: nn.Module) -> bool:
     """Return whether a module has branches left to merge, or may have: a block that merges itself."""
     if adapter := lookup_by_class(ADAPTERS, module):
         return adapter.can_merge(module)
-    return merges_itself(module) and getattr(module, 'deploy', False) is not True
+    return _fuses_norm(module) or (merges_itself(module) and getattr(module, 'deploy', False) is not True)
 
 
 def is_foreign(module: nn.Module) -> bool:
-    """Return whether another library merges the branches of a module."""
-    adapter = lookup_by_class(ADAPTERS, module)
-    return can_merge(module) and not (adapter and adapter.merge)
+    """Return whether a module of another library has branches left to merge, or may have."""
+    return can_merge(module) and not lookup_by_class({'mmasr.Reparameterization': True}, module)
+
+
+def _fuses_norm(module: nn.Module) -> bool:
+    """Return whether a module is a convolution with a BatchNorm and has a forward without the BatchNorm."""
+    conv, norm = getattr(module, 'conv', None), getattr(module, 'bn', None)
+    is_conv = isinstance(conv, nn.Conv2d) or lookup_by_class({'mmasr.BranchReparameterization': True}, conv)
+    return bool(is_conv) and isinstance(norm, nn.BatchNorm2d) and hasattr(module, FUSED_FORWARD)
 
 
 def foreign_blocks(model: nn.Module, around: Collection[str] | None = None) -> list[str]:
@@ -161,7 +176,7 @@ def merge(module: nn.Module) -> nn.Module:
     adapter = lookup_by_class(ADAPTERS, module)
     if adapter and adapter.merge:
         return adapter.merge(module)
-    methods, failure = [adapter.method] if adapter else own_methods(module), None
+    methods, failure = [adapter.method] if adapter else own_methods(module) or [FUSED_FORWARD], None
     for method in methods:
         try:
             merged = _call(copy.deepcopy(module), method)
@@ -191,16 +206,19 @@ def _call(module: nn.Module, method: str) -> nn.Module:
     with _new_layers_like(module):
         if method == KERNEL_METHOD:
             merged = _convolution(module)
+        elif method == FUSED_FORWARD:
+            merged = _fuse_norm(module)
         else:
             result = getattr(module, method)()
             merged = result if isinstance(result, nn.Module) else module
-    if merged is module and hasattr(module, 'forward_fuse'):  # ultralytics, which sets this itself afterwards
-        module.forward = module.forward_fuse
+    if merged is module and hasattr(module, FUSED_FORWARD):  # ultralytics sets it after calling the method
+        module.forward = getattr(module, FUSED_FORWARD)
     if merged is module:
         _disarm(module, method)
     else:
         move_hooks(module, merged)
-    return (merged.to(kind) if is_half else merged).train(mode)
+    merged.train(mode)
+    return merged.to(kind) if is_half else merged
 
 
 def _disarm(module: nn.Module, method: str) -> None:
@@ -208,6 +226,8 @@ def _disarm(module: nn.Module, method: str) -> None:
 
     A builtin takes its place, so that a pickled module does not need mmasr.
     """
+    if method == FUSED_FORWARD:
+        return
     try:
         getattr(copy.deepcopy(module), method)()
     except Exception:  # a method of another library can raise anything
@@ -224,6 +244,13 @@ def _new_layers_like(module: nn.Module) -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(default)
+
+
+def _fuse_norm(module: nn.Module) -> nn.Module:
+    if isinstance(module.conv, nn.Conv2d):
+        module.conv = fuse_conv_bn_eval(module.conv.eval(), module.bn.eval())
+        del module.bn
+    return module
 
 
 def structure(module: nn.Module) -> list:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from ..errors import InputError
+from .class_surgery import eval_copy
 from .differences import check_differences, coarsest, compare
 from .example_inputs import copied, example_inputs
 from .foldable import find_foldable, fold_all
@@ -58,7 +59,7 @@ def check_merges(
 @torch.no_grad()
 def _received(model: nn.Module, run: Callable[[nn.Module], Any]) -> dict[str, tuple]:
     """Run a copy of a network; return the first arguments of each block of another library."""
-    network, received = copy.deepcopy(model).eval(), {}
+    network, received = eval_copy(model), {}
     for name, module in network.named_modules():
         if is_foreign(module):
 
@@ -79,7 +80,7 @@ def _problem(block: nn.Module, received: tuple | None) -> str | None:
         given = [(args, {})]
     else:
         given = [received, tree_map(_random, received)]
-    trained = copy.deepcopy(block).eval()
+    trained = eval_copy(block)
     if torch.finfo(coarsest(p.dtype for p in block.parameters())).bits < 32:
         trained, given = trained.float(), tree_map(_in_float, given)
     try:

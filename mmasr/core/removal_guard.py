@@ -5,13 +5,20 @@ which lack the scale, and replaces the host. Reading cannot be told from initial
 but the removal is visible.
 """
 
+import dataclasses
 from collections import Counter
+from collections.abc import Sequence
 
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from ..errors import InputError
+from .class_surgery import stock_class
 from .compat import is_compiling
 from .host import Host
+from .merge import merges_itself
+
+_LAYERS = _ConvNd, nn.Linear  # what branches merge into
 
 
 def guard_hosts(model: nn.Module, names: list[str]) -> None:
@@ -24,8 +31,10 @@ def guard_hosts(model: nn.Module, names: list[str]) -> None:
     guarded = model.__dict__.setdefault(
         '_guarded_hosts', {}
     )  # part of copies and pickles, not of the state dict
+    outers = {module: _Outer.of(module) for module in _around(model, names)}
     for name in filter(None, names):
-        guarded[name] = _ancestors(model, name), model.get_submodule(name)
+        around = [outers[module] for module in _around(model, [name])]
+        guarded[name] = around, model.get_submodule(name)
     if guarded and check_hosts_present not in model._forward_pre_hooks.values():
         model.register_forward_pre_hook(check_hosts_present)
 
@@ -61,25 +70,57 @@ def check_hosts_present(model: nn.Module, args: tuple = ()) -> None:
             )
 
 
-def _ancestors(model: nn.Module, name: str) -> list[tuple[str, frozenset[str]]]:
-    """Return the class and the names of the children of every module around a host, as far as they exist."""
-    found, module = [], model
-    for part in name.split('.'):
-        children = frozenset(child for child, value in module._modules.items() if value is not None)
-        found.append((type(module).__name__, children))
-        module = module._modules.get(part)
-        if module is None:
-            break
-    return found
+@dataclasses.dataclass(frozen=True)
+class _Outer:
+    """A module around a host.
+
+    Attributes:
+        kind (type): Its stock class.
+        children (dict[str, tuple[type, bool]]): Its children by name: stock class, and whether it has a bias.
+        merges (bool): Whether it merges layers by a method of its own.
+    """
+
+    kind: type
+    children: dict[str, tuple[type, bool]]
+    merges: bool
+
+    @classmethod
+    def of(cls, module: nn.Module) -> '_Outer':
+        children = {
+            name: (stock_class(type(child)), child._parameters.get('bias') is not None)
+            for name, child in module._modules.items()
+            if child is not None
+        }
+        return cls(stock_class(type(module)), children, merges_itself(module))
+
+    def was_merged(self, now: '_Outer') -> bool:
+        """Return whether something became a new layer since then, or a layer that has a bias now."""
+        layers = {
+            name
+            for name, child in now.children.items()
+            if name in self.children and child != self.children[name] and issubclass(child[0], _LAYERS)
+        }
+        return bool(layers) or not now.children.keys() <= self.children.keys()
 
 
-def _is_gone(
-    model: nn.Module, name: str, ancestors: list[tuple[str, frozenset[str]]], host: nn.Module
-) -> bool:
+def _around(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
+    """Return the modules around some places in a network, from outside in, as far as they exist."""
+    found = {}
+    for name in names:
+        module = model
+        for part in name.split('.'):
+            found[module] = None
+            module = module._modules.get(part)
+            if module is None:
+                break
+    return list(found)
+
+
+def _is_gone(model: nn.Module, name: str, ancestors: list[_Outer], host: nn.Module) -> bool:
     """Return whether a host that is not folded left its place, and something else took it.
 
-    It may be cut off with a part of the network. But if a module around it has another class, or children
-    that it did not have, it was merged into these.
+    It may be cut off with a part of the network. But it was merged if a module around it has another class,
+    merges layers by a method of its own, or has children that it did not have, or that are other layers now.
     """
     try:
         now = model.get_submodule(name)
@@ -89,13 +130,14 @@ def _is_gone(
         return False
     if now is not None:
         return True
-    remaining = _ancestors(model, name)
+    remaining = [_Outer.of(module) for module in _around(model, [name])]
     last = len(remaining) - 1
-    if remaining[last][0] != ancestors[last][0]:
+    if remaining[last].kind != ancestors[last].kind:
         # Another module, unless a list lost items and was renumbered.
-        return last == 0 or ancestors[last - 1][1] <= remaining[last - 1][1]
-    has_new_children = not remaining[last][1] <= ancestors[last][1]
-    return has_new_children or len(remaining) == len(ancestors)
+        return last == 0 or ancestors[last - 1].children.keys() <= remaining[last - 1].children.keys()
+    if len(remaining) == len(ancestors):
+        return True
+    return ancestors[last].merges or ancestors[last].was_merged(remaining[last])
 
 
 def remove_guard(model: nn.Module) -> None:

@@ -24,6 +24,7 @@ from torch import nn
 
 from ..errors import InputError, shortened
 from .bias_fusion import fuse_visible_biases
+from .class_surgery import eval_copy
 from .differences import BOUNDS, check_differences, coarsest, compare, tensors
 from .foldable import Foldable, find_foldable, fold_all
 from .host import Host, write_parameters
@@ -417,7 +418,7 @@ class _TrainedLayer:
 
 def _in_double(layer: nn.Module) -> nn.Module:
     """Return a copy of a layer in double precision and eval mode."""
-    layer = copy.deepcopy(layer).eval()
+    layer = eval_copy(layer)
     kept = {
         part
         for module in layer.modules()
@@ -487,7 +488,7 @@ def verify_fold(model: nn.Module, inputs: Any, stay: Collection[str] = ()) -> No
         InputError: If the network cannot be folded; a folded layer does not run on these inputs; or anything
             differs.
     """
-    network = copy.deepcopy(model).eval()
+    network = eval_copy(model)
     found = find_foldable(network, stay)
     branches = {name: module for name, module in found.branches.items() if name not in stay}
     layers = TrainedLayers(network, dataclasses.replace(found, branches=branches), model.state_dict())
@@ -547,7 +548,7 @@ def _join(name: str, key: str) -> str:
 
 def _is_inside(name: str, modules: Collection[str]) -> bool:
     """Return whether a name is that of a tensor or module inside one of some modules."""
-    return any(not module or name.startswith(f'{module}.') for module in modules)
+    return any(name.startswith(f'{module}.') if module else name for module in modules)
 
 
 def _is_same(tensor: torch.Tensor, other: torch.Tensor) -> bool:
