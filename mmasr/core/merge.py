@@ -42,7 +42,7 @@ KERNEL_METHOD = 'get_equivalent_kernel_bias'
 #: Method that runs a block in place of ``forward`` once it is merged, in ultralytics and the YOLOs before it.
 FUSED_FORWARD = 'forward_fuse'
 #: Most modules with such methods that a block has inside; a network has more, and not as direct children.
-_MOST_INNER = 4
+_MOST_INNER = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +160,10 @@ def foreign_blocks(model: nn.Module, around: Collection[str] | None = None) -> l
     return [name for name in names if any(name == a or not a or name.startswith(f'{a}.') for a in around)]
 
 
+#: Class -> the method that merges its blocks, once one has been merged.
+_WORKING: dict[type[nn.Module], str] = {}
+
+
 def merge(module: nn.Module) -> nn.Module:
     """Merge the branches of a module, unverified; see :mod:`mmasr.core.merge_check`.
 
@@ -176,7 +180,10 @@ def merge(module: nn.Module) -> nn.Module:
     adapter = lookup_by_class(ADAPTERS, module)
     if adapter and adapter.merge:
         return adapter.merge(module)
-    methods, failure = [adapter.method] if adapter else own_methods(module) or [FUSED_FORWARD], None
+    kind, failure = stock_class(type(module)), None
+    methods = [adapter.method] if adapter else own_methods(module) or [FUSED_FORWARD]
+    if kind in _WORKING:
+        return _merge_inside(_call(module, _WORKING[kind]))
     for method in methods:
         try:
             merged = _call(copy.deepcopy(module), method)
@@ -184,6 +191,7 @@ def merge(module: nn.Module) -> nn.Module:
             failure = failure or error
             continue
         if structure(merged) != structure(module):
+            _WORKING[kind] = method
             return _merge_inside(_call(module, method))
     if failure:
         raise failure
@@ -193,7 +201,14 @@ def merge(module: nn.Module) -> nn.Module:
 def _merge_inside(module: nn.Module) -> nn.Module:
     """Merge the blocks that are left inside a merged one, in place."""
     for name, part in list(module.named_modules()):
-        if part is not module and is_foreign(part) and part in module.modules():
+        if part is module or not is_foreign(part) or part not in module.modules():
+            continue
+        try:
+            merge(copy.deepcopy(part))
+        except Exception:  # the method around it has merged it already
+            for method in own_methods(part):
+                setattr(part, method, bool)
+        else:
             replace_module(module, name, merge(part))
     return module
 
@@ -221,16 +236,23 @@ def _call(module: nn.Module, method: str) -> nn.Module:
     return merged.to(kind) if is_half else merged
 
 
+#: Class and method -> whether it fails for a merged block.
+_FAILS_AGAIN: dict[tuple[type[nn.Module], str], bool] = {}
+
+
 def _disarm(module: nn.Module, method: str) -> None:
     """Make a method that fails the second time do nothing, as in networks that timm's own function merges.
 
     A builtin takes its place, so that a pickled module does not need mmasr.
     """
-    if method == FUSED_FORWARD:
-        return
-    try:
-        getattr(copy.deepcopy(module), method)()
-    except Exception:  # a method of another library can raise anything
+    key = stock_class(type(module)), method
+    if key not in _FAILS_AGAIN:
+        try:
+            getattr(copy.deepcopy(module), method)()
+            _FAILS_AGAIN[key] = False
+        except Exception:  # a method of another library can raise anything
+            _FAILS_AGAIN[key] = method != FUSED_FORWARD
+    if _FAILS_AGAIN[key]:
         setattr(module, method, bool)
 
 

@@ -307,7 +307,7 @@ class _Measured:
     @torch.random.fork_rng([])
     def compare(self, folded: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
         """Compare the folded layer with the trained one on its inputs, and on random ones; a forward hook."""
-        layer, trained = copy.deepcopy(folded).double().eval(), _in_double(self.trained.layer)
+        layer, trained = eval_copy(folded).double(), _in_double(self.trained.layer)
         layer.load_state_dict(self.references)
         inputs = [self.trained.cropped(arg) for arg in args]
         is_first = self.largest is None

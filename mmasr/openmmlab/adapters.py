@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 
+import torch
+from mmengine.registry import MODELS
 from torch import nn
 
 from ..core.class_lookup import lookup_by_class
-from ..core.merge import foreign_blocks
 
 #: ``'package.RegisteredName'`` of networks whose blocks merge -> the option with which a config builds them
 #: merged. A block outside such a network has no deployed config.
@@ -19,11 +20,15 @@ MERGED_OPTIONS = {
 }
 
 
-def _merged_if_possible(option: str) -> Callable[[dict, nn.Module | None], dict]:
+def _merged_if_possible(name: str, option: str) -> Callable[[dict, nn.Module | None], dict]:
     def deployed(config: dict, network: nn.Module | None) -> dict:
-        """Return the config of the merged network; as it is, if blocks of the network have branches."""
-        has_branches = network is not None and foreign_blocks(network)
-        return config if has_branches else {**config, option: True}
+        """Return the config of the merged network; the same config if the network has branches."""
+        merged = {**config, option: True}
+        if network is None:
+            return merged
+        with torch.random.fork_rng([]):
+            built = MODELS.build({**merged, 'type': name})
+        return merged if built.state_dict().keys() == network.state_dict().keys() else config
 
     return deployed
 
@@ -31,7 +36,7 @@ def _merged_if_possible(option: str) -> Callable[[dict, nn.Module | None], dict]
 #: ``'package.RegisteredName'`` -> function that maps a config, and the folded network if it is known, to the
 #: config of the deployed form.
 DEPLOYED: dict[str, Callable[[dict, nn.Module | None], dict]] = {
-    name: _merged_if_possible(option) for name, option in MERGED_OPTIONS.items()
+    name: _merged_if_possible(name, option) for name, option in MERGED_OPTIONS.items()
 }
 
 
