@@ -10,9 +10,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..errors import InputError
 from .class_surgery import eval_copy
-from .differences import check_differences, compare
 from .example_inputs import example_inputs
-from .merge import MERGE_BOUND, outputs
+from .merge import agrees, outputs
 
 
 @torch.no_grad()
@@ -46,7 +45,7 @@ def fuse_biases(model: nn.Module, names: Sequence[str], run: Callable[[], object
 
 @torch.no_grad()
 def fuse_visible_biases(
-    model: nn.Module, names: Sequence[str], run: Callable[[nn.Module], object] | None = None
+    model: nn.Module, names: Sequence[str], run: Callable[[nn.Module], dict[str, torch.Tensor]] | None = None
 ) -> dict[str, list[str]]:
     """Fuse the biases of convolutions into the BatchNorms after them, in place, where these can be seen.
 
@@ -65,14 +64,22 @@ def fuse_visible_biases(
     convs = [name for name in convs if isinstance(modules[name], nn.Conv2d)]
     if not convs:
         return {}
-    if run is not None:
-        network = eval_copy(model)
-        found = _names(network, _followers(network, convs, lambda: run(network))[0])
-    else:
+    found = {} if run is None else _seen_in_network(model, convs, run)
+    if not found:
         alone = [name for name in convs if places[modules[name]] == 1]
         found = {name: norms for name in alone if (norms := _seen_around(modules, name))}
     norms = {modules[name]: [modules[norm] for norm in found[name]] for name in convs if name in found}
     return _fuse(model, norms)
+
+
+def _seen_in_network(
+    model: nn.Module, convs: Sequence[str], run: Callable[[nn.Module], dict[str, torch.Tensor]]
+) -> dict[str, list[str]]:
+    """Run a network; return the BatchNorms that take the bias of each convolution, by name."""
+    network = eval_copy(model)
+    expected = run(network)
+    found = _fuse(network, _followers(network, convs, lambda: run(network))[0])
+    return found if agrees(expected, run(network)) else {}
 
 
 def _seen_around(modules: dict[str, nn.Module], name: str) -> list[str]:
@@ -86,9 +93,7 @@ def _seen_around(modules: dict[str, nn.Module], name: str) -> list[str]:
     if problems:
         return []
     found = _fuse(block, followers)[inner]
-    try:  # something else may read the output of the convolution, too
-        check_differences(compare(expected, outputs(block, args, {})), MERGE_BOUND)
-    except InputError:
+    if not agrees(expected, outputs(block, args, {})):
         return []
     return [f'{outer}.{norm}'.lstrip('.') for norm in found]
 

@@ -290,7 +290,16 @@ def structure(module: nn.Module) -> list:
 
 
 def outputs(module: nn.Module, args: tuple, kwargs: dict) -> dict[str, torch.Tensor]:
-    """Run a block, and return its output tensors by name."""
+    """Run a block; see :func:`mmasr.core.example_inputs.run`.
+
+    Args:
+        module (nn.Module): The block.
+        args (tuple): Its arguments.
+        kwargs (dict): Its keyword arguments.
+
+    Returns:
+        dict[str, Tensor]: Its output tensors by name.
+    """
     return {name: tensor.clone() for name, tensor in tensors('output', run(module, args, kwargs))}
 
 
@@ -298,7 +307,13 @@ def outputs(module: nn.Module, args: tuple, kwargs: dict) -> dict[str, torch.Ten
 MERGE_BOUND = 1e-4
 
 
-def _agrees(expected: dict[str, torch.Tensor], actual: dict[str, torch.Tensor]) -> bool:
+def agrees(expected: dict[str, torch.Tensor], actual: dict[str, torch.Tensor]) -> bool:
+    """Return whether the outputs of two modules agree within :data:`MERGE_BOUND`.
+
+    Args:
+        expected (dict[str, Tensor]): Outputs by name.
+        actual (dict[str, Tensor]): Outputs of the other module.
+    """
     try:
         check_differences(compare(expected, actual), MERGE_BOUND)
     except InputError:
@@ -324,7 +339,7 @@ def _convolution(module: nn.Module) -> nn.Module:
     activations = [child for child in module.children() if next(child.parameters(), None) is None]
     for after in activations:
         merged = nn.Sequential(OrderedDict(conv=conv, act=after))
-        if _agrees(expected, outputs(merged, args, {})):
+        if agrees(expected, outputs(merged, args, {})):
             return merged
     return conv
 

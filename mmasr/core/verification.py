@@ -507,7 +507,18 @@ def verify_fold(model: nn.Module, inputs: Any, stay: Collection[str] = ()) -> No
 
 
 def run_on(network: nn.Module, inputs: Any) -> dict[str, torch.Tensor]:
-    """Run a network on inputs as :func:`mmasr.fold` takes them, and return its output tensors by name."""
+    """Run a network on inputs as :func:`mmasr.fold` takes them.
+
+    Args:
+        network (nn.Module): A network in eval mode.
+        inputs (Any): See :func:`verify_fold`.
+
+    Returns:
+        dict[str, Tensor]: Its output tensors by name.
+
+    Raises:
+        InputError: If there are none.
+    """
     torch.default_generator.manual_seed(0)  # for a network that draws noise
     inputs = copy.deepcopy(inputs)  # which the network may change
     if isinstance(inputs, Mapping):

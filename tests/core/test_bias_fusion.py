@@ -73,3 +73,65 @@ def test_a_convolution_is_rejected_if_another_layer_reads_it_too_or_its_batch_no
         with pytest.raises(InputError, match=r'^0 .*: no BatchNorm of its own follows it'):
             fuse_biases(network, ['0', '1'], run)
     assert conv.bias is not None
+
+
+class Block(nn.Module):
+    """A convolution, and a BatchNorm that is somewhere else."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.ReLU()])
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.layers[1](self.norm(self.layers[0](x)))
+
+
+def folded(network, **options):
+    """Attach DBB, fold a copy, and check that it computes the same."""
+    network = randomize(mmasr.attach(network, {'type': 'DBB'})).eval()
+    x = torch.randn(2, 3, 9, 9)
+    with torch.no_grad():
+        expected = network(x)
+        mmasr.fold(network, **options)
+        torch.testing.assert_close(network(x), expected, rtol=1e-4, atol=1e-4)
+    return network
+
+
+@pytest.mark.parametrize('verify', [None, torch.randn(2, 3, 9, 9)], ids=['fold', 'verified'])
+def test_folding_moves_a_bias_into_the_batch_norm_that_it_sees(verify):
+    stock = nn.Sequential(nn.Conv2d(3, 3, 1), ConvModule(3, 6, 3, padding=1, norm_cfg={'type': 'BN'}))
+    network = folded(copy.deepcopy(stock), verify=verify)
+    assert network.state_dict().keys() == stock.state_dict().keys()
+
+
+def test_with_inputs_it_sees_a_batch_norm_outside_the_module_around_the_convolution():
+    assert folded(Block(), verify=torch.randn(2, 3, 9, 9)).layers[0].bias is None
+    assert folded(Block()).layers[0].bias is not None  # a ModuleList does not run
+
+
+class ReadTwice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return self.norm(y) + y
+
+
+@pytest.mark.parametrize('verify', [None, torch.randn(2, 3, 9, 9)], ids=['fold', 'verified'])
+def test_a_bias_stays_where_something_else_reads_the_convolution_too(verify):
+    assert folded(ReadTwice(), verify=verify).conv.bias is not None
+
+
+def test_a_bias_of_the_stock_layer_stays():
+    network = folded(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)))
+    assert network[0].bias is not None
+
+
+def test_a_network_in_training_mode_stays_in_it():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4))
+    mmasr.fold(mmasr.attach(network, {'type': 'DBB'}).train())
+    assert network[0].bias is None
+    assert all(module.training for module in network.modules())

@@ -196,3 +196,63 @@ def test_a_host_whose_parent_is_replaced_is_an_error():
     model[0].inner = nn.Conv2d(3, 3, 1)
     with pytest.raises(InputError, match=r'^0\.inner\.1 was removed from Sequential with its ASR'):
         model(X)
+
+
+class MergingIntoASibling(nn.Module):
+    """Merges a branch into its neighbor and deletes it, as RepGhost's blocks do, by an unknown method."""
+
+    def __init__(self):
+        super().__init__()
+        self.operation = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3))
+        self.fusion = nn.Sequential(nn.BatchNorm2d(3))
+
+    def forward(self, x):
+        return self.operation(x) + (self.fusion(x) if hasattr(self, 'fusion') else 0)
+
+    def squash(self):
+        self.operation = nn.Conv2d(3, 3, 3, padding=1)
+        del self.fusion
+
+
+class MergingIntoAConvolution(MergingIntoASibling):
+    """Adds the branch to a convolution that exists already."""
+
+    def __init__(self):
+        super().__init__()
+        self.operation = nn.Conv2d(3, 3, 3, padding=1, bias=False)
+
+    def squash(self):
+        self.operation.bias = nn.Parameter(torch.zeros(3))
+        del self.fusion
+
+
+class MergingBySomeMethod(MergingIntoASibling):
+    """Has a method that merges, but is merged by other code, which changes weights only."""
+
+    def fuse(self):
+        raise NotImplementedError
+
+    def squash(self):
+        self.operation[0].weight.data += 1
+        del self.fusion
+
+
+@pytest.mark.parametrize('block', [MergingIntoASibling, MergingIntoAConvolution, MergingBySomeMethod])
+@pytest.mark.parametrize('spec', ['SE', 'OREPA'])
+def test_a_host_that_vanishes_with_its_parent_is_an_error(block, spec):
+    module = block()
+    if spec == 'OREPA':
+        module.fusion = nn.Sequential(nn.Conv2d(3, 3, 1))
+    model = mmasr.attach(nn.Sequential(module), {'type': spec}, sites=['0.fusion.0']).eval()
+    model[0].squash()
+    for use in (lambda: model(X), lambda: mmasr.fold(model)):
+        with pytest.raises(InputError, match=r'^0\.fusion\.0 was removed from Sequential with its'):
+            use()
+
+
+def test_a_stage_that_is_cut_off_is_no_error():
+    model = torchvision.models.resnet18()
+    mmasr.attach(model, {'type': 'SE'}).eval()
+    del model.layer4
+    model.layer3 = None
+    mmasr.fold(model)
