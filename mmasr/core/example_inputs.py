@@ -50,9 +50,9 @@ def _shapes(module: nn.Module) -> Iterator[tuple[int, ...]]:
     shapes: dict[tuple[int, ...], None] = {}
     for layer in module.modules():
         channels = next((c for name in _CHANNELS if (c := getattr(layer, name, None)) is not None), None)
-        if channels is None:
-            continue
         channels = channels[-1] if isinstance(channels, tuple) else channels
+        if not isinstance(channels, int):  # a block may have lists under these names
+            continue
         maps = [(_SAMPLES, channels, side, side) for side in _SIDES]
         others = [(_SAMPLES, _SIDES[0], channels), (_SAMPLES, channels), (_SAMPLES, channels, _SIDES[0])]
         is_map = isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d | nn.GroupNorm)

@@ -131,7 +131,9 @@ def can_merge(module: nn.Module) -> bool:
     """Return whether a module has branches left to merge, or may have: a block that merges itself."""
     if adapter := lookup_by_class(ADAPTERS, module):
         return adapter.can_merge(module)
-    return _fuses_norm(module) or (merges_itself(module) and getattr(module, 'deploy', False) is not True)
+    if next(module.parameters(), None) is None or getattr(module, 'deploy', False) is True:
+        return False
+    return _fuses_norm(module) or merges_itself(module)
 
 
 def is_foreign(module: nn.Module) -> bool:

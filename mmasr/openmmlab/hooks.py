@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from mmengine.runner.amp import autocast
 from torch import nn
 
-from ..core.merge import can_merge
+from ..core.merge import can_merge, has_branches
 from ..core.reparameterization import REPARAMETERIZATIONS, Reparameterization
 from ..errors import InputError, shortened
 
@@ -114,7 +114,7 @@ def _differing_names(model: nn.Module, weights: set[str]) -> tuple[list[str], li
     sites = tuple(
         f'{name}.'
         for name, module in modules.items()
-        if isinstance(module, Reparameterization) or can_merge(module)
+        if isinstance(module, Reparameterization) or (has_branches(module) and can_merge(module))
     )
     # Branches may take the weight of the convolution that they replace; other names are missing then too.
     missing = sorted(name for name in own - weights if name.startswith(sites))

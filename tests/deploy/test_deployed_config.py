@@ -163,9 +163,6 @@ ODD = [
     {'type': 'mmasr.ASRResNet', 'plugins': [{'cfg': {}}]},
     {'type': 'mmasr.ASRResNet', 'plugins': [{'cfg': {'type': 'SE'}}]},
     {'type': 'mmasr.ASRResNet', 'depth': 18, 'plugins': 3},
-    {'type': 'mmpretrain.RepVGG'},
-    {'type': 'mmpretrain.RepVGG', 'arch': 3},
-    {'type': 'mmpretrain.RepVGG', 'arch': 'A0', 'norm_cfg': {}},
 ]
 
 

@@ -21,8 +21,7 @@ from torch import nn
 
 import mmasr
 from mmasr.core.bias_fusion import fuse_biases
-from mmasr.core.fold import fold
-from mmasr.core.foldable import find_foldable
+from mmasr.core.foldable import find_foldable, fold_all
 from mmasr.core.merge import branch_ends
 from mmasr.core.reparameterization import ParameterReparameterization
 from mmasr.deploy import reparameterize as reparam
@@ -258,7 +257,7 @@ def fold_wrongly(change):
             **found.hosts,
             **{names[plugin.norm]: plugin for plugin in found.plugins.values()},
         }
-        fold(model, stay)
+        fold_all(model, stay)
         layers = []
         for place in places:
             kept = before.keys() - {
@@ -278,7 +277,7 @@ def fold_wrongly(change):
 
 @each(WITH_ASR, [*IN_THE_SCALE, *IN_A_TENSOR], but=LESS_THAN_ROUNDING)
 def test_an_error_in_folding_a_scale_is_found(checkpoint, tmp_path, monkeypatch, name, mutation):
-    monkeypatch.setattr(reparam, 'fold', fold_wrongly({**IN_THE_SCALE, **IN_A_TENSOR}[mutation]))
+    monkeypatch.setattr(reparam, 'fold_all', fold_wrongly({**IN_THE_SCALE, **IN_A_TENSOR}[mutation]))
     refused(checkpoint(name), tmp_path, 'differs from the trained')
 
 
@@ -341,7 +340,7 @@ def test_an_error_in_merging_branches_is_found(checkpoint, tmp_path, monkeypatch
         blocks = find_foldable(model)
         for block in {**blocks.hosts, **blocks.branches}.values() if mutation in IN_A_BLOCK else ():
             IN_A_BLOCK[mutation](block)
-        return fold(model, stay)
+        return fold_all(model, stay)
 
     def change_kernels(layers):
         everywhere(lambda t: IN_A_KERNEL[mutation](t) if t.dim() == 4 and t.shape[-1] > 1 else t)(layers)
@@ -350,7 +349,7 @@ def test_an_error_in_merging_branches_is_found(checkpoint, tmp_path, monkeypatch
         wrong = fold_wrongly(change_kernels)
     elif mutation in IN_A_TENSOR:
         wrong = fold_wrongly(IN_A_TENSOR[mutation])
-    monkeypatch.setattr(reparam, 'fold', wrong)
+    monkeypatch.setattr(reparam, 'fold_all', wrong)
     refused(checkpoint(name), tmp_path, 'the folded network|differs from the trained')
 
 

@@ -480,7 +480,7 @@ def lose_a_scale(model, stay):
 def test_a_wrong_fold_is_seen_in_the_outputs_too_and_nothing_is_written(tmp_path, monkeypatch, dtype):
     """The table in test_mutations.py has other errors, which the layers or tensors may show first."""
     path, _ = save(tmp_path / 'a.pth', small_detector(), dtype=dtype)
-    monkeypatch.setattr(reparam, 'fold', lose_a_scale)
+    monkeypatch.setattr(reparam, 'fold_all', lose_a_scale)
     monkeypatch.setattr(reparam.TrainedLayers, 'check_tensors', lambda *_: None)
     message = 'a.pth: the folded network differs from the trained network: .*, more than 1e-04'
     with pytest.raises(InputError, match=message), torch.no_grad():
