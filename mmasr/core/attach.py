@@ -149,7 +149,12 @@ def _find_sites(
         found = kind.default_sites(model)
         taken = _taken(model)
         names = [name for name in found if modules[name] not in taken]
-        problem = 'has a re-parameterization at all default sites' if found else kind.no_sites(model)
+        if found:
+            problem = 'has a re-parameterization at all default sites'
+        elif taken and issubclass(kind, BranchReparameterization):
+            problem = f'{kind.no_sites(model)}, apart from layers with a re-parameterization'
+        else:
+            problem = kind.no_sites(model)
     elif isinstance(sites, str):
         names = [name for name in modules if re.fullmatch(sites, name)]
         problem = f'has no module whose whole name matches {sites!r}'

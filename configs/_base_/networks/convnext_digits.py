@@ -1,6 +1,6 @@
-# A small ConvNeXt for images of a few pixels: three stages, and a stem that keeps the resolution. Its depthwise
-# convolutions have 7 x 7 kernels. Without layer scale, which starts the residual branches near zero and needs
-# a long training.
+# A small ConvNeXt for images of a few pixels: three stages of depthwise 7 x 7 convolutions, and a stem that
+# keeps the resolution. It has no layer scale, which starts the residual branches near zero and needs a long
+# training.
 _base_ = 'classifier.py'
 
 model = dict(
