@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torchvision
-from helpers import built, classifier, randomize_norms, save_network
+from helpers import ROOT, built, classifier, randomize_norms, save_network
 from mmengine.config import Config
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 import mmasr
@@ -208,6 +208,18 @@ def test_a_mixed_network_trains_and_deploys_with_its_embedded_config(tmp_path, n
         expected = network.eval()(x)
         found = built(deployed, report.checkpoint).eval()(x)
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize('name', ['resnet20_dbb_orepa', 'convnext_dilated'])
+def test_a_config_of_the_digits_deploys_as_its_plain_network(tmp_path, name):
+    config = Config.fromfile(ROOT / f'configs/digits/{name}.py', format_python_code=False)
+    plain = Config.fromfile(ROOT / f'configs/digits/{name.split("_")[0]}.py', format_python_code=False)
+    save_network(tmp_path / 'a.pth', config, randomize_norms)
+    report = reparameterize(tmp_path / 'a.pth')
+    assert max(difference.relative for difference in report.differences) <= 1e-5
+    deployed = built(Config.fromfile(report.config), report.checkpoint)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        assert deployed.state_dict().keys() == MODELS.build(plain.model).state_dict().keys()
 
 
 def test_entries_of_which_nothing_remains_are_left_out():
