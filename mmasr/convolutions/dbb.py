@@ -35,6 +35,7 @@ class DBB(Branches):
     """
 
     smallest_kernel = 3
+    state_dict_children = r'average deep origin( point)?'
 
     def make(self) -> None:
         """Make the branches."""
@@ -84,6 +85,8 @@ class OfflineOREPA(Branches):
         *args: Arguments of :class:`mmasr.convolutions.branches.Branches`.
         **kwargs: The same by name.
     """
+
+    state_dict_children = 'deep origin|average deep origin point prior separable'
 
     def make(self) -> None:
         """Make the branches."""

@@ -48,6 +48,7 @@ class DilatedReparam(Branches):
     """
 
     smallest_kernel = 5
+    state_dict_children = 'origin small'
 
     def __init__(
         self,

@@ -32,6 +32,8 @@ class MobileOne(Branches):
         InputError: See :class:`mmasr.convolutions.branches.Branches`; and if ``copies`` is less than 1.
     """
 
+    state_dict_children = r'(copies )?(identity )?origin( scale)?'
+
     def __init__(
         self,
         in_channels: int,

@@ -33,6 +33,7 @@ class RepVGG(Branches):
     """
 
     smallest_kernel = 3
+    state_dict_children = r'(identity )?origin point'
 
     def make(self) -> None:
         """Make the branches."""
@@ -74,6 +75,7 @@ class QARepVGG(Branches):
     """
 
     smallest_kernel = 3
+    state_dict_children = 'norm origin point'
     branch_ends = ('norm',)
 
     def make(self) -> None:

@@ -44,6 +44,8 @@ def attach(
         sites (str | Sequence[str], optional): The layers: a regular expression that matches their whole
             names, or a sequence of names. Default: for ASR the sites listed in docs/method.md, in networks
             whose blocks are all known; for convolutions those of the class, such as all 3 x 3 convolutions.
+            Layers with a re-parameterization from an earlier call are not default sites, and neither are
+            those inside it.
         **options: More options of the class, such as ``delta`` or ``init_identity`` of :class:`mmasr.ASR`. At
             the paper's sites in a ViT, ASR has the paper's defaults: :func:`mmasr.core.asr.for_transformer`.
 
@@ -85,6 +87,57 @@ def attach(
     return model
 
 
+def attach_in_order(model: nn.Module, specs: Sequence[dict]) -> nn.Module:
+    """Insert several kinds of re-parameterization into a network, in place, one after another.
+
+    All ``sites`` refer to the network without them. An entry without ``sites`` gets the default sites that
+    earlier entries do not have.
+
+    Args:
+        model (nn.Module): Any network.
+        specs (Sequence[dict]): Entries with ``type``, its options and optionally ``sites``; see
+            :func:`attach`.
+
+    Returns:
+        nn.Module: See :func:`attach`.
+
+    Raises:
+        InputError: If a layer is a site of two entries; see also :func:`attach`.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    entries = [({key: value for key, value in spec.items() if key != 'sites'}, spec) for spec in specs]
+    kinds = [resolve(options)[0] for options, _ in entries]
+    named: dict[str, str] = {}
+    sites = []
+    for kind, (_, spec) in zip(kinds, entries, strict=True):
+        given = spec.get('sites')
+        names = None if given is None else _find_sites(model, modules, kind, given)
+        for name in names or ():
+            if name in named:
+                raise InputError(f'{name} is a site of both {named[name]} and {kind.__name__}; name it once')
+            named[name] = kind.__name__
+        sites.append(names)
+    by_default: dict[str, str] = {}
+    for kind, (options, _), names in zip(kinds, entries, sites, strict=True):
+        if names is None:
+            modules = dict(model.named_modules(remove_duplicate=False))
+            names = _find_sites(model, modules, kind, None)
+            by_default.update(dict.fromkeys(names, kind.__name__))
+        elif both := [name for name in names if name in by_default]:
+            raise InputError(
+                f'{both[0]} is a default site of {by_default[both[0]]} and also a site of {kind.__name__}; '
+                f'put {kind.__name__}, which names its `sites`, first'
+            )
+        model = attach(model, options, names)
+    return model
+
+
+def _taken(model: nn.Module) -> set[nn.Module]:
+    """Return the layers that have a re-parameterization, and all modules inside."""
+    layers = [module for module in model.modules() if isinstance(module, Host | Reparameterization)]
+    return {part for layer in layers for part in layer.modules()}
+
+
 def _find_sites(
     model: nn.Module,
     modules: dict[str, nn.Module],
@@ -93,8 +146,15 @@ def _find_sites(
 ) -> list[str]:
     """Return the names of the sites."""
     if sites is None:
-        names = kind.default_sites(model)
-        problem = kind.no_sites(model)
+        found = kind.default_sites(model)
+        taken = _taken(model)
+        names = [name for name in found if modules[name] not in taken]
+        if found:
+            problem = 'has a re-parameterization at all default sites'
+        elif taken and issubclass(kind, BranchReparameterization):
+            problem = f'{kind.no_sites(model)}, apart from layers with a re-parameterization'
+        else:
+            problem = kind.no_sites(model)
     elif isinstance(sites, str):
         names = [name for name in modules if re.fullmatch(sites, name)]
         problem = f'has no module whose whole name matches {sites!r}'

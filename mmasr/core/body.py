@@ -18,6 +18,7 @@ from .class_lookup import lookup_by_class
 NOT_BODY = {
     f'{package}.{name}': True
     for package, names in {
+        'mmasr': 'DynamicConv',
         'torchvision': 'SqueezeExcitation DeformConv2d RPNHead RoIHeads RetinaNetHead FCOSHead SSDHead '
         'FCNHead DeepLabHead LRASPPHead',
         'timm': 'SqueezeExcite SEModule EffectiveSEModule SplitAttn ClassifierHead NormMlpClassifierHead',

@@ -33,6 +33,9 @@ class Reparameterization(nn.Module, ABC):
     #: Name of a child that marks it in the names of a state dict: ``<site>.<marker>.*``. If the merged layer
     #: is a layer of mmasr, its state dict has the marker as well.
     state_dict_marker: str | None = None
+    #: Regular expression that matches the sorted names of its children in a state dict, with spaces between,
+    #: where several kinds have one marker. None if the marker alone tells. A subclass does not inherit it.
+    state_dict_children: str | None = None
     #: Whether its folded layer has a kernel that depends on the input, so that images of one size and scale
     #: cannot vouch for it.
     depends_on_input = False

@@ -80,7 +80,9 @@ def _deployed(config: Any, scope: str | None, network: nn.Module | None = None) 
     scope = config.get('_scope_', scope)
     parts = dict(network.named_children()) if network is not None else {}
     # `convs` names a re-parameterization. A network may have the same name, such as mmpretrain's RepVGG.
-    is_convs = registered_name(config.get('convs')) in REPARAMETERIZATIONS
+    convs = config.get('convs')
+    kinds = [registered_name(entry) for entry in (convs if isinstance(convs, list | tuple) else [convs])]
+    is_convs = bool(kinds) and all(kind in REPARAMETERIZATIONS for kind in kinds)
     config = {
         key: value if key == 'convs' and is_convs else _deployed(value, scope, parts.get(key))
         for key, value in config.items()

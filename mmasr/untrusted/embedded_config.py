@@ -3,6 +3,7 @@
 A model that is not allowed is refused. Data that is not allowed is left out, unless it is to be read.
 """
 
+import dataclasses
 import importlib
 import itertools
 import math
@@ -23,7 +24,11 @@ from mmengine.registry import Registry
 from mmengine.utils import import_modules_from_strings
 
 from ..attention import ATTENTIONS, registered_name
-from ..core.reparameterization import REPARAMETERIZATIONS
+from ..core.reparameterization import (
+    REPARAMETERIZATIONS,
+    ParameterReparameterization,
+    Reparameterization,
+)
 from ..errors import InputError
 from ..openmmlab.config import default_scope, registries_below, scoped_name, walk
 from ..openmmlab.evaluation import calibration_dataset, quiet
@@ -152,20 +157,39 @@ def _without_initial_values(config: Any) -> Any:
     }
 
 
-def _take_sites(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[dict, str, str]]:
-    """Remove the ``sites`` from the configs of backbones.
+@dataclasses.dataclass
+class _Place:
+    """Place in a config that had ``sites``.
 
-    Yields:
-        tuple[dict, str, str]: The config that had them, the name of the module it is for (empty for the whole
-        network), and the marker of its layers in the state dict.
+    Attributes:
+        config (dict): The config that had them.
+        module (str): Name of the module it is for; empty for the whole network.
+        kind (type[Reparameterization]): What it inserts.
+        given (Any): The sites that it had.
+        others (list[type[Reparameterization]]): The kinds of the other entries in the same list.
     """
+
+    config: dict
+    module: str
+    kind: type[Reparameterization]
+    given: Any
+    others: list[type[Reparameterization]]
+
+
+def _take_sites(config: Any, path: tuple[str, ...] = ()) -> Iterator[_Place]:
+    """Remove the ``sites`` from the configs of backbones, and yield the places that had them."""
     if isinstance(config, dict):
-        places = {'': config, 'asr': config.get('asr'), 'convs': config.get('convs')}
-        for key, place in places.items():
-            if isinstance(place, dict) and place.pop('sites', None) is not None:
-                name = registered_name(place) if key == 'convs' else 'ASR'
-                kind = REPARAMETERIZATIONS.get(name, REPARAMETERIZATIONS['ASR'])
-                yield place, path[-1] if path else '', str(kind.state_dict_marker)
+        asr, convs = REPARAMETERIZATIONS['ASR'], config.get('convs')
+        entries = convs if isinstance(convs, list | tuple) else [convs]
+        kinds = [REPARAMETERIZATIONS.get(registered_name(entry), asr) for entry in entries]
+        places = [(config, asr, []), (config.get('asr'), asr, [])]
+        places += [
+            (entry, kind, kinds[:i] + kinds[i + 1 :])
+            for i, (entry, kind) in enumerate(zip(entries, kinds, strict=True))
+        ]
+        for place, kind, others in places:
+            if isinstance(place, dict) and (given := place.pop('sites', None)) is not None:
+                yield _Place(place, path[-1] if path else '', kind, given, others)
         for key, value in config.items():
             yield from _take_sites(value, (*path, str(key)))
     elif isinstance(config, list | tuple):
@@ -173,16 +197,57 @@ def _take_sites(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[dict,
             yield from _take_sites(value, (*path, str(index)))
 
 
-def _restore_sites(places: list[tuple[dict, str, str]], weights: Mapping[str, torch.Tensor]) -> None:
-    """Set ``sites`` to the layers that have an ASR or branches according to the names of the weights."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for place, module, marker in places:
-        if (module, marker) not in found:
-            names = (f'.{name}'.partition(f'.{marker}.')[0] for name in weights if f'.{marker}.' in name)
+def _restore_sites(places: list[_Place], weights: Mapping[str, torch.Tensor]) -> None:
+    """Set ``sites`` to the layers that have an ASR or branches according to the names of the weights.
+
+    Raises:
+        InputError: If the names do not tell which entry of a list has a layer, and ``sites`` is a pattern.
+    """
+    found: dict[tuple[str, type[Reparameterization]], list[str]] = {}
+    for place in places:
+        module, kind = place.module, place.kind
+        if (module, kind) not in found:
+            names = _layers_of(kind, weights)
             # A detector can be inside another one, and so deeper in the weights than in the config.
             inside = (name.partition(f'.{module}.')[2] if module else name[1:] for name in names)
-            found[module, marker] = list(dict.fromkeys(filter(None, inside)))
-        place['sites'] = found[module, marker]
+            found[module, kind] = list(dict.fromkeys(filter(None, inside)))
+        place.config['sites'] = found[module, kind]
+        if alike := [other for other in place.others if _have_same_names(kind, other)]:
+            if not isinstance(place.given, list | tuple):
+                raise InputError(
+                    f'the weights do not tell which layers are {kind.__name__} and which are '
+                    f'{alike[0].__name__} of another entry in `convs`; list their names in `sites` instead '
+                    'of a pattern, or pass the config with `--config`'
+                )
+            place.config['sites'] = [name for name in found[module, kind] if name in place.given]
+
+
+def _have_same_names(kind: type[Reparameterization], other: type[Reparameterization]) -> bool:
+    """Return whether a state dict may have the same names for layers of two kinds."""
+    unknown = None in (_children_of(kind), _children_of(other))
+    return kind is other or (kind.state_dict_marker == other.state_dict_marker and unknown)
+
+
+def _children_of(kind: type[Reparameterization]) -> str | None:
+    return vars(kind).get('state_dict_children')
+
+
+def _layers_of(kind: type[Reparameterization], weights: Mapping[str, torch.Tensor]) -> list[str]:
+    """Return the names of the layers that have a re-parameterization of a kind, each after a dot."""
+    marker = f'.{kind.state_dict_marker}.'
+    names = dict.fromkeys(f'.{name}'.partition(marker)[0] for name in weights if marker in f'.{name}')
+    if (pattern := _children_of(kind)) is None:
+        return list(names)
+    children: dict[str, set[str]] = {name: set() for name in names}
+    for name in weights:
+        layer = f'.{name}'
+        while layer:
+            layer, _, child = layer.rpartition('.')
+            if layer in children:
+                children[layer].add(child)
+    kinds = REPARAMETERIZATIONS.values()
+    added = {kind.attribute for kind in kinds if issubclass(kind, ParameterReparameterization)}
+    return [name for name in names if re.fullmatch(pattern, ' '.join(sorted(children[name] - added)))]
 
 
 class _Check:

@@ -441,7 +441,7 @@ BAD_OPTIONS = {
     'asr without attention': ({'asr': {'delta': 2}}, r"asr must be a dict .*, not {.*'delta': 2}"),
     'convs is a text': (
         {'convs': 'OREPA'},
-        r"convs must be a dict such as dict\(type='OREPA'\), not 'OREPA'",
+        r"convs must be a dict such as dict\(type='OREPA'\), or a list of such dicts, not 'OREPA'",
     ),
     'convs without type': ({'convs': {}}, "unknown type ''"),
 }

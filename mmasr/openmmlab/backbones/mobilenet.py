@@ -12,8 +12,8 @@ class ASRMobileNet(WithASR, MobileNet):
     Args:
         *args: Arguments of ``mmasr.MobileNet``.
         asr (dict, optional): See :class:`mmasr.openmmlab.backbones.base.WithASR`. Default: None, no ASR.
-        convs (dict, optional): See :class:`mmasr.openmmlab.backbones.base.WithASR`. Default: None, the stock
-            convolutions.
+        convs (dict | Sequence[dict], optional): See :class:`mmasr.openmmlab.backbones.base.WithASR`. Default:
+            None, the stock convolutions.
         **kwargs: Arguments of ``mmasr.MobileNet``.
     """
 

@@ -16,8 +16,8 @@ class ASRVGG(WithASR, VGG):
         *args: Arguments of mmpretrain's VGG.
         asr (dict, optional): See :class:`mmasr.openmmlab.backbones.base.WithASR`. It needs
             ``norm_cfg``, or ``sites`` of its own. Default: None, no ASR.
-        convs (dict, optional): See :class:`mmasr.openmmlab.backbones.base.WithASR`. Default: None, the stock
-            convolutions.
+        convs (dict | Sequence[dict], optional): See :class:`mmasr.openmmlab.backbones.base.WithASR`. Default:
+            None, the stock convolutions.
         **kwargs: Arguments of mmpretrain's VGG.
 
     Raises:

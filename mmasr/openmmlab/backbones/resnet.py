@@ -133,9 +133,9 @@ class ASRResNet(_WithPlugins, ResNet):
         *args: Arguments of mmdet's ResNet.
         asr (dict, optional): ``attention`` and the other options of :func:`mmasr.attach`, such as
             ``dict(attention=dict(type='SE'), init_identity=True)``. Default: None, no ASR.
-        convs (dict, optional): ``type`` and options of a re-parameterized convolution, such as
-            ``dict(type='ACNet')``; ``sites`` as in :func:`mmasr.attach`. Default: None, the stock
-            convolutions.
+        convs (dict | Sequence[dict], optional): ``type`` and options of a re-parameterized convolution, such
+            as ``dict(type='ACNet')``; ``sites`` as in :func:`mmasr.attach`; or a list of such dicts. Default:
+            None, the stock convolutions.
         **kwargs: Arguments of mmdet's ResNet. ``plugins`` work at every depth.
     """
 

@@ -14,8 +14,8 @@ class ASRResNetV1c(WithASR, ResNetV1c):
 
     Args:
         asr (dict, optional): See :class:`mmasr.openmmlab.backbones.base.WithASR`. Default: None, no ASR.
-        convs (dict, optional): See :class:`mmasr.openmmlab.backbones.base.WithASR`. Default: None, the stock
-            convolutions.
+        convs (dict | Sequence[dict], optional): See :class:`mmasr.openmmlab.backbones.base.WithASR`. Default:
+            None, the stock convolutions.
         **kwargs: Arguments of mmseg's ResNetV1c.
     """
 

@@ -15,7 +15,7 @@ def ASRBackbone(  # noqa: N802
     backbone: dict,
     asr: dict | None = None,
     sites: str | Sequence[str] | None = None,
-    convs: dict | None = None,
+    convs: dict | Sequence[dict] | None = None,
     pretrained: str | None = None,
 ) -> nn.Module:
     """Build any registered backbone, and insert ASR, re-parameterized convolutions, or both.
@@ -29,8 +29,8 @@ def ASRBackbone(  # noqa: N802
             ASR.
         sites (str | Sequence[str], optional): Sites of the ASR, unless ``asr`` has ``sites``; see
             :func:`mmasr.attach`. Default: None, the default sites.
-        convs (dict, optional): See :class:`mmasr.openmmlab.backbones.base.WithASR`. Default: None, the stock
-            convolutions.
+        convs (dict | Sequence[dict], optional): See :class:`mmasr.openmmlab.backbones.base.WithASR`. Default:
+            None, the stock convolutions.
         pretrained (str, optional): Argument for the inner backbone. A model of MMSegmentation sets its own
             ``pretrained`` in the config of its backbone. Default: None, not passed.
 
