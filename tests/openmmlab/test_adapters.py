@@ -31,12 +31,15 @@ REPLKNET = {
     'small_kernel': 5,
     'dw_ratio': 1,
 }
-REPMLP = {'channels': [8, 16, 32, 64], 'depths': [1, 1, 1, 1], 'sharesets_nums': [1, 2, 4, 8]}
+REPMLP = {'channels': [8, 16], 'depths': [1, 1], 'sharesets_nums': [1, 2]}
 BACKBONES = {
     'RepVGG': ({'arch': {**REPVGG, 'se_cfg': None}}, 128),
     'MobileOne': ({'arch': MOBILEONE}, 128),
     'RepLKNet': ({'arch': REPLKNET}, 32),
-    'RepMLPNet': ({'arch': REPMLP, 'img_size': 224, 'out_indices': (3,), 'reparam_conv_kernels': (1, 3)}, 64),
+    'RepMLPNet': (
+        {'arch': REPMLP, 'patch_size': 16, 'out_indices': (1,), 'reparam_conv_kernels': (1, 3)},
+        16,
+    ),
     'LeViT': ({'arch': '128s', 'out_indices': (2,)}, 384),
     'RIFormer': (
         {
