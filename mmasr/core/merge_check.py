@@ -15,6 +15,7 @@ from .example_inputs import copied, example_inputs
 from .foldable import find_foldable, fold_all
 from .merge import MERGE_BOUND, foreign_blocks, is_foreign, outputs, structure
 
+#: What errors call a block before and after.
 NETWORKS = 'block', 'merged block'
 
 
@@ -24,7 +25,7 @@ def check_merges(
     """Merge copies of the blocks of other libraries, and compare their outputs.
 
     Each block runs before and after on the input that it receives in the network and on a random one of the
-    same shape; without ``run`` on a random feature map that fits its first layer. The outputs must agree
+    same shape; without ``run`` on a random feature map that fits its layers. The outputs must agree
     within 1e-4 of their largest value. The blocks inside one that fails are tried one by one.
 
     Args:
@@ -88,9 +89,12 @@ def _problem(block: nn.Module, received: tuple | None) -> str | None:
         folded = fold_all(copy.deepcopy(trained), foreign_blocks(trained))
         if structure(merged) == structure(folded):
             return ''
-        for args, kwargs in given:
-            expected, actual = (outputs(network, args, kwargs) for network in (trained, merged))
-            check_differences(compare(expected, actual, NETWORKS), MERGE_BOUND, NETWORKS)
+        for number, (args, kwargs) in enumerate(given):
+            expected = outputs(trained, args, kwargs)
+            if number and not all(tensor.isfinite().all() for tensor in expected.values()):
+                continue  # random values are not for every block
+            differences = compare(expected, outputs(merged, args, kwargs), NETWORKS)
+            check_differences(differences, MERGE_BOUND, NETWORKS)
     except InputError as error:
         return str(error)
     except Exception as error:  # a method of another library can raise anything
