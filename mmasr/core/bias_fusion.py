@@ -45,57 +45,87 @@ def fuse_biases(model: nn.Module, names: Sequence[str], run: Callable[[], object
 
 @torch.no_grad()
 def fuse_visible_biases(
-    model: nn.Module, names: Sequence[str], run: Callable[[nn.Module], dict[str, torch.Tensor]] | None = None
+    model: nn.Module,
+    names: Sequence[str],
+    run: Callable[[nn.Module], dict[str, torch.Tensor]] | None = None,
 ) -> dict[str, list[str]]:
     """Fuse the biases of convolutions into the BatchNorms after them, in place, where these can be seen.
 
     Args:
         model (nn.Module): A network in any mode.
         names (Sequence[str]): Names of layers; those that are not convolutions with a bias stay.
-        run (callable, optional): Runs a network that is given to it. Default: run the module around each
-            convolution on a random feature map that fits its first layer.
+        run (callable, optional): Runs a network that is given to it. Default: run the network on random
+            inputs; or, if none are known that fit, the modules around each convolution, the largest first.
 
     Returns:
         dict[str, list[str]]: See :func:`fuse_biases`.
     """
-    modules = dict(model.named_modules())
-    places = Counter(module for _, module in model.named_modules(remove_duplicate=False))
-    convs = [name for name in names if name and getattr(modules[name], 'bias', None) is not None]
-    convs = [name for name in convs if isinstance(modules[name], nn.Conv2d)]
-    if not convs:
-        return {}
-    found = {} if run is None else _seen_in_network(model, convs, run)
-    if not found:
-        alone = [name for name in convs if places[modules[name]] == 1]
-        found = {name: norms for name in alone if (norms := _seen_around(modules, name))}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    convs = [name for name in names if isinstance(modules[name], nn.Conv2d)]
+    convs = [name for name in convs if modules[name].bias is not None]
+    if run is not None:
+        found = _seen(model, convs, run)
+    else:
+        found, decided = {}, set()
+        for scope in sorted({outer for name in convs for outer in _around(name)}):  # the largest first
+            inside = [
+                name for name in convs if name not in decided and name.startswith(scope and f'{scope}.')
+            ]
+            seen = _seen_in(modules, scope, inside) if inside else None
+            if seen is not None:
+                found.update(seen)
+                decided.update(inside)
     norms = {modules[name]: [modules[norm] for norm in found[name]] for name in convs if name in found}
     return _fuse(model, norms)
 
 
-def _seen_in_network(
+def _around(name: str) -> list[str]:
+    """Return the names of all modules around one, from the network, ``''``, to its parent."""
+    path = name.split('.')
+    return ['.'.join(path[:i]) for i in range(len(path))]
+
+
+def _seen_in(modules: dict[str, nn.Module], scope: str, convs: Sequence[str]) -> dict[str, list[str]] | None:
+    """Run a part of a network on random inputs; return the BatchNorms that take biases there, by name.
+
+    None, if no inputs are known on which it runs.
+    """
+    part = modules[scope]
+    try:
+        args = example_inputs(part)
+    except RuntimeError:  # a part that keeps tensors of a training step cannot be copied
+        args = None
+    if args is None:
+        return None
+    start = len(scope) + 1 if scope else 0
+    found = _seen(part, [name[start:] for name in convs], lambda network: outputs(network, args, {}))
+    found = {
+        f'{scope}.{conv}'.lstrip('.'): [f'{scope}.{norm}'.lstrip('.') for norm in norms]
+        for conv, norms in found.items()
+    }
+    # What is also somewhere else in the network may be used otherwise there.
+    places = Counter(modules.values())
+    inside = Counter(module for name, module in modules.items() if name.startswith(scope and f'{scope}.'))
+    return {
+        conv: norms
+        for conv, norms in found.items()
+        if all(places[modules[name]] == inside[modules[name]] for name in (conv, *norms))
+    }
+
+
+def _seen(
     model: nn.Module, convs: Sequence[str], run: Callable[[nn.Module], dict[str, torch.Tensor]]
 ) -> dict[str, list[str]]:
-    """Run a network; return the BatchNorms that take the bias of each convolution, by name."""
+    """Run a copy of a network; return the BatchNorms that take the bias of each convolution, by name.
+
+    None, if that changes an output: something else may read a convolution, too.
+    """
+    if not convs:
+        return {}
     network = eval_copy(model)
     expected = run(network)
     found = _fuse(network, _followers(network, convs, lambda: run(network))[0])
     return found if agrees(expected, run(network)) else {}
-
-
-def _seen_around(modules: dict[str, nn.Module], name: str) -> list[str]:
-    """Run the module around a convolution; return the names of the BatchNorms that take its bias there."""
-    outer, _, inner = name.rpartition('.')
-    block = eval_copy(modules[outer])
-    if (args := example_inputs(block)) is None:
-        return []
-    expected = outputs(block, args, {})
-    followers, problems = _followers(block, [inner], lambda: outputs(block, args, {}))
-    if problems:
-        return []
-    found = _fuse(block, followers)[inner]
-    if not agrees(expected, outputs(block, args, {})):
-        return []
-    return [f'{outer}.{norm}'.lstrip('.') for norm in found]
 
 
 def _fuse(model: nn.Module, followers: dict[nn.Module, list[nn.Module]]) -> dict[str, list[str]]:
@@ -124,19 +154,21 @@ def _followers(
 ) -> tuple[dict[nn.Module, list[nn.Module]], list[str]]:
     """Run a network; return the BatchNorms that read each convolution, and the convolutions without one."""
     convs = {model.get_submodule(name): name for name in names}
-    outputs, unread = WeakTensorKeyDictionary(), Counter()
+    produced, unread = WeakTensorKeyDictionary(), Counter()
     found: dict[nn.Module, list[nn.Module]] = {conv: [] for conv in convs}
 
-    def after(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
+    def after(module: nn.Module, args: tuple, kwargs: dict, output: torch.Tensor) -> None:
         if module in convs:
-            outputs[output] = module
+            produced[output] = module
             unread[module] += 1
-        elif args[0] in outputs:
-            unread[outputs[args[0]]] -= 1
-            found[outputs[args[0]]].append(module)
+        elif (given := next(iter((*args, *kwargs.values())), None)) in produced:
+            unread[produced[given]] -= 1
+            found[produced[given]].append(module)
 
     hooks = [
-        m.register_forward_hook(after) for m in model.modules() if m in convs or isinstance(m, _BatchNorm)
+        m.register_forward_hook(after, with_kwargs=True)
+        for m in model.modules()
+        if m in convs or isinstance(m, _BatchNorm)
     ]
     try:
         run()

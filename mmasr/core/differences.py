@@ -85,8 +85,9 @@ def compare(
         for network, output in zip(networks, (reference, actual[name]), strict=True):
             if not output.isfinite().all():
                 raise InputError(f'the output {name} of the {network} contains NaN or Inf')
-        reference = reference.double()
-        absolute = (actual[name].double() - reference).abs().max().item()
+        wide = torch.complex128 if reference.is_complex() else torch.float64
+        reference = reference.to(wide)
+        absolute = (actual[name].to(wide) - reference).abs().max().item()
         largest = reference.abs().max().item()
         differences.append(Difference(name, absolute, absolute / largest if largest else absolute))
     return differences

@@ -68,7 +68,7 @@ def fold(model: nn.Module, stay: Collection[str] = (), verify: Any = None, block
         'Conv2d'
     """
     run = None if verify is None else lambda network: run_on(network, verify)
-    stay = {*stay, *foreign_blocks(model, stay if blocks else [''])}
+    stay = _with_blocks(model, stay) if blocks else {*stay, *foreign_blocks(model)}
     unmerged = check_merges(model, stay, run)
     for name, reason in unmerged.items():
         if reason:
@@ -81,3 +81,13 @@ def fold(model: nn.Module, stay: Collection[str] = (), verify: Any = None, block
     model = fold_all(model, stay)
     fuse_visible_biases(model, biased, run)
     return model
+
+
+def _with_blocks(model: nn.Module, stay: Collection[str]) -> set[str]:
+    """Return names of modules that stay, with their other names, and all blocks around and inside them."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    kept = {modules[name] for name in stay if name in modules}
+    names = {name for name, module in modules.items() if module in kept}
+    blocks = foreign_blocks(model)
+    around = [block for block in blocks if any(name.startswith(block and f'{block}.') for name in names)]
+    return {*stay, *names, *around, *foreign_blocks(model, names)}

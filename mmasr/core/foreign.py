@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 from torch import nn
 
+from .bias_fusion import fuse_visible_biases
 from .class_surgery import Mixin, mixed_class
-from .foldable import fold_all
+from .foldable import find_foldable, fold_all
 from .host import Host
 from .merge import KERNEL_METHOD, foreign_blocks, own_methods
 from .reparameterization import Reparameterization
@@ -22,13 +23,16 @@ class FoldBeforeMerge(Mixin):
     @classmethod
     def overrides(cls, stock: type[nn.Module]) -> dict[str, Callable]:
         """Return the methods that merge or fuse, with folding first."""
-        return {method: _folding_first(method) for method in own_methods(stock)}
+        methods = dict.fromkeys([*own_methods(stock), KERNEL_METHOD])
+        return {method: _folding_first(method) for method in methods if hasattr(stock, method)}
 
 
 def _folding_first(method: str) -> Callable:
     def merge(self: Mixin, *args, **kwargs):
         network = copy.deepcopy(self) if method == KERNEL_METHOD else self  # which only reads
+        biased = find_foldable(network, foreign_blocks(network)).without_stock_bias()
         fold_all(network, foreign_blocks(network))  # the method itself merges; the class is restored
+        fuse_visible_biases(network, biased)
         return getattr(network, method)(*args, **kwargs)
 
     return merge

@@ -107,7 +107,7 @@ def _methods_of(cls: type[nn.Module]) -> tuple[str, ...]:
 
 
 def _needs_arguments(method: Callable) -> bool:
-    _, *parameters = inspect.signature(method).parameters.values()
+    parameters = list(inspect.signature(method).parameters.values())[1:]
     optional = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
     return any(p.default is p.empty and p.kind not in optional for p in parameters)
 
@@ -209,7 +209,7 @@ def _merge_inside(module: nn.Module) -> nn.Module:
             merge(copy.deepcopy(part))
         except Exception:  # the method around it has merged it already
             for method in own_methods(part):
-                setattr(part, method, bool)
+                setattr(part, method, part.to)
         else:
             replace_module(module, name, merge(part))
     return module
@@ -218,8 +218,11 @@ def _merge_inside(module: nn.Module) -> nn.Module:
 def _call(module: nn.Module, method: str) -> nn.Module:
     """Call a method that merges, in float32 if the module has half precision; return the merged module."""
     kind, mode = coarsest(p.dtype for p in module.parameters()), module.training
+    modes = {part: part.training for part in module.modules()}
+    is_frozen = not any(parameter.requires_grad for parameter in module.parameters())
     if is_half := torch.finfo(kind).bits < 32:
         module.float()
+    module.eval()  # some methods run the module, or need this
     with _new_layers_like(module):
         if method == KERNEL_METHOD:
             merged = _convolution(module)
@@ -230,41 +233,52 @@ def _call(module: nn.Module, method: str) -> nn.Module:
             merged = result if isinstance(result, nn.Module) else module
     if merged is module and hasattr(module, FUSED_FORWARD):  # ultralytics sets it after calling the method
         module.forward = getattr(module, FUSED_FORWARD)
-    if merged is module:
-        _disarm(module, method)
-    else:
+    if merged is not module:
         move_hooks(module, merged)
-    merged.train(mode)
+    elif method != FUSED_FORWARD:
+        _disarm(module, method)
+    for part in merged.modules():
+        part.training = modes.get(part, mode)
+    if is_frozen:
+        merged.requires_grad_(False)
     return merged.to(kind) if is_half else merged
 
 
-#: Class and method -> whether it fails for a merged block.
-_FAILS_AGAIN: dict[tuple[type[nn.Module], str], bool] = {}
+#: Class and method -> whether it fails for a merged block, or changes it again.
+_UNSAFE_AGAIN: dict[tuple[type[nn.Module], str], bool] = {}
 
 
 def _disarm(module: nn.Module, method: str) -> None:
-    """Make a method that fails the second time do nothing, as in networks that timm's own function merges.
+    """Make a method do nothing that is unsafe for a merged block, because timm's own function calls it again.
 
-    A builtin takes its place, so that a pickled module does not need mmasr.
+    ``Module.to``, which without arguments does nothing and returns the module, takes its place, so that a
+    pickled module does not need mmasr.
     """
     key = stock_class(type(module)), method
-    if key not in _FAILS_AGAIN:
+    if key not in _UNSAFE_AGAIN:
+        again = copy.deepcopy(module)
         try:
-            getattr(copy.deepcopy(module), method)()
-            _FAILS_AGAIN[key] = False
+            result = getattr(again, method)()
+            _UNSAFE_AGAIN[key] = not _is_same(result if isinstance(result, nn.Module) else again, module)
         except Exception:  # a method of another library can raise anything
-            _FAILS_AGAIN[key] = method != FUSED_FORWARD
-    if _FAILS_AGAIN[key]:
-        setattr(module, method, bool)
+            _UNSAFE_AGAIN[key] = True
+    if _UNSAFE_AGAIN[key]:
+        setattr(module, method, module.to)
+
+
+def _is_same(module: nn.Module, other: nn.Module) -> bool:
+    """Return whether two modules have the same structure and values."""
+    pairs = zip(module.state_dict().values(), other.state_dict().values(), strict=False)
+    return structure(module) == structure(other) and all(torch.equal(*pair) for pair in pairs)
 
 
 @contextlib.contextmanager
 def _new_layers_like(module: nn.Module) -> Iterator[None]:
-    """While active, new layers have the type and the device of a module's parameters."""
+    """While active, new layers have the type and the device of a module's parameters; random numbers stay."""
     parameter, default = next(module.parameters()), torch.get_default_dtype()
     torch.set_default_dtype(parameter.dtype)
     try:
-        with parameter.device:
+        with parameter.device, torch.random.fork_rng([]):
             yield
     finally:
         torch.set_default_dtype(default)
@@ -305,6 +319,8 @@ def outputs(module: nn.Module, args: tuple, kwargs: dict) -> dict[str, torch.Ten
     return {name: tensor.clone() for name, tensor in tensors('output', run(module, args, kwargs))}
 
 
+#: Scales of random inputs; larger ones reach what an activation such as ReLU6 cuts off.
+SCALES = 1, 30
 #: Largest difference that a block's own method may make, relative to the largest value of an output.
 MERGE_BOUND = 1e-4
 
@@ -337,11 +353,13 @@ def _convolution(module: nn.Module) -> nn.Module:
         conv.bias.copy_(bias)
     if (args := example_inputs(module)) is None:
         return conv
-    expected = outputs(module, args, {})
+    given = [tuple(scale * arg for arg in args) for scale in SCALES]
+    expected = [outputs(module, inputs, {}) for inputs in given]
     activations = [child for child in module.children() if next(child.parameters(), None) is None]
     for after in activations:
         merged = nn.Sequential(OrderedDict(conv=conv, act=after))
-        if agrees(expected, outputs(merged, args, {})):
+        actual = [outputs(merged, inputs, {}) for inputs in given]
+        if all(agrees(*pair) for pair in zip(expected, actual, strict=True)):
             return merged
     return conv
 

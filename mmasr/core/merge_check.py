@@ -1,7 +1,8 @@
 """Check that blocks of other libraries merge into what they compute. Needs torch only."""
 
 import copy
-from collections.abc import Callable, Collection
+import functools
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from .class_surgery import eval_copy
 from .differences import check_differences, coarsest, compare
 from .example_inputs import copied, example_inputs
 from .foldable import find_foldable, fold_all
-from .merge import MERGE_BOUND, foreign_blocks, is_foreign, outputs, structure
+from .merge import FUSED_FORWARD, MERGE_BOUND, SCALES, foreign_blocks, is_foreign, outputs, structure
 
 #: What errors call a block before and after.
 NETWORKS = 'block', 'merged block'
@@ -51,7 +52,7 @@ def check_merges(
         if received is None:
             received = _received(model, run) if run else {}
         for name, block in blocks.items():
-            problem = _problem(block, received.get(name))
+            problem = _shared(model, block) or _problem(block, received.get(name))
             if problem is not None:
                 stays[name] = problem
         checked.update(blocks)
@@ -72,41 +73,74 @@ def _received(model: nn.Module, run: Callable[[nn.Module], Any]) -> dict[str, tu
     return received
 
 
-def _problem(block: nn.Module, received: tuple | None) -> str | None:
-    """Return why a block cannot be merged; None if it can."""
-    if received is None:
-        args = example_inputs(block)
-        if args is None:
-            return 'no input is known on which it runs; pass inputs of the network with `verify`'
-        given = [(args, {})]
-    else:
-        given = [received, tree_map(_random, received)]
-    trained = eval_copy(block)
-    if torch.finfo(coarsest(p.dtype for p in block.parameters())).bits < 32:
-        trained, given = trained.float(), tree_map(_in_float, given)
-    try:
-        merged = fold_all(copy.deepcopy(trained))
-        folded = fold_all(copy.deepcopy(trained), foreign_blocks(trained))
-        if structure(merged) == structure(folded):
-            return ''
-        for number, (args, kwargs) in enumerate(given):
-            expected = outputs(trained, args, kwargs)
-            if number and not all(tensor.isfinite().all() for tensor in expected.values()):
-                continue  # random values are not for every block
-            differences = compare(expected, outputs(merged, args, kwargs), NETWORKS)
-            check_differences(differences, MERGE_BOUND, NETWORKS)
-    except InputError as error:
-        return str(error)
-    except Exception as error:  # a method of another library can raise anything
-        return f'its own method failed: {type(error).__name__}: {error}'
+def _shared(model: nn.Module, block: nn.Module) -> str | None:
+    """Return why merging a block would change other parts of a network; None if it would not."""
+    inside = {*block.modules()}
+    outside = [module for module in model.modules() if module not in inside]
+    children = {child for module in outside for child in module._modules.values()} - {block}
+    parameters = {parameter for module in outside for parameter in module._parameters.values()} - {None}
+    if inside & children or parameters & {*block.parameters()}:
+        return 'other parts of the network share its layers or weights'
     return None
 
 
-def _random(value: Any) -> Any:
+def _problem(block: nn.Module, received: tuple | None) -> str | None:
+    """Return why a block cannot be merged; None if it can."""
+    forward = vars(block).get('forward')
+    if forward is not None and getattr(forward, '__name__', None) != FUSED_FORWARD:
+        return 'it has an overridden forward'
+    try:
+        trained = eval_copy(block)
+    except RuntimeError as error:  # it keeps tensors of a training step
+        return f'it cannot be copied: {error}'
+    if received is None:
+        args = example_inputs(trained)
+        if args is None:
+            return 'no input is known on which it runs; pass inputs of the network with `verify`'
+        received = args, {}
+    others = [tree_map(functools.partial(_random, scale), received) for scale in SCALES]
+    if torch.finfo(coarsest(p.dtype for p in block.parameters())).bits < 32:
+        trained, received = trained.float(), tree_map(_in_float, received)
+        others = tree_map(_in_float, others)
+    try:
+        return _compare(trained, received, others)
+    except InputError as error:
+        return str(error)
+    except (Exception, SystemExit) as error:  # a method of another library can raise anything
+        return f'its own method failed: {type(error).__name__}: {error}'
+
+
+def _compare(trained: nn.Module, received: tuple, others: Sequence[tuple]) -> str | None:
+    """Merge a copy of a block and compare both on what it receives, and on others that it can take.
+
+    Returns:
+        str | None: Empty if merging changes nothing; None if both agree.
+
+    Raises:
+        InputError: If they do not.
+    """
+    merged = fold_all(copy.deepcopy(trained))
+    if structure(merged) == structure(fold_all(copy.deepcopy(trained), foreign_blocks(trained))):
+        return ''
+    for given in [received, *filter(functools.partial(_is_usable, trained), others)]:
+        differences = compare(outputs(trained, *given), outputs(merged, *given), NETWORKS)
+        check_differences(differences, MERGE_BOUND, NETWORKS)
+    return None
+
+
+def _is_usable(block: nn.Module, given: tuple) -> bool:
+    """Return whether a block has finite outputs for some arguments."""
+    try:
+        return all(tensor.isfinite().all() for tensor in outputs(block, *given).values())
+    except Exception:  # a block of another library can raise anything
+        return False
+
+
+def _random(scale: float, value: Any) -> Any:
     if not isinstance(value, torch.Tensor) or not value.is_floating_point():
         return value
     generator = torch.Generator(value.device).manual_seed(0)
-    return torch.randn(value.shape, generator=generator, device=value.device, dtype=value.dtype)
+    return scale * torch.randn(value.shape, generator=generator, device=value.device, dtype=value.dtype)
 
 
 def _in_float(value: Any) -> Any:

@@ -62,7 +62,7 @@ def check_hosts_present(model: nn.Module, args: tuple = ()) -> None:
         _, host = guarded[name]
         if present[host] < recorded[host]:
             raise InputError(
-                f'{name} was removed from {type(model).__name__} with its '
+                f'{name} was removed from {stock_class(type(model)).__name__} with its '
                 f'{host.reparameterization().title}, which is '
                 'not folded, so the network computes something else; call mmasr.fold before fusing, '
                 'freezing or '
@@ -137,7 +137,9 @@ def _is_gone(model: nn.Module, name: str, ancestors: list[_Outer], host: nn.Modu
         return last == 0 or ancestors[last - 1].children.keys() <= remaining[last - 1].children.keys()
     if len(remaining) == len(ancestors):
         return True
-    return ancestors[last].merges or ancestors[last].was_merged(remaining[last])
+    # A network may lose a stage on purpose, even if it has a method that merges its blocks.
+    merges = last > 0 and ancestors[last].merges
+    return merges or ancestors[last].was_merged(remaining[last])
 
 
 def remove_guard(model: nn.Module) -> None:

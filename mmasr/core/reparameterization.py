@@ -22,7 +22,7 @@ from ..attention import ATTENTIONS, registered_name
 from ..errors import InputError
 from .body import body_convolutions
 from .class_surgery import move_hooks
-from .merge import ADAPTERS, Adapter, branch_ends, merges_itself
+from .merge import ADAPTERS, Adapter, branch_ends, has_branches, merges_itself
 
 
 class Reparameterization(nn.Module, ABC):
@@ -246,7 +246,8 @@ class BranchReparameterization(Reparameterization):
 
         These are the convolutions that :meth:`is_default_site` selects and it supports, outside branches.
         """
-        inside = {part for block in model.modules() if merges_itself(block) for part in block.modules()}
+        blocks = [m for m in model.modules() if has_branches(m) or (m is not model and merges_itself(m))]
+        inside = {part for block in blocks for part in block.modules()}
         layers = {name: model.get_submodule(name) for name in body_convolutions(model)}
         return [
             name

@@ -21,14 +21,16 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from ..errors import InputError, shortened
 from .bias_fusion import fuse_visible_biases
 from .class_surgery import eval_copy
 from .differences import BOUNDS, check_differences, coarsest, compare, tensors
+from .example_inputs import copied
 from .foldable import Foldable, find_foldable, fold_all
 from .host import Host, write_parameters
-from .merge import branch_ends, foreign_blocks, is_foreign
+from .merge import MERGE_BOUND, branch_ends, foreign_blocks, is_foreign
 from .reparameterization import ParameterReparameterization
 from .scaling import channel_dim, scaled
 
@@ -309,12 +311,28 @@ class _Measured:
         """Compare the folded layer with the trained one on its inputs, and on random ones; a forward hook."""
         layer, trained = eval_copy(folded).double(), _in_double(self.trained.layer)
         layer.load_state_dict(self.references)
+        if is_foreign(self.trained.layer):
+            self._compare_block(layer, trained, args, kwargs)
+            return
         inputs = [self.trained.cropped(arg) for arg in args]
         is_first = self.largest is None
         self._compare(layer, trained, inputs, kwargs)
         for scale in _SCALES if is_first else ():
             if scale == 1 or not self.largest.all():
                 self._compare(layer, trained, [_random_like(arg, scale) for arg in inputs], kwargs)
+
+    def _compare_block(self, layer: nn.Module, trained: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Compare a block of another library, which may have any inputs and outputs, on what it receives."""
+        use_paper_form(trained)
+        try:
+            pair = [_all_outputs(module, args, kwargs, torch.float64) for module in (layer, trained)]
+        except (RuntimeError, ValueError):  # it computes in a type of its own
+            pair = [_all_outputs(module.float(), args, kwargs, torch.float32) for module in (layer, trained)]
+        actual, reference = pair
+        if [tensor.shape for tensor in actual] != [tensor.shape for tensor in reference]:
+            raise InputError(f'{self.name}: the folded block has outputs of other shapes')
+        self.largest = torch.stack([tensor.abs().max() for tensor in reference])
+        self.distance = torch.stack([(a - r).abs().max() for a, r in zip(actual, reference, strict=True)])
 
     def _compare(self, layer: nn.Module, trained: nn.Module, args: list, kwargs: dict) -> None:
         torch.default_generator.manual_seed(0)  # a layer that draws noise draws the same on both sides
@@ -350,6 +368,19 @@ class _Measured:
         return LayerDifference(self.name, channel, relative[channel].item())
 
 
+def _all_outputs(module: nn.Module, args: tuple, kwargs: dict, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Run a module on a copy of its arguments in a type; return all output tensors that are not empty."""
+    torch.default_generator.manual_seed(0)
+    args, kwargs = tree_map(lambda v: v.to(dtype) if _is_real(v) else v, copied((args, kwargs)))
+    output = module.forward(*args, **kwargs)
+    return [t.clone() if _is_real(t) else t.double() for _, t in tensors('output', output) if t.numel()]
+
+
+def _is_real(value: object) -> bool:
+    """Return whether a value is a tensor of real numbers."""
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
 def _random_like(value: object, scale: float) -> object:
     if not isinstance(value, torch.Tensor) or not value.is_floating_point():
         return value
@@ -368,6 +399,8 @@ class _TrainedLayer:
     @property
     def bound(self) -> float:
         """Largest difference of its outputs; half precision rounds each factor of a scale by eps / 2."""
+        if is_foreign(self.layer):
+            return MERGE_BOUND
         types = coarsest(parameter.dtype for parameter in self.layer.parameters())
         return max(_LAYER_BOUND, 4 * torch.finfo(types).eps)
 
@@ -382,9 +415,7 @@ class _TrainedLayer:
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():
             return value
         is_map = value.dim() == 4 and not isinstance(self.layer, nn.Linear | nn.LayerNorm)
-        if is_foreign(self.layer):  # it may depend on the size
-            value = value[:_SAMPLES]
-        elif is_map:  # the others may take (N, H, W, C)
+        if is_map:  # the others may take (N, H, W, C)
             value = value[:_SAMPLES, :, :_SIDE, :_SIDE]
         return value.double()
 
@@ -443,10 +474,15 @@ def paper_form(layer: nn.Module, args: list, kwargs: dict) -> torch.Tensor:
     Returns:
         Tensor: Its output.
     """
+    use_paper_form(layer)
+    return _tensor(layer(*args, **kwargs))
+
+
+def use_paper_form(layer: nn.Module) -> None:
+    """Make all hosts in a layer run in the paper's form from now on."""
     for module in layer.modules():
         if isinstance(module, Host):
             module.forward = functools.partial(_host_in_paper_form, module)
-    return _tensor(layer(*args, **kwargs))
 
 
 def _host_in_paper_form(host: Host, *args, **kwargs) -> object:

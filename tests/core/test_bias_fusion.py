@@ -105,9 +105,9 @@ def test_folding_moves_a_bias_into_the_batch_norm_that_it_sees(verify):
     assert network.state_dict().keys() == stock.state_dict().keys()
 
 
-def test_with_inputs_it_sees_a_batch_norm_outside_the_module_around_the_convolution():
-    assert folded(Block(), verify=torch.randn(2, 3, 9, 9)).layers[0].bias is None
-    assert folded(Block()).layers[0].bias is not None  # a ModuleList does not run
+@pytest.mark.parametrize('verify', [None, torch.randn(2, 3, 9, 9)], ids=['fold', 'verified'])
+def test_it_sees_a_batch_norm_outside_the_module_around_the_convolution(verify):
+    assert folded(Block(), verify=verify).layers[0].bias is None
 
 
 class ReadTwice(nn.Module):
@@ -135,3 +135,39 @@ def test_a_network_in_training_mode_stays_in_it():
     mmasr.fold(mmasr.attach(network, {'type': 'DBB'}).train())
     assert network[0].bias is None
     assert all(module.training for module in network.modules())
+
+
+class Outside(nn.Module):
+    """Uses the BatchNorm of a block for something else, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = nn.Sequential()
+        self.block.conv, self.block.bn = nn.Conv2d(3, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return self.block(x) + self.block.bn(x)
+
+
+@pytest.mark.parametrize('verify', [None, torch.randn(2, 3, 9, 9)], ids=['fold', 'verified'])
+def test_a_bias_stays_where_the_batch_norm_is_used_elsewhere_too(verify):
+    assert folded(Outside(), verify=verify).block.conv.bias is not None
+
+
+@pytest.mark.parametrize('verify', [None, torch.randn(2, 3, 9, 9)], ids=['fold', 'verified'])
+def test_a_block_in_two_places_keeps_computing_the_same(verify):
+    block = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3))
+    assert folded(nn.Sequential(block, block), verify=verify)[0][0].bias is None
+
+
+class Keyword(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.bn(input=self.conv(x))
+
+
+def test_a_batch_norm_that_is_called_by_keyword_is_seen():
+    assert folded(Keyword()).conv.bias is None

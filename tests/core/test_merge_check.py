@@ -207,8 +207,11 @@ def train(network):
         optimizer.step()
 
 
-@pytest.mark.parametrize('verified', [False, True], ids=['guessed input', 'verified'])
-@pytest.mark.parametrize('spec', [None, 'SE', 'OREPA'])
+@pytest.mark.parametrize(
+    ('spec', 'verified'),
+    [(None, False), ('SE', True), ('OREPA', False)],
+    ids=['guessed input', 'SE, verified', 'OREPA, guessed input'],
+)
 @each_block
 def test_a_block_merges_and_computes_what_it_computed(name, spec, verified):
     network = network_with(name)
@@ -430,3 +433,147 @@ def test_blocks_of_ultralytics(spec):
         mmasr.fold(network, verify=x)
         torch.testing.assert_close(network(x), expected, rtol=1e-4, atol=1e-5)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
+
+
+class RunsItsBranches(Branches):
+    """Finds the merged convolution by running its branches, and needs eval mode for that."""
+
+    @torch.no_grad()
+    def reparameterize(self):
+        def branches(x):
+            return self.rbr_dense(x) + self.rbr_1x1(x)
+
+        bias = branches(torch.zeros(1, C, 3, 3))[0, :, 1, 1]
+        impulses = torch.zeros(C, C, 3, 3)
+        impulses[range(C), range(C), 1, 1] = 1
+        kernel = (branches(impulses) - bias[:, None, None]).transpose(0, 1).flip(2, 3)
+        self.rbr_reparam = nn.Conv2d(C, C, 3, padding=1)
+        self.rbr_reparam.weight.data, self.rbr_reparam.bias.data = kernel, bias
+        del self.rbr_dense, self.rbr_1x1
+
+
+@pytest.mark.parametrize('block', [OnlyKernel, RunsItsBranches])
+def test_a_block_in_training_mode_merges_as_in_eval_mode(block):
+    network = nn.Sequential(randomize_norms(block())).train()
+    expected = copy.deepcopy(network).eval()
+    x = 20 * torch.randn(2, C, 9, 9)
+    with torch.no_grad():
+        mmasr.fold(network)
+        torch.testing.assert_close(network.eval()(x), expected(x), rtol=1e-4, atol=1e-4)
+
+
+class Scales(nn.Module):
+    """Multiplies the weights of its convolution in place."""
+
+    def __init__(self, conv):
+        super().__init__()
+        self.conv, self.scale = conv, nn.Parameter(torch.rand(C, 1, 1) + 0.5)
+
+    def forward(self, x):
+        return self.conv(x) * self.scale if hasattr(self, 'scale') else self.conv(x)
+
+    def reparameterize(self):
+        self.conv.weight.data.mul_(self.scale.data[..., None])
+        self.conv.bias.data.mul_(self.scale.data.flatten())
+        del self.scale
+
+
+def test_blocks_that_share_a_layer_or_a_weight_stay():
+    conv, other = nn.Conv2d(C, C, 3), nn.Conv2d(C, C, 3)
+    kept(nn.Sequential(Scales(conv), Scales(conv)), 'other parts of the network share its layers or weights')
+    other.weight = conv.weight
+    kept(nn.Sequential(Scales(conv), other), 'other parts of the network share its layers or weights')
+
+
+def test_a_method_that_would_change_a_merged_block_again_does_nothing():
+    network = nn.Sequential(Scales(nn.Conv2d(C, C, 3)))
+    mmasr.fold(network)
+    before = copy.deepcopy(network.state_dict())
+    assert network[0].reparameterize() is network[0]
+    torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
+
+
+class LosesReLU6(RepVGGOfItsAuthors):
+    def __init__(self):
+        super().__init__()
+        self.nonlinearity = nn.ReLU6()
+
+    def switch_to_deploy(self):
+        super().switch_to_deploy()
+        self.nonlinearity = nn.ReLU()
+
+
+def test_large_values_are_compared_too():
+    kept(nn.Sequential(randomize_norms(LosesReLU6())), 'the merged block differs from the block')
+
+
+def test_a_block_whose_forward_was_replaced_stays():
+    block = randomize_norms(RepVGGOfItsAuthors())
+    forward = block.forward
+    block.forward = lambda x: forward(x) + 1
+    kept(nn.Sequential(block), 'it has an overridden forward')
+
+
+def test_frozen_blocks_stay_frozen():
+    network = nn.Sequential(randomize_norms(RepVGGOfItsAuthors())).requires_grad_(False)
+    mmasr.fold(network)
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_a_block_inside_others_stays_if_it_is_named_and_so_do_they():
+    network = nn.Sequential(randomize_norms(UniRepLKNetBlock())).eval()
+    mmasr.fold(network, stay=['0.dwconv'])
+    assert hasattr(network[0].dwconv, 'dil')
+    assert isinstance(network[0].norm, nn.BatchNorm2d)
+
+
+class Several(Branches):
+    """Takes a list and a keyword, changes its input and returns a dict."""
+
+    def forward(self, maps, scale=None):
+        return {'y': super().forward(nn.functional.silu(maps[0], inplace=True) * scale)}
+
+    def switch_to_deploy(self):
+        self._replace()
+
+
+class AroundSeveral(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = Several()
+
+    def forward(self, x):
+        return self.block([x.clone()], scale=torch.ones(C, 1, 1))['y']
+
+
+def test_a_block_with_any_inputs_and_outputs_is_verified():
+    network = randomize_norms(AroundSeveral()).eval()
+    x = torch.randn(2, C, 9, 9)
+    with torch.no_grad():
+        expected = network(x)
+        mmasr.fold(network, verify=x)
+        torch.testing.assert_close(network(x), expected, rtol=1e-4, atol=1e-4)
+    assert hasattr(network.block, 'rbr_reparam')
+
+
+def test_the_kernel_of_a_block_has_its_asr():
+    network = nn.Sequential(randomize_norms(RepVGGOfItsAuthors()))
+    sites = ['0.rbr_dense.1', '0.rbr_1x1.1']
+    mmasr.attach(network, {'type': 'SE'}, sites=sites, psi={'std': 1.0}).eval()
+    x = torch.randn(2, C, 9, 9)
+    with torch.no_grad():
+        kernel, bias = network[0].get_equivalent_kernel_bias()
+        found = nn.functional.conv2d(x, kernel, bias, padding=1).relu()
+        torch.testing.assert_close(found, network(x), rtol=1e-4, atol=1e-4)
+    assert hasattr(network[0].rbr_dense[1], 'asr')
+
+
+def test_a_static_method_with_such_a_name_is_no_problem():
+    class Static(nn.Sequential):
+        @staticmethod
+        def fuse():
+            pass
+
+    network = Static(nn.Conv2d(C, C, 3)).eval()
+    mmasr.fold(network)
+    assert type(network) is Static

@@ -96,7 +96,7 @@ WITH_ASR = {
 WITH_BRANCHES = {
     **{
         kind: lambda kind=kind: resnet(convs={'type': kind})
-        for kind in ('OREPA', 'ACNet', 'DBB', 'XVolution', 'RepVGG', 'QARepVGG', 'MobileOne')
+        for kind in ('OREPA', 'ACNet', 'DBB', 'XVolution', 'QARepVGG')
     },
     'RepVGG': repvgg,
 }

@@ -39,7 +39,7 @@ def test_an_input_error_of_a_model_is_unchanged():
 
 def test_a_bug_of_mmasr_is_not_an_input_error(monkeypatch):
     bug = eval(compile('lambda *args: {}["a bug"]', inspect.getfile(build_model), 'eval'))  # code of mmasr
-    monkeypatch.setattr('mmasr.openmmlab.backbones.base.attach', bug)
+    monkeypatch.setattr('mmasr.openmmlab.backbones.base.attach_in_order', bug)
     asr = {'type': 'mmasr.ASRResNet', 'depth': 18, 'base_channels': 4, 'asr': {'attention': {'type': 'SE'}}}
     with pytest.raises(KeyError, match='a bug'):
         build_model(classifier(asr, 32))

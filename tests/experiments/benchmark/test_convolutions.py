@@ -22,9 +22,8 @@ from mmasr.experiments.benchmark.memory import saved_for_backward
 from mmasr.experiments.benchmark.workload import image_workload
 
 
-@pytest.mark.parametrize('make', [torchvision.models.resnet18, torchvision.models.resnext50_32x4d])
-def test_all_variants_compute_the_same_at_the_start(make):
-    plain = make().eval()
+def test_all_variants_compute_the_same_at_the_start():
+    plain = torchvision.models.resnet18().eval()
     x = torch.randn(2, 3, 64, 64)
     found = convolution_variants(plain, ['OREPA', 'OfflineOREPA', 'DBB'])
     assert list(found) == [
