@@ -285,6 +285,7 @@ def test_every_family_is_tested_or_left_out():
     assert not FAMILIES.keys() & LEFT_OUT.keys()
 
 
+@pytest.mark.xdist_group('detector families')  # which share what has been checked
 @pytest.mark.parametrize('family', sorted(FAMILIES.keys() & INSTALLED))  # MMDetection 3.3 lacks clrnet
 def test_a_family(family, process_group):  # which mmcv's SyncBatchNorm needs
     body, model = build(family)
