@@ -93,15 +93,14 @@ def _problem(block: nn.Module, received: tuple | None) -> str | None:
         trained = eval_copy(block)
     except RuntimeError as error:  # it keeps tensors of a training step
         return f'it cannot be copied: {error}'
+    if torch.finfo(coarsest(p.dtype for p in block.parameters())).bits < 32:
+        trained, received = trained.float(), tree_map(_in_float, received)
     if received is None:
         args = example_inputs(trained)
         if args is None:
             return 'no input is known on which it runs; pass inputs of the network with `verify`'
         received = args, {}
     others = [tree_map(functools.partial(_random, scale), received) for scale in SCALES]
-    if torch.finfo(coarsest(p.dtype for p in block.parameters())).bits < 32:
-        trained, received = trained.float(), tree_map(_in_float, received)
-        others = tree_map(_in_float, others)
     try:
         return _compare(trained, received, others)
     except InputError as error:
