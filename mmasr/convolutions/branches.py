@@ -18,7 +18,7 @@ class Branches(BranchReparameterization):
     """Base class of convolutions with branches on feature maps, which are summed.
 
     Every branch ends with a BatchNorm ``norm``. A subclass makes the branches in :meth:`make` and sets
-    :attr:`branches`. It returns their kernels and biases in :meth:`kernel`.
+    :attr:`branches`. Where a branch is more than one convolution, :meth:`kernel` returns its kernel and bias.
 
     The first branch, ``origin``, has the convolution that is replaced.
 
@@ -89,9 +89,10 @@ class Branches(BranchReparameterization):
     def make(self) -> None:
         """Make the branches, and set :attr:`branches` to their names."""
 
-    @abstractmethod
     def kernel(self, branch: str) -> KernelAndBias:
         """Return the kernel and bias that a branch amounts to in eval mode, before its last BatchNorm.
+
+        Default: the kernel of its convolution ``conv``, in the center; the identity for ``identity``.
 
         Args:
             branch (str): Name of the branch.
@@ -100,6 +101,11 @@ class Branches(BranchReparameterization):
             tuple[Tensor, Tensor | None]: Kernel of shape (out_channels, in_channels / groups, k, k), and bias
             of shape (out_channels,) or None.
         """
+        if branch == 'identity':
+            return identity_kernel(self.origin.conv.weight, self.groups), None
+        conv = self.get_submodule(branch).conv
+        dilation = 1 if conv.kernel_size == self.origin.conv.kernel_size else conv.dilation[0]
+        return center(conv.weight, self.size, dilation), None
 
     def conv(self, inputs: int, outputs: int, size: int, **options) -> nn.Conv2d:
         """Make a convolution without bias that has the groups of this one.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from ..errors import InputError
-from .branches import Branches, KernelAndBias, center, chain
+from .branches import Branches, chain
 
 #: Size K of the large kernel -> sizes k and dilations r of the small ones, as in the authors' code. The last
 #: ones are for larger kernels too.
@@ -103,11 +103,6 @@ class DilatedReparam(Branches):
                 chain(self.out_channels, conv=self.conv(self.in_channels, self.out_channels, k, **window))
             )
         self.branches = 'origin', *(f'small.{i}' for i in range(len(self.small)))
-
-    def kernel(self, branch: str) -> KernelAndBias:
-        """Return the kernel of a branch, which has no bias; see :meth:`Branches.kernel`."""
-        conv = self.get_submodule(branch).conv
-        return center(conv.weight, self.size, conv.dilation[0]), None
 
 
 def _check_small_kernels(kernels: Sequence[tuple[int, int]], size: int) -> None:

@@ -6,7 +6,7 @@ Vasu et al., CVPR 2023, https://arxiv.org/abs/2206.04040. Needs torch only.
 from torch import nn
 
 from ..errors import InputError
-from .branches import Branches, KernelAndBias, center, chain, identity_kernel
+from .branches import Branches, chain
 
 
 class MobileOne(Branches):
@@ -74,9 +74,3 @@ class MobileOne(Branches):
         if self.has_identity:
             self.branches += ('identity',)
             self.identity = chain(self.out_channels)
-
-    def kernel(self, branch: str) -> KernelAndBias:
-        """Return the kernel of a branch, which has no bias; see :meth:`Branches.kernel`."""
-        if branch == 'identity':
-            return identity_kernel(self.origin.conv.weight, self.groups), None
-        return center(self.get_submodule(branch).conv.weight, self.size), None

@@ -44,12 +44,6 @@ class RepVGG(Branches):
             self.branches += ('identity',)
             self.identity = chain(self.out_channels)
 
-    def kernel(self, branch: str) -> KernelAndBias:
-        """Return the kernel of a branch, which has no bias; see :meth:`Branches.kernel`."""
-        if branch == 'identity':
-            return identity_kernel(self.origin.conv.weight, self.groups), None
-        return center(self.get_submodule(branch).conv.weight, self.size), None
-
 
 class QARepVGG(Branches):
     """Sum of a k x k convolution with a BatchNorm, a 1 x 1 convolution and the identity; a BatchNorm follows.
@@ -84,10 +78,6 @@ class QARepVGG(Branches):
         self.origin = self.make_origin()
         self.point = self.make_point()
         self.norm = nn.BatchNorm2d(self.out_channels)
-
-    def kernel(self, branch: str) -> KernelAndBias:
-        """Return the kernel of a branch, which has no bias; see :meth:`Branches.kernel`."""
-        return self.get_submodule(branch).conv.weight, None
 
     def _point_kernel(self) -> torch.Tensor:
         """Return the 1 x 1 kernel of the branches without BatchNorm."""

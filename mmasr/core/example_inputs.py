@@ -81,3 +81,24 @@ def run(module: nn.Module, args: tuple, kwargs: dict) -> Any:
 def copied(value: Any) -> Any:
     """Return a copy of the tensors in nested containers, without gradients."""
     return tree_map(lambda v: v.detach().clone() if isinstance(v, torch.Tensor) else v, value)
+
+
+def is_real(value: Any) -> bool:
+    """Return whether a value is a tensor of real numbers in floating point."""
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def random_like(value: Any, scale: float) -> Any:
+    """Return normal random numbers in the shape of a tensor, always the same.
+
+    Args:
+        value (Any): A tensor; anything else, and tensors of integers, are returned themselves.
+        scale (float): Standard deviation.
+
+    Returns:
+        Any: A tensor of the same shape, type and device.
+    """
+    if not is_real(value):
+        return value
+    generator = torch.Generator(value.device).manual_seed(0)
+    return scale * torch.randn(value.shape, generator=generator, device=value.device).to(value)

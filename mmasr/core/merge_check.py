@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 from ..errors import InputError
 from .class_surgery import eval_copy
 from .differences import check_differences, coarsest, compare
-from .example_inputs import copied, example_inputs
+from .example_inputs import copied, example_inputs, is_real, random_like
 from .foldable import find_foldable, fold_all
 from .merge import FUSED_FORWARD, MERGE_BOUND, SCALES, foreign_blocks, is_foreign, outputs, structure
 
@@ -100,7 +100,7 @@ def _problem(block: nn.Module, received: tuple | None) -> str | None:
         if args is None:
             return 'no input is known on which it runs; pass inputs of the network with `verify`'
         received = args, {}
-    others = [tree_map(functools.partial(_random, scale), received) for scale in SCALES]
+    others = [tree_map(functools.partial(random_like, scale=scale), received) for scale in SCALES]
     try:
         return _compare(trained, received, others)
     except InputError as error:
@@ -135,12 +135,5 @@ def _is_usable(block: nn.Module, given: tuple) -> bool:
         return False
 
 
-def _random(scale: float, value: Any) -> Any:
-    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
-        return value
-    generator = torch.Generator(value.device).manual_seed(0)
-    return scale * torch.randn(value.shape, generator=generator, device=value.device, dtype=value.dtype)
-
-
 def _in_float(value: Any) -> Any:
-    return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+    return value.float() if is_real(value) else value

@@ -27,7 +27,7 @@ from ..errors import InputError, shortened
 from .bias_fusion import fuse_visible_biases
 from .class_surgery import eval_copy
 from .differences import BOUNDS, check_differences, coarsest, compare, tensors
-from .example_inputs import copied
+from .example_inputs import copied, is_real, random_like
 from .foldable import Foldable, find_foldable, fold_all
 from .host import Host, write_parameters
 from .merge import MERGE_BOUND, branch_ends, foreign_blocks, is_foreign
@@ -164,7 +164,6 @@ class TrainedLayers:
         """
         weights = model.state_dict() if weights is None else weights
         found = {name: weights[key] for name, key in _keys(model).items()}
-        self._find_fused(found)
         expected = [name for name in self.trained if not _is_inside(name, self._changed)]
         if missing := [name for name in (*self.references, *expected) if name not in found]:
             raise InputError(f'the folded network lacks {shortened(missing)}')
@@ -177,23 +176,6 @@ class TrainedLayers:
                     f'{name} of the folded network is not the trained tensor, and not the result of folding'
                 )
         return max(differences, key=lambda difference: difference.relative, default=None)
-
-    def _find_fused(self, found: Mapping[str, torch.Tensor]) -> None:
-        """Find the BatchNorms that took the bias of a folded convolution that lacks it."""
-        means = {name: t.double() for name, t in self.trained.items() if name.endswith('running_mean')}
-        shifts = {name: mean - found[name].double() for name, mean in means.items() if name in found}
-        for name, bias in self._folded.items():
-            conv, _, key = name.rpartition('.')
-            if key != 'bias' or name in found or conv in self.fused or f'{conv}.weight' not in found:
-                continue
-            took = [
-                norm.rpartition('.')[0]
-                for norm, shift in shifts.items()
-                if shift.shape == bias.shape
-                and torch.allclose(shift, bias, rtol=1e-3, atol=1e-3 * bias.abs().max())
-            ]
-            if took and bias.any():
-                self.fused[conv] = took
 
     def _compare_tensor(self, name: str, tensor: torch.Tensor, computed: torch.dtype) -> LayerDifference:
         reference, trained, dtype = self.references[name], self.trained.get(name), self.dtype(name)
@@ -319,7 +301,7 @@ class _Measured:
         self._compare(layer, trained, inputs, kwargs)
         for scale in _SCALES if is_first else ():
             if scale == 1 or not self.largest.all():
-                self._compare(layer, trained, [_random_like(arg, scale) for arg in inputs], kwargs)
+                self._compare(layer, trained, [random_like(arg, scale) for arg in inputs], kwargs)
 
     def _compare_block(self, layer: nn.Module, trained: nn.Module, args: tuple, kwargs: dict) -> None:
         """Compare a block of another library, which may have any inputs and outputs, on what it receives."""
@@ -371,21 +353,9 @@ class _Measured:
 def _all_outputs(module: nn.Module, args: tuple, kwargs: dict, dtype: torch.dtype) -> list[torch.Tensor]:
     """Run a module on a copy of its arguments in a type; return all output tensors that are not empty."""
     torch.default_generator.manual_seed(0)
-    args, kwargs = tree_map(lambda v: v.to(dtype) if _is_real(v) else v, copied((args, kwargs)))
+    args, kwargs = tree_map(lambda v: v.to(dtype) if is_real(v) else v, copied((args, kwargs)))
     output = module.forward(*args, **kwargs)
-    return [t.clone() if _is_real(t) else t.double() for _, t in tensors('output', output) if t.numel()]
-
-
-def _is_real(value: object) -> bool:
-    """Return whether a value is a tensor of real numbers."""
-    return isinstance(value, torch.Tensor) and value.is_floating_point()
-
-
-def _random_like(value: object, scale: float) -> object:
-    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
-        return value
-    generator = torch.Generator(value.device).manual_seed(0)
-    return scale * torch.randn(value.shape, generator=generator, device=value.device).to(value)
+    return [t.clone() if is_real(t) else t.double() for _, t in tensors('output', output) if t.numel()]
 
 
 @dataclasses.dataclass
@@ -412,7 +382,7 @@ class _TrainedLayer:
 
     def cropped(self, value: object) -> object:
         """Return an input in double precision, a feature map cropped: a part shows as much as the whole."""
-        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        if not is_real(value):
             return value
         is_map = value.dim() == 4 and not isinstance(self.layer, nn.Linear | nn.LayerNorm)
         if is_map:  # the others may take (N, H, W, C)

@@ -315,7 +315,7 @@ def test_a_block_with_other_arguments_needs_inputs_of_the_network():
 
 
 class Around(nn.Module):
-    """A block whose own method fails, around one that merges."""
+    """A block whose own method always fails, as that of an abstract base class, around one that merges."""
 
     def __init__(self):
         super().__init__()

@@ -12,7 +12,7 @@ import mmasr
 from mmasr.convolutions.acnet import ACNet
 from mmasr.convolutions.orepa import OREPAKxK, OREPALargeKernel
 from mmasr.core.fold import fold
-from mmasr.core.foldable import find_foldable
+from mmasr.core.foldable import find_foldable, fold_all
 from mmasr.core.verification import TrainedLayers
 from mmasr.errors import InputError
 
@@ -33,7 +33,7 @@ def verify(model, change=lambda folded: None, images=None):
     """Fold a copy of a network, change it, and verify it; return the largest and all differences."""
     folded = copy.deepcopy(model)
     layers = TrainedLayers(folded, find_foldable(folded), model.state_dict())
-    fold(folded)
+    fold_all(folded)
     with torch.no_grad():
         change(folded)
     layers.check_tensors(folded)
