@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import conv2d, pad
 
-from .branches import Branches, IdentityConv, KernelAndBias, center, chain, fuse_norm
+from .branches import Branches, IdentityConv, KernelAndBias, chain, fuse_norm
 from .orepa import EXPANSION, OREPA, frequency_prior
 
 
@@ -58,10 +58,8 @@ class DBB(Branches):
 
     def kernel(self, branch: str) -> KernelAndBias:
         """Return the kernel and bias of a branch; see :meth:`Branches.kernel`."""
-        if branch == 'origin':
-            return self.origin.conv.weight, None
-        if branch == 'point':
-            return center(self.point.conv.weight, self.size), None
+        if branch in ('origin', 'point'):
+            return super().kernel(branch)
         inner = getattr(self.get_submodule(branch), 'inner', None)
         if branch == 'deep':
             first, bias = fuse_norm(_kernel_1x1(inner.conv), None, inner.norm)
@@ -130,10 +128,8 @@ class OfflineOREPA(Branches):
     def kernel(self, branch: str) -> KernelAndBias:
         """Return the kernel of a branch, which has no bias; see :meth:`Branches.kernel`."""
         layers = self.get_submodule(branch)
-        if branch == 'origin':
-            return layers.conv.weight, None
-        if branch == 'point':
-            return center(layers.conv.weight, self.size), None
+        if branch in ('origin', 'point'):
+            return super().kernel(branch)
         if branch == 'average':
             return (layers.inner.weight / self.size**2).expand_as(self.origin.conv.weight), None
         if branch == 'prior':
