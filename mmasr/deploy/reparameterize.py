@@ -295,7 +295,7 @@ def find_deployable(network: Network) -> tuple[Foldable, dict[str, str]]:
         InputError: If something cannot be folded.
     """
     model = network.model
-    with with_source(network.origin.source):
+    with network.origin.limits(), with_source(network.origin.source):  # the check runs the network
         found = find_foldable(model, foreign_blocks(model))
         parts = mergeable_networks(model)
         others = {*foreign_blocks(model)} - {*foreign_blocks(model, parts)} if parts else set()

@@ -1,6 +1,7 @@
 """Tests of deploying MMPretrain's networks whose blocks merge: the files load with its own merged form."""
 
 import copy
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from helpers import agrees, built, classifier, randomize_norms, retinanet, save_
 from mmengine.config import Config
 from torch import nn
 
+from mmasr.deploy import reparameterize as reparam
 from mmasr.deploy.reparameterize import reparameterize
 from mmasr.errors import InputError
 from mmasr.openmmlab.adapters import MERGED_OPTIONS
@@ -107,3 +109,25 @@ def test_a_network_with_a_block_that_cannot_be_merged_keeps_all_branches_and_say
     save_network(tmp_path / 'a.pth', config)
     with pytest.raises(InputError, match='has no re-parameterization to fold'):
         reparameterize(tmp_path / 'a.pth')
+
+
+def test_blocks_of_an_untrusted_network_run_within_its_limits(tmp_path, monkeypatch):
+    limits, check_merges, active = reparam.Origin.limits, reparam.check_merges, []
+
+    @contextmanager
+    def recorded(origin):
+        with limits(origin):
+            active.append(origin)
+            yield
+            active.pop()
+
+    def checked(*args):
+        checks.append(len(active))
+        return check_merges(*args)
+
+    checks = []
+    monkeypatch.setattr(reparam.Origin, 'limits', recorded)
+    monkeypatch.setattr(reparam, 'check_merges', checked)
+    save_network(tmp_path / 'a.pth', config_of('RepVGG'), randomize_norms)
+    reparameterize(tmp_path / 'a.pth')
+    assert checks == [1]
