@@ -33,8 +33,8 @@ def output_files(
         inputs (Sequence[str | Path]): The files that are read, such as a checkpoint. They are never replaced.
         out (str | Path): The first file to write.
         force (bool): Whether existing files may be replaced.
-        suffixes (Sequence[str]): Suffixes of the first file and of the others next to it. Default: ``'.pth'``
-            and ``'.py'``.
+        suffixes (Sequence[str]): What follows the stem of the first file, and of the others next to it.
+            Default: ``'.pth'`` and ``'.py'``.
 
     Returns:
         tuple[Path, ...]: One path for each suffix.
@@ -46,7 +46,7 @@ def output_files(
     target = Path(out)
     if target.suffix != suffixes[0]:
         raise InputError(f'{target}: the output file must be named *{suffixes[0]}')
-    targets = tuple(target.with_suffix(suffix) for suffix in suffixes)
+    targets = tuple(target.with_name(target.stem + suffix) for suffix in suffixes)
     with _exclusive(targets):  # this first cleans up after a killed process
         for path in targets:
             # Unlike `exists`, `lexists` is also true for a broken symbolic link.

@@ -73,6 +73,7 @@ OPTIONS = {
     'stripes': '--images --out --force --modules --cfg-options',
     'convert': '--attention --out --force',
     'sweep': '--seeds --out',
+    'quantization': '--calibrate --rounds --out',
     'removal': '--images --distill --curves --rounds --out',
     'shapes': '--train --val --size --seed',
     'digits': 'out',

@@ -128,6 +128,7 @@ def test_the_help_lists_all_tools(installed, tmp_path):
         'benchmark',
         'sweep',
         'removal',
+        'quantization',
         'shapes',
         'digits',
     ):

@@ -25,8 +25,8 @@ ROOMS = {
 }
 TORCH_ONLY = ('attention', 'core', 'convolutions')
 # The files next to the rooms. Those that need torch only may import the first one.
-FILES = ('errors', 'files', 'plots', 'processes', 'registry', 'packaged', '__main__')
-ALLOWED_FILES = {room: FILES[:1] if room in TORCH_ONLY else FILES[:5] for room in ROOMS}
+FILES = ('errors', 'files', 'plots', 'processes', 'timing', 'registry', 'packaged', '__main__')
+ALLOWED_FILES = {room: FILES[:1] if room in TORCH_ONLY else FILES[:6] for room in ROOMS}
 # These files of the stripes observe any network; pictures, pages and the hook need more packages.
 OBSERVING = [
     *('stripes', 'stripes.observer', 'stripes.modules', 'stripes.statistics'),

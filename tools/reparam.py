@@ -13,10 +13,11 @@ from rich.progress import track
 from rich.table import Table
 
 from mmasr.deploy.compare import differences_table
-from mmasr.deploy.remove_attention import Removal, to_percentage_points
+from mmasr.deploy.remove_attention import Removal
 from mmasr.deploy.reparameterize import Report, reparameterize
 from mmasr.errors import InputError, exit_on_input_error, printable
 from mmasr.openmmlab.arguments import add_checkpoint, add_output
+from mmasr.openmmlab.evaluation import to_percentage_points
 from mmasr.stripes.report import attention_table
 
 

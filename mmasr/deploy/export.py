@@ -15,13 +15,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.class_lookup import lookup_by_class
-from ..core.differences import BOUNDS, Difference, check_differences, compare, tensors
-from ..errors import InputError, as_input_error, shortened
+from ..core.differences import BOUNDS, Difference, check_differences, compare
+from ..errors import InputError, as_input_error, shortened, with_source
 from ..files import output_files, temporary_files
-from ..openmmlab.evaluation import quiet
+from ..openmmlab.config import load_config
+from ..openmmlab.evaluation import Track, quiet, untracked
 from ..untrusted import open_checkpoint
-from .compare import IMAGES, data_samples, input_channels, is_detector
+from .compare import IMAGES, input_channels, is_detector
+from .exported import Graph, has_two_stages, named_outputs, onnx_runtime
+from .quantize import Int8, Quantized, quantize
 from .reparameterize import find_deployable
 
 #: Version of ONNX's operators.
@@ -44,6 +46,7 @@ class Export:
 
     Attributes:
         path (Path): The ONNX file.
+        int8_path (Path, optional): The quantized file, if that was asked for.
         network (str): Class of the network.
         dynamic (tuple[str, ...]): Dynamic axes of the input: some of ``'batch'``, ``'height'`` and
             ``'width'``.
@@ -56,10 +59,12 @@ class Export:
         preprocessing (str): Preprocessing that the images need.
         left_out (str, optional): Part of the network that is not in the graph, and why.
         bytes (int): Size of the file in bytes.
+        quantized (Quantized, optional): Measurements of the quantized file.
         seconds (float): Duration.
     """
 
     path: Path
+    int8_path: Path | None
     network: str
     dynamic: tuple[str, ...]
     fixed: str | None
@@ -70,6 +75,7 @@ class Export:
     preprocessing: str
     left_out: str | None
     bytes: int
+    quantized: Quantized | None
     seconds: float
 
 
@@ -80,6 +86,8 @@ def export(
     force: bool = False,
     trust_imports: bool = False,
     size: Sequence[int] = (IMAGES[0], IMAGES[0]),
+    int8: Int8 | None = None,
+    track: Track = untracked,
 ) -> Export:
     """Export the network of a deployed checkpoint, or of any checkpoint without re-parameterization, to ONNX.
 
@@ -100,20 +108,29 @@ def export(
         trust_imports (bool): See :func:`mmasr.deploy.reparameterize.reparameterize`. Default: False.
         size (Sequence[int]): Height and width of the images to trace the graph with, in pixels. It takes
             other sizes as well, unless the network needs one size. Default: 224 and 224.
+        int8 (Int8, optional): Also write ``<name>_int8.onnx``, a quantized file. Both files are evaluated on
+            the test data. The data is that of ``config`` if this is given for a deployed checkpoint, whose
+            network is always that of its own config. Default: None.
+        track (callable): Progress bar like ``rich.progress.track``. Default: none.
 
     Returns:
         Export: What was written, and how well it agrees.
 
     Raises:
         InputError: If the input cannot be used, still has re-parameterization, cannot be expressed in ONNX,
-            or if ONNX Runtime computes something else than torch. Then nothing is written.
+            or if ONNX Runtime computes something else than torch; or if the quantized file loses more than
+            allowed, or the data for it cannot be used. Then nothing is written.
     """
     start = time.perf_counter()
-    runtime = _runtime()
+    onnx_runtime()
     source = Path(checkpoint)
     opened = open_checkpoint(source)
-    (target,) = output_files([source], out or source.with_suffix('.onnx'), force, ['.onnx'])
-    network = opened.network(config, trust_imports)
+    suffixes = ['.onnx', '_int8.onnx'] if int8 else ['.onnx']
+    targets = output_files([source], out or source.with_suffix('.onnx'), force, suffixes)
+    # The config of the training has the data, but builds the network in training form.
+    has_network = int8 and 'mmasr' in opened.content['meta']
+    data = load_config(config) if config and has_network else None
+    network = opened.network(None if data else config, trust_imports, calibrates=bool(int8) and not data)
     if foldable := find_deployable(network)[0]:
         raise InputError(
             f'{source} still has re-parameterization to fold: {shortened(foldable.names())}; run '
@@ -126,31 +143,23 @@ def export(
         raise InputError(
             f'{source}: its weights take {weights / 2**30:.1f} GiB in float32; an ONNX file can have 2 GiB'
         )
-    with temporary_files(target, force=force) as (file,), network.origin.limits():
-        checked = write_graph(model, source, file, tuple(size), runtime)
-        written = file.stat().st_size
+    with temporary_files(*targets, force=force) as files, network.origin.limits():
+        checked = write_graph(model, source, files[0], tuple(size))
+        written = files[0].stat().st_size
+        with with_source(source):
+            quantized = quantize(model, data or network.config, files, int8, track) if int8 else None
     return Export(
-        path=target,
+        path=targets[0],
+        int8_path=targets[1] if int8 else None,
         network=type(model).__name__,
         **checked,
         bound=BOUNDS[torch.float32],
         preprocessing=_preprocessing(model),
         left_out=_left_out(model),
         bytes=written,
+        quantized=quantized,
         seconds=time.perf_counter() - start,
     )
-
-
-def _runtime() -> Any:
-    """Return the package onnxruntime, which only exporting needs."""
-    try:
-        import onnx  # noqa: F401  torch's exporter needs it
-        import onnxruntime
-    except ImportError as error:
-        raise InputError(
-            f"exporting needs onnx and onnxruntime: pip install 'mmasr[export]' ({error})"
-        ) from error
-    return onnxruntime
 
 
 class _Graph(nn.Module):
@@ -165,49 +174,7 @@ class _Graph(nn.Module):
         return tuple(named_outputs(self.model, images).values())
 
 
-def named_outputs(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Run the exported part of a network.
-
-    Args:
-        model (nn.Module): A model with OpenMMLab's ``forward(inputs, data_samples, mode='tensor')``.
-        images (Tensor): (N, C, H, W), normalized.
-
-    Returns:
-        dict[str, Tensor]: Outputs by name.
-    """
-    if not is_detector(model):
-        found = {'logits' if getattr(model, 'with_head', True) else 'features': model(images, mode='tensor')}
-    elif not _has_two_stages(model):
-        found = _by_name(model, 'bbox_head', model(images, data_samples(images), mode='tensor'))
-    else:
-        features = model.extract_feat(images)
-        found = {'features': features}
-        if model.with_rpn and lookup_by_class({'mmdet.BaseDenseHead': True}, model.rpn_head):
-            proposals = _by_name(model, 'rpn_head', model.rpn_head(features))
-            found.update({f'rpn_{name}': value for name, value in proposals.items()})
-    return {name.replace('.', '_'): tensor for name, tensor in tensors('', found)}
-
-
-def _has_two_stages(model: nn.Module) -> bool:
-    return lookup_by_class({'mmdet.TwoStageDetector': True}, model) is not None
-
-
-def _by_name(model: nn.Module, head: str, outputs: Any) -> dict[str, Any]:
-    """Name the outputs of a detector's head after the parameters of its loss, in the singular."""
-    loss = getattr(getattr(model, head, None), 'loss_by_feat', None)
-    names = list(inspect.signature(loss).parameters) if loss else []
-    names = names[: names.index('batch_gt_instances')] if 'batch_gt_instances' in names else []
-    if not isinstance(outputs, tuple) or len(names) != len(outputs):
-        return {'output': outputs}
-    return {
-        name.removesuffix('es' if name.endswith('sses') else 's'): value
-        for name, value in zip(names, outputs, strict=True)
-    }
-
-
-def write_graph(
-    model: nn.Module, source: Path, file: Path, size: tuple[int, int], runtime: Any
-) -> dict[str, Any]:
+def write_graph(model: nn.Module, source: Path, file: Path, size: tuple[int, int]) -> dict[str, Any]:
     """Write the graph with as many dynamic axes as possible, and compare it with the network.
 
     Args:
@@ -215,7 +182,6 @@ def write_graph(
         source (Path): The file it comes from, for errors.
         file (Path): The file to write.
         size (tuple[int, int]): See :func:`export`.
-        runtime (Any): The package onnxruntime.
 
     Returns:
         dict[str, Any]: ``dynamic``, ``fixed``, ``inputs``, ``outputs`` and ``differences`` of
@@ -230,7 +196,7 @@ def write_graph(
             images, expected = _run(model, size, dynamic)
             with as_input_error('the export failed'):
                 _write(model, file, images[0], expected[0], _axes(images, expected, dynamic))
-                differences = _compare(file, images, expected, runtime)
+                differences = _compare(file, images, expected)
         except InputError as error:
             reasons.append(error)
         else:
@@ -316,16 +282,13 @@ def _write(
 
 
 def _compare(
-    file: Path, images: Sequence[torch.Tensor], expected: Sequence[Mapping[str, torch.Tensor]], runtime: Any
+    file: Path, images: Sequence[torch.Tensor], expected: Sequence[Mapping[str, torch.Tensor]]
 ) -> list[Difference]:
     """Run a file with ONNX Runtime; return the largest difference from torch for each output."""
-    options = runtime.SessionOptions()
-    options.log_severity_level = 4  # the exception has the same text
-    session = runtime.InferenceSession(str(file), options, providers=['CPUExecutionProvider'])
+    graph = Graph(file)
     worst: dict[str, Difference] = {}
     for image, outputs in zip(images, expected, strict=True):
-        found = session.run(list(outputs), {'input': image.numpy()})
-        actual = dict(zip(outputs, map(torch.from_numpy, found), strict=True))
+        actual = dict(zip(graph.names, graph.run(image), strict=True))
         for difference in compare(outputs, actual, _NETWORKS):
             known = worst.setdefault(difference.output, difference)
             # A difference that is NaN counts as larger.
@@ -356,6 +319,6 @@ def _left_out(model: nn.Module) -> str | None:
     """Describe the part of a detector that is not exported; None for other networks."""
     if not is_detector(model):
         return None
-    if _has_two_stages(model):
+    if has_two_stages(model):
         return 'the RoI heads, which need boxes that are decoded and filtered outside the graph'
     return 'the decoding and filtering of boxes'

@@ -9,18 +9,21 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..errors import InputError, as_input_error
-from ..openmmlab.evaluation import Track, build_loader, calibration_dataset, evaluate, main_metric, untracked
+from ..openmmlab.data_sources import check_data
+from ..openmmlab.evaluation import (
+    Track,
+    build_loader,
+    calibration_dataset,
+    evaluate,
+    main_metric,
+    to_percentage_points,
+    untracked,
+)
 from ..stripes.fold_attention import TOLERANCE, AttentionReport, fold_attention
 from .compare import raw_outputs
 
 #: Batches for Adam to take steps with. Those of a test dataloader may be large.
 _BATCHES = 20
-#: Metrics that are percentages: those of MMPretrain and MMSegmentation, and panoptic ones. Others are
-#: fractions.
-_PERCENTAGES = (
-    *('accuracy/', 'single-label/', 'multi-label/', 'retrieval/', 'coco_panoptic/'),
-    *('aAcc', 'mIoU', 'mAcc', 'mDice', 'mFscore', 'mPrecision', 'mRecall'),
-)
 
 
 @dataclasses.dataclass
@@ -73,19 +76,6 @@ class RemovedAttention:
     loader: DataLoader
 
 
-def to_percentage_points(metric: str, value: float) -> float:
-    """Convert a metric to percentage points.
-
-    Args:
-        metric (str): Its name.
-        value (float): Its value.
-
-    Returns:
-        float: Percentage points.
-    """
-    return value if metric.startswith(_PERCENTAGES) else 100 * value
-
-
 def remove_attention(
     model: nn.Module, config: Config, options: Removal, track: Track = untracked
 ) -> RemovedAttention:
@@ -104,8 +94,6 @@ def remove_attention(
         InputError: If the network has no attention that can be removed, or none within the limits; or if the
             data cannot be used. The network is then unchanged.
     """
-    if not config.get('test_evaluator'):
-        raise InputError('the config has no test_evaluator to measure with')
     images, loader = calibration_images(config, options.images), build_loader(config)
     model.to(get_device())
     before = evaluate(model, loader, config.test_evaluator, track)
@@ -139,6 +127,17 @@ def remove_attention(
             limit = f'loses more than {options.max_drop} points of {metric}'
         raise InputError(f'removing even the attention module that matters least, {name}, {limit}')
     return RemovedAttention(report, before, metric, loader)
+
+
+def check_calibration_data(config: Config) -> None:
+    """Check that the data for calibration and evaluation exists; see :func:`check_data`.
+
+    Raises:
+        InputError: If it does not, or there is no evaluator.
+    """
+    if not config.get('test_evaluator'):
+        raise InputError('the config has no test_evaluator to measure with')
+    check_data(config, 'train_dataloader', 'calibration_dataset', 'test_dataloader', 'test_evaluator')
 
 
 def calibration_images(config: Config, images: int) -> DataLoader:

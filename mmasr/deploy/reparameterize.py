@@ -23,13 +23,12 @@ from ..core.verification import LayerDifference, TrainedLayers
 from ..errors import InputError, as_input_error, shortened, with_source
 from ..files import output_files, temporary_files
 from ..openmmlab.adapters import mergeable_networks
-from ..openmmlab.data_sources import check_data
 from ..openmmlab.evaluation import Track, evaluate, untracked
 from ..untrusted import Network, Origin, open_checkpoint, write_config
 from .compare import IMAGES, images_for, network_outputs
 from .config_check import check_deployed_config
 from .deployed_config import deployed_config
-from .remove_attention import Removal, RemovedAttention, remove_attention
+from .remove_attention import Removal, RemovedAttention, check_calibration_data, remove_attention
 from .saving import write_checkpoint
 from .semi_supervised import predicting_part
 
@@ -197,7 +196,7 @@ def _deploy(trained: Network, files: Sequence[Path], removal: Removal | None, tr
     model, origin = trained.model, trained.origin
     foldable, stays = find_deployable(trained)
     if removal:
-        check_data(trained.config, 'train_dataloader', 'test_dataloader', 'test_evaluator')
+        check_calibration_data(trained.config)
     elif not foldable:
         why = ''.join(f'; {name} cannot be merged: {reason}' for name, reason in stays.items())
         raise InputError(f'{origin.source} has no re-parameterization to fold{why}')

@@ -11,16 +11,16 @@ import torch
 from torch import nn
 
 from ..core.fold import fold
-from ..deploy.export import named_outputs, write_graph
-from ..deploy.remove_attention import calibration_images, outputs_of_batch
+from ..deploy.export import write_graph
+from ..deploy.exported import named_outputs
+from ..deploy.remove_attention import calibration_images, check_calibration_data, outputs_of_batch
 from ..errors import InputError
-from ..openmmlab.data_sources import check_data
 from ..openmmlab.evaluation import Track, build_loader, evaluate, main_metric, untracked
 from ..plots import GRAY, RED, TEXT, panels
 from ..stripes.fold_attention import Folding, fold_attention
 from ..stripes.gates import Gate, switched
+from ..timing import ratio_quantiles, time_in_turns
 from ..untrusted import open_checkpoint
-from .benchmark.timing import ratio_quantiles, time_in_turns
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -97,7 +97,7 @@ def compare_removals(
     """
     network = open_checkpoint(checkpoint).network(calibrates=True)
     config = network.config
-    check_data(config, 'train_dataloader', 'test_dataloader', 'test_evaluator')
+    check_calibration_data(config)
     model = fold(network.model)
     model.eval()
     batches, loader = list(calibration_images(config, images)), build_loader(config)
@@ -194,7 +194,7 @@ def _latency(
         sessions = {}
         for name, model in (('trained', trained), ('folded', folded)):
             file = Path(folder, f'{name}.onnx')
-            write_graph(model, file, file, size, onnxruntime)
+            write_graph(model, file, file, size)
             sessions[name] = onnxruntime.InferenceSession(str(file), options)
         for number in BATCHES:
             image = torch.randn(number, 3, *size, generator=generator)

@@ -17,6 +17,12 @@ from ..errors import InputError, as_input_error
 from .config import default_scope
 from .data_sources import EMPTY, loading_data, name_images
 
+#: Metrics that are percentages: those of MMPretrain and MMSegmentation, and panoptic ones. Others are
+#: fractions.
+_PERCENTAGES = (
+    *('accuracy/', 'single-label/', 'multi-label/', 'retrieval/', 'coco_panoptic/'),
+    *('aAcc', 'mIoU', 'mAcc', 'mDice', 'mFscore', 'mPrecision', 'mRecall'),
+)
 #: A function such as ``rich.progress.track``.
 Track = Callable[..., Iterable]
 
@@ -88,11 +94,14 @@ def build_loader(
 def calibration_dataset(config: Config) -> dict:
     """Return the config of the training data as the network sees images at inference.
 
-    It has the pipeline of the test data, and no wrappers that repeat or mix images.
+    It has the pipeline of the test data, and no wrappers that repeat or mix images. Deployed configs have it
+    as ``calibration_dataset`` in place of their training data.
 
     Raises:
         InputError: If the config lacks training or test data, or a dataset in them is not a dict.
     """
+    if isinstance(config.get('calibration_dataset'), dict):
+        return config.calibration_dataset.to_dict()
     if any(
         not isinstance((config.get(part) or {}).get('dataset'), dict)
         for part in ('train_dataloader', 'test_dataloader')
@@ -163,7 +172,7 @@ def evaluate(
 
 
 def main_metric(config: Config, metrics: dict[str, float]) -> str:
-    """Return the metric that selects a config's best checkpoint, or else the first metric.
+    """Return the metric that selects a config's best checkpoint, or else mIoU or the first metric.
 
     Args:
         config (Config): The config, perhaps with ``default_hooks.checkpoint.save_best``.
@@ -180,4 +189,19 @@ def main_metric(config: Config, metrics: dict[str, float]) -> str:
     hook = (config.get('default_hooks') or {}).get('checkpoint') or {}
     best = hook.get('save_best')
     best = best[0] if isinstance(best, list) and best else best
-    return best if isinstance(best, str) and best in metrics else next(iter(metrics))
+    if isinstance(best, str) and best in metrics:
+        return best
+    return 'mIoU' if 'mIoU' in metrics else next(iter(metrics))
+
+
+def to_percentage_points(metric: str, value: float) -> float:
+    """Convert a metric to percentage points.
+
+    Args:
+        metric (str): Its name.
+        value (float): Its value.
+
+    Returns:
+        float: Percentage points.
+    """
+    return value if metric.startswith(_PERCENTAGES) else 100 * value

@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -50,8 +50,10 @@ from .config_text import parse_config
 #: Parts of a config that deploying needs: those of the model, and those for evaluation.
 _MODEL_PARTS = ('model', 'data_preprocessor')
 _DATA_PARTS = tuple('test_dataloader test_evaluator test_cfg test_pipeline metainfo classes palette'.split())
-#: Parts that only calibration needs, and no deployed config.
-CALIBRATION_PARTS = ('train_dataloader', 'default_hooks')
+#: The part with the images for calibration, which is made from the training data.
+_CALIBRATION = 'calibration_dataset'
+#: A part that only tells which metric is the main one; without the rest of it, a runner would not build.
+MAIN_METRIC = 'default_hooks'
 
 _DOTTED = re.compile(r'\w+(\.\w+)*', re.ASCII)
 _WORD = re.compile(r'[\w @+-]*', re.ASCII)
@@ -98,11 +100,10 @@ def read_config(
     if not isinstance(config.get('model'), dict):
         raise InputError('it has no model')
     _check_size(config)
-    needed = ('default_scope', 'custom_imports', *_MODEL_PARTS, *_DATA_PARTS)
+    needed = ('default_scope', 'custom_imports', *_MODEL_PARTS, *_DATA_PARTS, _CALIBRATION)
     left_out = dict.fromkeys((name for name in config if name not in needed), 'deploying does not need it')
-    if calibrates:
-        config.update(_calibration_parts(config))
-        needed += CALIBRATION_PARTS
+    config.update(_calibration_parts(config, calibrates))
+    needed += (MAIN_METRIC,) if calibrates else ()
     config = {name: _without_initial_values(config[name]) for name in needed if config.get(name) is not None}
     if 'default_scope' not in config and (scope := default_scope(config)) in PACKAGES - {'mmengine'}:
         config['default_scope'] = scope
@@ -117,13 +118,15 @@ def read_config(
     check.model()
     _restore_sites(sites, weights)
     _check_size(config)  # many places with many sites would be copied one by one
-    try:
-        check.data()
-    except InputError as error:
-        if calibrates:
-            raise
-        left_out.update({name: str(error) for name in _DATA_PARTS if name in config})
-        config = {name: value for name, value in config.items() if name not in _DATA_PARTS}
+    for parts in (_DATA_PARTS, (_CALIBRATION,)):
+        parts = [name for name in parts if name in config]
+        try:
+            check.data(parts)
+        except InputError as error:
+            if calibrates:
+                raise
+            left_out.update({name: str(error) for name in parts})
+            config = {name: value for name, value in config.items() if name not in parts}
     return config, left_out
 
 
@@ -132,16 +135,21 @@ def _check_size(config: dict) -> None:
         raise InputError(f'it has more than {_MAX_ENTRIES:,} entries')
 
 
-def _calibration_parts(config: dict) -> dict:
-    """Return the parts of a config that calibration needs."""
-    loaders = {name: config.get(name) for name in ('train_dataloader', 'test_dataloader')}
-    if not all(value is None or isinstance(value, dict) for value in loaders.values()):
-        raise InputError('its train_dataloader or test_dataloader is not a dict')
-    dataset = calibration_dataset(Config(loaders))
-    hooks = config.get('default_hooks')
+def _calibration_parts(config: dict, needed: bool) -> dict:
+    """Return the parts of a config that calibration needs, as far as they exist or are needed."""
+    loaders = {name: config.get(name) for name in ('train_dataloader', 'test_dataloader', _CALIBRATION)}
+    try:
+        if not all(value is None or isinstance(value, dict) for value in loaders.values()):
+            raise InputError('its train_dataloader or test_dataloader is not a dict')
+        dataset = calibration_dataset(Config(loaders))
+    except InputError:
+        if needed:
+            raise
+        return {}
+    hooks = config.get(MAIN_METRIC)
     checkpoint = hooks.get('checkpoint') if isinstance(hooks, dict) else None
     best = checkpoint.get('save_best') if isinstance(checkpoint, dict) else None
-    return {'train_dataloader': {'dataset': dataset}, 'default_hooks': {'checkpoint': {'save_best': best}}}
+    return {_CALIBRATION: dataset, MAIN_METRIC: {'checkpoint': {'save_best': best}}}
 
 
 def _without_initial_values(config: Any) -> Any:
@@ -283,9 +291,8 @@ class _Check:
         for name in _MODEL_PARTS:
             self._value(name, name, self.config.get(name), self._model_arguments)
 
-    def data(self) -> None:
-        """Check the data, and how it is loaded and evaluated."""
-        parts = [name for name in ('train_dataloader', *_DATA_PARTS) if name in self.config]
+    def data(self, parts: Sequence[str]) -> None:
+        """Check parts with data, and how it is loaded and evaluated."""
         if not parts:
             return
         self._types = _Types(

@@ -17,7 +17,7 @@ from ..openmmlab.config import load_config, with_type_names
 from .allowlist import PACKAGES
 from .checkpoint import data_only, read_checkpoint
 from .config_text import parse_config
-from .embedded_config import CALIBRATION_PARTS, imports_of, read_config
+from .embedded_config import MAIN_METRIC, imports_of, read_config
 from .sandbox import SandboxError, sandbox
 
 #: Types of weights that can be deployed.
@@ -67,10 +67,10 @@ class Origin:
             raise InputError(f'{self.source}: {error}') from error
 
     def deployed(self, config: dict[str, Any]) -> dict[str, Any]:
-        """Return a deployed config without the parts that were kept only for calibration."""
+        """Return a deployed config without what was only kept to tell the main metric."""
         if self.left_out is None:
             return config
-        return {name: value for name, value in config.items() if name not in CALIBRATION_PARTS}
+        return {name: value for name, value in config.items() if name != MAIN_METRIC}
 
     def rebuild(self, weights_file: Path, config_file: Path, config: dict[str, Any]) -> 'Network':
         """Build the network of a deployed pair of files.

@@ -69,6 +69,8 @@ NOISE = {'resnet164': ('_noise', '_noise_half', '_noise_asr_se', '_noise_asr_ie'
 IMAGES_RECIPE = (0.1, 1e-4, 60, 128, ([30, 45], 0.1))
 IMAGES = {'resnet20': (9, 19), 'resnet56': (27, 55)}
 IMAGES_VARIANTS = ('', '_half', '_se', '_eca', '_asr_se', '_asr_se_se', '_asr_ie', '_orepa')
+# Variants of ResNet-20 alone, whose branches replace the 3x3 convolutions.
+IMAGES_BRANCHES = ('_dbb', '_repvgg', '_qarepvgg')
 # Networks with attention of their own at 64 pixels -> number of its modules.
 MOBILE_RECIPE = (2e-3, 0.05, 30, 128, 'cosine')
 MOBILE = {'mobilenet_v3_small': 9, 'efficientnet_b0': 16}
@@ -99,21 +101,21 @@ XVOLUTION = {
 def networks(folder):
     if folder == 'cifar10_images':
         resnets = {name: (IMAGES_RECIPE, sites, IMAGES_VARIANTS) for name, (sites, _) in IMAGES.items()}
+        resnets['resnet20'] = (*resnets['resnet20'][:2], IMAGES_VARIANTS + IMAGES_BRANCHES)
         return resnets | {name: (MOBILE_RECIPE, count, ('',)) for name, count in MOBILE.items()}
     return LARGE if folder == 'imagenet' else SMALL
 
 
 def network_and_variant(stem):
-    variants = (
-        r'(?:_asr_se)?(?:_se)?|_eca|_asr_ie|_half|_120e|_orepa|_dbb|_xvolution(?:_stage\d)?|_noise\w*|_dia'
-    )
+    variants = r'(?:_asr_se)?(?:_se)?|_eca|_asr_ie|_half|_120e|_orepa|_dbb|_(?:qa)?repvgg|_noise\w*|_dia'
+    variants += r'|_xvolution(?:_stage\d)?'
     return re.fullmatch(rf'(.+?)({variants})', stem).groups()
 
 
 def expectations(path):
     """Return the recipe of a config, and the numbers of its ASRs and of its convolutions with branches."""
     name, variant = network_and_variant(path.stem)
-    if path.parent.name == 'cifar10_images' and variant == '_orepa':
+    if path.parent.name == 'cifar10_images' and variant in ('_orepa', *IMAGES_BRANCHES):
         return IMAGES_RECIPE, 0, IMAGES[name][1]
     if variant in ONLINE.get(name, ()):
         return ONLINE_RECIPE, 0, ONLINE[name][variant]

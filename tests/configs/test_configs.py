@@ -194,7 +194,7 @@ def test_a_detector_with_other_convolutions_starts_as_the_pretrained_network(tmp
         ('digits/convnext', ('_dilated',)),
         (
             'shapes/mask_rcnn_r18',
-            ('_orepa', '_dbb', '_orepa_asr_se', '_xvolution', '_xvolution_sa', '_repvgg'),
+            ('_orepa', '_dbb', '_orepa_asr_se', '_xvolution', '_xvolution_sa', '_repvgg', '_qarepvgg'),
         ),
     ],
     ids=['digits', 'ConvNeXt on digits', 'shapes'],

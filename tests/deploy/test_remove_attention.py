@@ -22,10 +22,11 @@ from mmengine.registry import MODELS, DefaultScope
 import mmasr
 from mmasr.deploy import remove_attention
 from mmasr.deploy.export import export
-from mmasr.deploy.remove_attention import Removal, to_percentage_points
+from mmasr.deploy.remove_attention import Removal
 from mmasr.deploy.reparameterize import reparameterize
 from mmasr.errors import InputError
 from mmasr.openmmlab.config import load_config
+from mmasr.openmmlab.evaluation import to_percentage_points
 from mmasr.stripes import attention_modules
 from mmasr.stripes.gates import Switch
 
@@ -381,7 +382,7 @@ def test_unusable_options_are_refused(option, message):
 def test_missing_data_is_reported_and_nothing_is_written(se_checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        InputError, match=r'train\.json does not exist; the embedded config needs it for its train_data'
+        InputError, match=r'train\.json does not exist; the embedded config needs it for its calibration_data'
     ):
         reparameterize(se_checkpoint[1], out='other.pth', removal=Removal())
     assert not list(tmp_path.iterdir())

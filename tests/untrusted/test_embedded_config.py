@@ -47,9 +47,10 @@ def test_openmmlabs_configs_are_reduced_to_model_and_test_data(tmp_path, name):
         'test_evaluator',
         'test_cfg',
         'test_pipeline',
+        'calibration_dataset',
     }
-    assert {'model', 'test_dataloader', 'test_evaluator'} <= set(read)
-    assert set(config) == set(read) | set(left_out)
+    assert {'model', 'test_dataloader', 'test_evaluator', 'calibration_dataset'} <= set(read)
+    assert set(config) == (set(read) | set(left_out)) - {'calibration_dataset'}
     assert 'init_cfg' not in read['model']['backbone']
 
 
@@ -298,4 +299,5 @@ def test_calibration_uses_training_images_with_the_pipeline_of_the_test_data():
         'dataset': {**config['train_dataloader']['dataset'], 'pipeline': [{'type': 'Mosaic'}]}
     }
     kept, _ = read(config, calibrates=True)
-    assert kept['train_dataloader'] == {'dataset': {**config['train_dataloader']['dataset'], **load_images()}}
+    assert 'train_dataloader' not in kept
+    assert kept['calibration_dataset'] == {**config['train_dataloader']['dataset'], **load_images()}

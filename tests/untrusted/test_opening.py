@@ -98,11 +98,11 @@ def test_an_embedded_config_is_reduced_to_what_deploying_needs(path):
     assert 'train_dataloader' not in network.config
 
 
-def test_calibration_keeps_the_training_data_for_a_while(path):
+def test_a_deployed_config_has_the_images_for_calibration_but_not_the_main_metric(path):
     network = open_checkpoint(path).network(calibrates=True)
-    assert network.config.train_dataloader.dataset.data_root == 'data'
     deployed = network.origin.deployed(network.config.to_dict())
-    assert set(network.config) - set(deployed) == {'train_dataloader', 'default_hooks'}
+    assert deployed['calibration_dataset']['data_root'] == 'data'
+    assert set(network.config) - set(deployed) == {'default_hooks'}
 
 
 @pytest.mark.parametrize('kind', ['a file', 'a path', 'a config'])

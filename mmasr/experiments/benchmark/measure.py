@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ...timing import ratio_quantiles, time_in_turns
 from .memory import cuda_peak, gradient_bytes, saved_for_backward
 from .steps import inference_step, training_step
-from .timing import ratio_quantiles, time_in_turns
 from .workload import Workload
 
 

@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from mmasr.experiments.benchmark.timing import ratio_quantiles, time_in_turns
+from mmasr.timing import ratio_quantiles, time_in_turns
 
 
 def test_every_function_runs_once_per_round_in_a_random_order():

@@ -1,0 +1,3 @@
+_base_ = 'resnet20.py'
+
+model = dict(backbone=dict(type='mmasr.ASRResNetCIFAR', convs=dict(type='QARepVGG')))

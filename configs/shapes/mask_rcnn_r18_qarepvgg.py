@@ -1,0 +1,4 @@
+_base_ = 'mask_rcnn_r18.py'
+
+custom_imports = dict(imports=['mmasr'])
+model = dict(backbone=dict(type='mmasr.ASRResNet', convs=dict(type='QARepVGG')))
