@@ -281,13 +281,14 @@ def module_of(node: str) -> str:
 
     Args:
         node (str): Name of the node, such as ``/model/backbone/layer1/layer1.0/conv1/Conv``: modules in
-            containers have the name of the container in front.
+            containers have the name of the container in front. ``model`` is the whole network; the nodes of a
+            two-stage detector lack it, because only some of its modules are called.
 
     Returns:
         str: The name, such as ``backbone.layer1.0.conv1``.
     """
     parts: list[str] = []
-    for part in node.strip('/').split('/')[1:-1]:
+    for part in node.strip('/').removeprefix('model/').split('/')[:-1]:
         while parts and part.startswith(f'{parts[-1]}.'):
             parts.pop()
         parts.append(part)
