@@ -1,4 +1,4 @@
-"""Convert weights of torchvision, timm, MMPretrain or the authors of ASR or OREPA for the backbones of mmasr.
+"""Convert weights of other libraries, or of the authors of ASR or OREPA, for the backbones of mmasr.
 
 Example: python tools/convert.py best.pth.tar
 """
@@ -15,13 +15,14 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         'weights',
-        help='state dict of a ResNet, ResNeXt or RepVGG, or a checkpoint with one, also .safetensors',
+        help='state dict of a ResNet, ResNeXt, RepVGG or EfficientNet, or a checkpoint with one, also '
+        '.safetensors',
     )
     parser.add_argument(
         '--attention',
         choices=asr_attentions(),
         default='SE',
-        help='attention of the ASR that is added to a ResNet of a library (default: SE)',
+        help='attention of the ASR that is added to a network of a library (default: SE)',
     )
     add_output(
         parser,
@@ -35,7 +36,8 @@ def main() -> None:
     args = parse_args()
     converted = convert(args.weights, args.attention, args.out, args.force)
     backbone = converted.backbone
-    size = f'of depth {backbone["depth"]}' if 'depth' in backbone else backbone['arch']
+    size = f'of depth {backbone["depth"]}' if 'depth' in backbone else backbone.get('arch', '')
+    size = backbone['backbone']['model_name'] if 'backbone' in backbone else size
     parts = [f'{converted.asrs} ASRs'] * bool(converted.asrs)
     parts += [f'OREPA in {converted.orepas} convolutions'] * bool(converted.orepas)
     parts += ['ordinary attention'] * ('plugins' in backbone)

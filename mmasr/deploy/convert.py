@@ -13,12 +13,15 @@ from ..files import output_files, temporary_files
 from ..openmmlab.building import load_weights
 from ..untrusted import open_checkpoint
 from .convert_asr import check_folds, from_resnet
+from .convert_efficientnet import from_efficientnet, is_efficientnet
 from .convert_orepa import from_official_orepa, is_official_orepa
 from .saving import write_checkpoint
 
-#: Normalization of pixels: for CIFAR as in the code of ASR's authors, for ImageNet as everywhere.
+#: Normalization of pixels: for CIFAR as in the code of ASR's authors, for ImageNet as everywhere, and for
+#: EfficientNet-Lite from -1 to 1.
 _CIFAR = {'mean': [125.307, 122.961, 113.8575], 'std': [51.5865, 50.847, 51.255], 'to_rgb': False}
 _IMAGENET = {'mean': [123.675, 116.28, 103.53], 'std': [58.395, 57.12, 57.375], 'to_rgb': True}
+_LITE = {'mean': [127.5] * 3, 'std': [127.5] * 3, 'to_rgb': True}
 
 
 @dataclasses.dataclass
@@ -49,12 +52,13 @@ def convert(
     The classifier computes the same outputs.
 
     - ResNets of torchvision, timm or MMPretrain for ImageNet get an ASR that starts as the identity.
+    - EfficientNets B0 to B7 and Lite0 to Lite4 of EfficientNet-PyTorch become timm's, with such an ASR.
     - ResNets of ASR's authors, trained on CIFAR, keep their ASR and attention.
     - ResNets, ResNeXts and RepVGGs of OREPA's authors keep OREPA; deployed ones become plain networks.
 
     Args:
         source (str | Path): A state dict, or a checkpoint that contains one.
-        attention (str): κ of the ASR for ResNets of a library. Default: SE.
+        attention (str): κ of the ASR for networks of a library. Default: SE.
         out (str | Path, optional): The checkpoint to write, ``*.pth``; its config is written next to it as
             ``*.py``. Default: ``<name>_asr.pth`` next to the input.
         force (bool): Replace existing files. Default: False.
@@ -72,10 +76,14 @@ def convert(
     targets = output_files([source], out or source.with_name(f'{source.name.split(".")[0]}_asr.pth'), force)
     if is_official_orepa(weights):
         backbone, renamed = from_official_orepa(weights, source)
+    elif is_efficientnet(weights):
+        backbone, renamed = from_efficientnet(weights, source, attention)
     else:
         backbone, renamed = from_resnet(weights, source, attention)
     classes, channels = renamed['head.fc.weight'].shape
     pixels = _CIFAR if backbone['type'] == 'mmasr.ASRResNetCIFAR' else _IMAGENET
+    if 'lite' in backbone.get('backbone', {}).get('model_name', ''):
+        pixels = _LITE
     model_config = {
         'type': 'ImageClassifier',
         'data_preprocessor': {'num_classes': classes, **pixels},
@@ -91,7 +99,7 @@ def convert(
         # ASR's authors do not divide by an initial scale. Files from before torch 0.4.1 and deployed layers
         # do not count batches. Weights of libraries have no ASR.
         if name.endswith(('.asr.initial', 'num_batches_tracked')) or (
-            '.asr.' in name and pixels is _IMAGENET
+            '.asr.' in name and pixels is not _CIFAR
         ):
             renamed.setdefault(name, tensor)
     load_weights(model, renamed, source)
