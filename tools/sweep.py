@@ -14,7 +14,7 @@ from rich.progress import track
 from rich.table import Table
 
 from mmasr.errors import exit_on_input_error
-from mmasr.experiments.sweep import by_config, by_setting, draw_sweep, mean_and_std, sweep
+from mmasr.experiments.sweep import by_config, by_setting, draw_sweep, mean_and_std, paired_difference, sweep
 from mmasr.openmmlab.arguments import SeveralSettings
 
 
@@ -54,9 +54,20 @@ def main() -> None:
     columns = [
         f'{setting} {runs[0].main}, mean ± std of {args.seeds}'.strip() for setting in by_setting(runs)
     ]
+    first = by_setting(next(iter(by_config(runs).values())))
+    compares = args.seeds > 1 and len(args.configs) > 1
+    if compares:
+        columns += [f'{setting} minus the first config, 95 % interval'.strip() for setting in first]
     table = Table('config', 'parameters', *columns, box=MARKDOWN)
     for name, group in by_config(runs).items():
-        cells = ('{:.4g} ± {:.2g}'.format(*mean_and_std(part)) for part in by_setting(group).values())
+        parts = by_setting(group)
+        cells = ['{:.4g} ± {:.2g}'.format(*mean_and_std(part)) for part in parts.values()]
+        if compares:
+            is_first = parts == first
+            cells += [
+                '' if is_first else '{:+.2g} ± {:.2g}'.format(*paired_difference(part, first[setting]))
+                for setting, part in parts.items()
+            ]
         table.add_row(name, f'{group[0].parameters:,}', *cells)
     Path(args.out, 'sweep.json').write_text(json.dumps([dataclasses.asdict(run) for run in runs], indent=1))
     draw_sweep(runs).savefig(Path(args.out, 'sweep.png'))

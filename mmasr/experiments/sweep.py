@@ -181,6 +181,25 @@ def mean_and_std(runs: Sequence[Run]) -> tuple[float, float]:
     return mean(values), stdev(values) if len(values) > 1 else 0.0
 
 
+def paired_difference(runs: Sequence[Run], reference: Sequence[Run]) -> tuple[float, float]:
+    """Return by how much the main metric differs from that of another config with the same seed.
+
+    Args:
+        runs (Sequence[Run]): The runs of a config, at least two.
+        reference (Sequence[Run]): The runs of the other one, with the same seeds.
+
+    Returns:
+        tuple[float, float]: Mean of the differences, and half the width of its 95 % confidence interval
+        (Student's t).
+    """
+    from scipy.stats import t  # a dependency of MMDetection
+
+    others = {run.seed: run.value for run in reference}
+    differences = [run.value - others[run.seed] for run in runs]
+    number = len(differences)
+    return mean(differences), float(t.ppf(0.975, number - 1)) * stdev(differences) / number**0.5
+
+
 def draw_sweep(runs: Sequence[Run]) -> 'Figure':
     """Draw a dot for every run, and mean and standard deviation of every config as an error bar.
 

@@ -9,7 +9,7 @@ import torch
 from helpers import ROOT, run_tool
 
 from mmasr.experiments.digits import write_digits
-from mmasr.experiments.sweep import Run, by_config, draw_sweep, mean_and_std, sweep
+from mmasr.experiments.sweep import Run, by_config, draw_sweep, mean_and_std, paired_difference, sweep
 
 DIGITS = ROOT / 'configs/digits'
 NAMES = ['resnet20', 'resnet20_asr_ie']
@@ -33,6 +33,15 @@ def test_runs_are_grouped_by_config():
 @pytest.mark.parametrize(('values', 'expected'), [([90.0, 92.0, 94.0], (92, 2)), ([95.0], (95, 0))])
 def test_the_standard_deviation_is_divided_by_one_less_than_the_runs(values, expected):
     assert mean_and_std(runs('a', *values)) == expected
+
+
+def test_differences_are_paired_by_seed():
+    reference = runs('plain', 70.0, 72.0, 75.0)
+    found = list(reversed(runs('asr', 71.0, 73.0, 77.0)))  # in another order
+    average, half = paired_difference(found, reference)
+    assert average == pytest.approx(4 / 3)
+    # Student's t with two degrees of freedom is 4.3027 at 97.5 %; the differences 1, 1, 2 deviate by 0.57735.
+    assert half == pytest.approx(4.3027 * 0.57735 / 3**0.5, rel=1e-4)
 
 
 def test_the_picture_has_a_dot_for_every_run():
@@ -96,6 +105,7 @@ def test_the_tool_trains_all_configs_with_all_seeds(short, swept):
         mean = sum(values) / 2
         deviation = math.sqrt(sum((value - mean) ** 2 for value in values))
         assert f'{mean:.4g} ± {deviation:.2g}' in row
+        assert row.count('±') == (1 if name == NAMES[0] else 2)  # the difference from the first config
     assert (short / 'sweep/sweep.png').read_bytes().startswith(b'\x89PNG')
 
 
