@@ -131,7 +131,7 @@ def test_missing_data_of_a_classifier_is_reported(tmp_path, refusal):
 
 
 @pytest.mark.parametrize(
-    'name, arguments', [('train', [SHAPES_CONFIG]), ('test', [SHAPES_CONFIG, 'epoch_1.pth'])]
+    ('name', 'arguments'), [('train', [SHAPES_CONFIG]), ('test', [SHAPES_CONFIG, 'epoch_1.pth'])]
 )
 def test_the_distributed_tools_start_with_torchrun(name, arguments, tmp_path):
     """mmengine's launchers need a GPU per process, so the tool fails on its arguments here."""
@@ -145,7 +145,7 @@ def test_the_distributed_tools_start_with_torchrun(name, arguments, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'name, arguments', [('train', [SHAPES_CONFIG]), ('test', [SHAPES_CONFIG, 'epoch_1.pth'])]
+    ('name', 'arguments'), [('train', [SHAPES_CONFIG]), ('test', [SHAPES_CONFIG, 'epoch_1.pth'])]
 )
 def test_the_distributed_tools_without_a_number_of_gpus_print_their_usage(name, arguments):
     command = [ROOT / f'tools/dist_{name}.sh', *arguments]
