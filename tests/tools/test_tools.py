@@ -130,22 +130,26 @@ def test_missing_data_of_a_classifier_is_reported(tmp_path, refusal):
     assert 'nowhere does not exist' in refusal('train.py', 'classifier.py', *options, cwd=tmp_path)
 
 
-DIST_TRAIN = ROOT / 'tools/dist_train.sh'
-
-
-def test_dist_train_starts_the_training_tool_with_torchrun(tmp_path):
-    """mmengine's launchers need a GPU per process, so train.py fails on its arguments here."""
+@pytest.mark.parametrize(
+    ('name', 'arguments'), [('train', [SHAPES_CONFIG]), ('test', [SHAPES_CONFIG, 'epoch_1.pth'])]
+)
+def test_the_distributed_tools_start_with_torchrun(name, arguments, tmp_path):
+    """mmengine's launchers need a GPU per process, so the tool fails on its arguments here."""
     environment = {**os.environ, 'PYTHON': sys.executable, 'PORT': '29517'}
-    command = [DIST_TRAIN, SHAPES_CONFIG, '2', '--resume', '--no-such-option']
+    command = [ROOT / f'tools/dist_{name}.sh', *arguments, '2', '--work-dir', 'out', '--no-such-option']
     result = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert result.returncode != 0
-    assert result.stderr.count('train.py: error: unrecognized arguments: --no-such-option') == 2
+    assert result.stderr.count(f'{name}.py: error: unrecognized arguments: --no-such-option\n') == 2
 
 
-def test_dist_train_without_a_number_of_gpus_prints_its_usage():
-    result = subprocess.run([DIST_TRAIN, SHAPES_CONFIG], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize(
+    ('name', 'arguments'), [('train', [SHAPES_CONFIG]), ('test', [SHAPES_CONFIG, 'epoch_1.pth'])]
+)
+def test_the_distributed_tools_without_a_number_of_gpus_print_their_usage(name, arguments):
+    command = [ROOT / f'tools/dist_{name}.sh', *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert result.stderr.startswith('usage: ')
 
