@@ -77,6 +77,7 @@ OPTIONS = {
     'removal': '--images --distill --curves --rounds --out',
     'shapes': '--train --val --size --seed',
     'digits': 'out',
+    'demo': '--help',
     'benchmark': '--model --part --attention --delta --batch --size --rounds --device --threads --amp '
     '--channels-last --compile --out --picture',
 }
