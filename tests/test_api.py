@@ -78,6 +78,7 @@ OPTIONS = {
     'shapes': '--train --val --size --seed',
     'digits': 'out',
     'demo': '--help',
+    'env': '--help',
     'benchmark': '--model --part --attention --delta --batch --size --rounds --device --threads --amp '
     '--channels-last --compile --out --picture',
 }

@@ -131,6 +131,7 @@ def test_the_help_lists_all_tools(installed, tmp_path):
         'quantization',
         'shapes',
         'digits',
+        'env',
     ):
         assert f'  {tool} ' in printed
     assert run(installed, '--version', cwd=tmp_path) == f'mmasr {mmasr.__version__}\n'
