@@ -15,6 +15,7 @@ from pathlib import Path
 from unittest import mock
 
 import griffe
+import yaml
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -33,58 +34,7 @@ PAGES = {
     'CONTRIBUTING.md': 'project/contributing.md',
     'SECURITY.md': 'project/security.md',
 }
-#: Pages of the Python API: page -> title, introduction, and what is documented.
-API = {
-    'core': (
-        'Insert and fold',
-        'These need torch only.',
-        'mmasr.attach mmasr.fold mmasr.fold_attention mmasr.ASR mmasr.core.asr.for_transformer',
-    ),
-    'attention': (
-        'Attention',
-        'All take the number of channels as their first argument.',
-        'mmasr.attention.ATTENTIONS mmasr.attention.base.ChannelAttention mmasr.SE mmasr.ECA mmasr.SRM mmasr.IE '
-        'mmasr.SPA mmasr.CBAM mmasr.attention.dia.DIA mmasr.attention.build_attention',
-    ),
-    'convolutions': (
-        'Convolutions',
-        'Insert these with [`mmasr.attach`][], or with `convs=` in a config.',
-        'mmasr.convolutions.OREPA mmasr.convolutions.DBB mmasr.convolutions.OfflineOREPA mmasr.convolutions.ACNet '
-        'mmasr.convolutions.RepVGG mmasr.convolutions.QARepVGG mmasr.convolutions.MobileOne '
-        'mmasr.convolutions.DilatedReparam mmasr.convolutions.XVolution',
-    ),
-    'custom': (
-        'Custom re-parameterization',
-        'Extend one of the last two classes, and register it in `REPARAMETERIZATIONS`.',
-        'mmasr.core.reparameterization.REPARAMETERIZATIONS mmasr.core.reparameterization.Reparameterization '
-        'mmasr.core.reparameterization.ParameterReparameterization '
-        'mmasr.core.reparameterization.BranchReparameterization',
-    ),
-    'stripes': (
-        'Stripes',
-        'Observe attention in any network of torch.',
-        'mmasr.stripes.Observer mmasr.stripes.Stripes mmasr.stripes.ChannelStatistics '
-        'mmasr.stripes.attention_modules mmasr.stripes.VALUES mmasr.stripes.hook.StripeHook',
-    ),
-    'deploy': (
-        'Deploy, convert and export',
-        'These need OpenMMLab.',
-        'mmasr.deploy.reparameterize.reparameterize mmasr.deploy.reparameterize.Report '
-        'mmasr.deploy.remove_attention.Removal mmasr.deploy.remove_attention.RemovedAttention '
-        'mmasr.deploy.convert.convert mmasr.deploy.convert.Converted mmasr.deploy.export.export '
-        'mmasr.deploy.export.Export',
-    ),
-    'openmmlab': (
-        'Backbones, plugins and hooks',
-        'Name these in a config as `mmasr.NAME`.',
-        'mmasr.openmmlab.backbones.base.WithASR mmasr.openmmlab.backbones.wrapper.ASRBackbone '
-        'mmasr.openmmlab.backbones.resnet mmasr.openmmlab.backbones.segmentation '
-        'mmasr.openmmlab.backbones.mobilenet mmasr.openmmlab.backbones.pretrain '
-        'mmasr.openmmlab.networks.resnet_cifar.ResNetCIFAR mmasr.openmmlab.networks.mobilenet.MobileNet '
-        'mmasr.openmmlab.networks.shufflenet_cifar.ShuffleNetV2CIFAR mmasr.openmmlab.plugins '
-        'mmasr.openmmlab.hooks.ChannelsLastHook mmasr.openmmlab.hooks.BFloat16OptimWrapper',
-    ),
-}
+API = yaml.safe_load((Path(__file__).parent / 'api.yml').read_text())
 
 #: A link, whose text may contain code; or code, in which nothing is a link.
 LINK_OR_CODE = re.compile(
@@ -96,28 +46,24 @@ ROLE = re.compile(r':[a-z]+:`~?([\w.]+)`')
 
 
 def on_config(config: MkDocsConfig) -> None:
-    """Complete the navigation: add the pages of the API, and leave out pages that do not exist.
+    """Expand patterns in the navigation, such as ``cards/*.md``, and leave out pages that do not exist yet.
 
-    A page that exists must be in the navigation (``omitted_files`` in mkdocs.yml), so that a wrong name fails.
+    Pages that exist must be in the navigation (``omitted_files`` in mkdocs.yml), so a wrong name is an error.
     """
     config.nav = _existing(config.nav)
 
 
 def _existing(nav: list) -> list:
-    found = []
+    docs, found = ROOT / 'docs', []
     for item in nav:
         ((title, value),) = item.items() if isinstance(item, dict) else [(None, item)]
         if isinstance(value, list):
-            found.append({title: _existing(value)})
+            found += [{title: pages}] if (pages := _existing(value)) else []
         elif '*' in value:
-            found.extend(str(path.relative_to(ROOT / 'docs')) for path in sorted((ROOT / 'docs').glob(value)))
-        elif value in _generated() or (ROOT / 'docs' / value).exists():
+            found += sorted(str(path.relative_to(docs)) for path in docs.glob(value))
+        elif value in PAGES.values() or value.startswith('reference/') or (docs / value).exists():
             found.append(item)
     return found
-
-
-def _generated() -> list[str]:
-    return [*PAGES.values(), 'reference/help.md', *(f'reference/api/{name}.md' for name in API)]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
@@ -125,8 +71,9 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
     for source, page in PAGES.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
     files.append(File.generated(config, 'reference/help.md', content=_help_page()))
-    for name, (title, introduction, objects) in API.items():
-        text = '\n\n'.join([f'# {title}', introduction, *(f'::: {path}' for path in objects.split())])
+    for name, about in API.items():
+        documented = [f'::: {path}' for path in about['objects']]
+        text = '\n\n'.join([f'# {about["title"]}', about['introduction'], *documented])
         files.append(File.generated(config, f'reference/api/{name}.md', content=text))
 
 
@@ -160,12 +107,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         if not path or ':' in path:
             return link[0]
         target = os.path.normpath(os.path.join(os.path.dirname(here), path))
-        if not (ROOT / target).exists():
-            LOG.warning('%s: %s does not exist', here, target)
         inside = PAGES.get(target) or (target.startswith('docs/') and target.removeprefix('docs/'))
         if inside:
             relative = os.path.relpath(inside, folder) + (f'#{anchor}' if anchor else '')
-            return f'{link["image"]}[{link["text"]}]({relative})'
+            return f'{link["image"]}[{link["text"]}]({relative})'  # MkDocs checks it
+        if not (ROOT / target).exists():
+            LOG.warning('%s: %s does not exist', here, target)
         text = link['text'].strip('`')
         return f'`{text}`' if target.endswith(text) else f'{link["text"]} (`{target}`)'
 

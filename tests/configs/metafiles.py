@@ -1,7 +1,7 @@
 """Write the model index: a metafile.yml in every folder of configs, and model-index.yml, which imports them.
 
-MIM and other programs read it in OpenMMLab's schema. It lists neither weights nor results. Run this after adding
-or removing a config: python tests/configs/metafiles.py
+MIM and other programs read it in OpenMMLab's schema. It lists neither weights nor results. Run this after
+adding or removing a config: python tests/configs/metafiles.py
 """
 
 from pathlib import Path
@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[2]
-#: Folder -> data that its configs train on. The other configs, next to these folders, train on COCO or Cityscapes.
+#: Folder -> data that its configs train on. The configs outside folders train on COCO or Cityscapes.
 DATA = {
     'cifar10': 'CIFAR-10',
     'cifar10_images': 'CIFAR-10',
@@ -64,10 +64,14 @@ def model(config: Path) -> dict:
     }
 
 
+def _models(folder: Path) -> list[dict]:
+    return [model(config) for config in sorted(folder.glob('*.py'))]
+
+
 def model_index() -> dict[Path, str]:
     """Return the files of the model index: path -> text."""
     folders = [ROOT / 'configs', *(ROOT / 'configs' / name for name in sorted(DATA))]
-    files = {folder / 'metafile.yml': {'Models': [*map(model, sorted(folder.glob('*.py')))]} for folder in folders}
+    files = {folder / 'metafile.yml': {'Models': _models(folder)} for folder in folders}
     index = {'Collections': COLLECTIONS, 'Import': [str(path.relative_to(ROOT)) for path in files]}
     return {path: _text(content) for path, content in {ROOT / 'model-index.yml': index, **files}.items()}
 
