@@ -72,7 +72,8 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
         files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
     files.append(File.generated(config, 'reference/help.md', content=_help_page()))
     for name, about in API.items():
-        documented = [f'::: {path}' for path in about['objects']]
+        options = '' if about.get('members', True) else '\n    options: {members: false}'
+        documented = [f'::: {path}{options}' for path in about['objects']]
         text = '\n\n'.join([f'# {about["title"]}', about['introduction'], *documented])
         files.append(File.generated(config, f'reference/api/{name}.md', content=text))
 
