@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-upstream lint wheel install clean
+.PHONY: demo test test-upstream lint docs wheel install clean
 .DELETE_ON_ERROR:
 
 demo: install
@@ -20,6 +20,10 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# The site, in site/. A warning, such as a broken link, is an error.
+docs: install
+	$(BIN)/mkdocs build --strict
+
 wheel: install
 	$(BIN)/python -m build --no-isolation --outdir dist .
 
@@ -28,7 +32,7 @@ install: .venv/installed
 .venv/installed: constraints.txt
 .venv/installed: CONSTRAINTS = constraints.txt
 .venv/installed: MMCV = onedl-mmcv
-.venv/installed: REST = --editable '.[segmentation,dev]'
+.venv/installed: REST = --editable '.[segmentation,dev,docs]'
 .venv-upstream/installed: constraints-upstream.txt
 .venv-upstream/installed: CONSTRAINTS = constraints-upstream.txt
 .venv-upstream/installed: MMCV = mmcv
@@ -53,4 +57,4 @@ install: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-upstream dist work_dirs data/shapes
+	rm -rf .venv .venv-upstream dist site work_dirs data/shapes

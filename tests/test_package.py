@@ -9,7 +9,6 @@ import zipfile
 from importlib.metadata import Distribution
 
 import pytest
-import yaml
 from forked import run_python
 from helpers import ROOT
 from mmengine.config import Config
@@ -21,7 +20,8 @@ CONFIGS = {path.relative_to(ROOT) for path in ROOT.glob('configs/**/*.py')}
 PACKAGED = {
     *(str(path) for path in CONFIGS),
     *(f'tools/{path.name}' for path in ROOT.glob('tools/*') if path.suffix in ('.py', '.sh')),
-    *('configs/metafile.yml', 'model-index.yml'),
+    *(str(path.relative_to(ROOT)) for path in ROOT.glob('configs/**/*.yml')),
+    'model-index.yml',
 }
 CODE = {str(path.relative_to(ROOT)) for kind in ('py', 'html') for path in ROOT.glob(f'mmasr/**/*.{kind}')}
 
@@ -131,6 +131,7 @@ def test_the_help_lists_all_tools(installed, tmp_path):
         'quantization',
         'shapes',
         'digits',
+        'env',
     ):
         assert f'  {tool} ' in printed
     assert run(installed, '--version', cwd=tmp_path) == f'mmasr {mmasr.__version__}\n'
@@ -168,17 +169,3 @@ def test_an_unknown_config_of_the_package_is_an_error(tmp_path):
     (tmp_path / 'mine.py').write_text("_base_ = 'mmasr::mask_rcnn_r50_asr_sa.py'\n")
     with pytest.raises(FileNotFoundError, match=r'\.mim/configs/mask_rcnn_r50_asr_sa\.py'):
         Config.fromfile(tmp_path / 'mine.py')
-
-
-def test_the_model_index_lists_all_configs_and_no_weights():
-    (metafile,) = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
-    index = yaml.safe_load((ROOT / metafile).read_text())
-    models = index['Models']
-    assert sorted(model['Config'] for model in models) == sorted(
-        str(path) for path in CONFIGS if '_base_' not in path.parts
-    )
-    assert len({model['Name'] for model in models}) == len(models)
-    assert {key for model in models for key in model} == {'Name', 'Config', 'In Collection'}
-    assert {model.get('In Collection') for model in models} - {None} == {
-        c['Name'] for c in index['Collections']
-    }

@@ -3,6 +3,7 @@
 ``make demo`` runs it; it takes 6 to 9 minutes on two cores.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -109,6 +110,7 @@ def draw(models: dict[str, nn.Module], dataset, count: int, path: Path) -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()  # without options, and --help runs nothing
     run(TOOLS / 'shapes.py', 'data/shapes')
     start = time.perf_counter()
     run(TOOLS / 'train.py', CONFIG, '--work-dir', WORK_DIR / 'train')
