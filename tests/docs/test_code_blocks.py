@@ -55,9 +55,10 @@ REPLACED = {
 }
 #: Programs of others, whose arguments are not checked.
 PROGRAMS = ('cp', 'curl', 'git', 'mkdir')
-from_file = functools.cache(Config.fromfile)
-#: The config of pages that do not show one before they use `my_config.py`.
+#: The config of pages that use `my_config.py` without showing one, and the base of snippets without one.
 DEFAULT_CONFIG = 'mask_rcnn_r50_asr_se.py'
+#: Loads a config once; loading takes longer than anything else here.
+from_file = functools.cache(Config.fromfile)
 
 
 def name_of(page: Path) -> str:
@@ -131,23 +132,22 @@ def run_python(example: Example) -> None:
     source = example.parsed
     for original, replacement in REPLACED.items():
         source = source.replace(original, replacement)
-    body = ast.parse(source).body
+    code = compile(source, f'{example.path}:{example.line}', 'exec')
     if name_of(Path(example.path)) in COMPILED:
         return
-    if all(isinstance(node, ast.Assign) for node in body):
+    if all(isinstance(node, ast.Assign) for node in ast.parse(source).body):
         load_config(source)
     else:
-        with mock.patch.dict(VALUES):
-            exec(compile(source, f'{example.path}:{example.line}', 'exec'), example.namespace)
+        with mock.patch.dict(VALUES):  # pages register classes
+            exec(code, example.namespace)
 
 
 def load_config(source: str) -> None:
     """Load a config and build its parts. One without a base continues the first config of its page."""
     first = Path('configs/my_config.py')
-    if own := re.search(r"_base_ = '(my_\w+\.py)'", source):  # a config of the reader
-        stock = Path('configs', own[1])
-        if not stock.exists():
-            stock.symlink_to(ROOT / 'configs/mask_rcnn_r50.py')
+    own = re.search(r"_base_ = '(my_\w+\.py)'", source)  # a config of the reader
+    if own and not Path('configs', own[1]).exists():
+        Path('configs', own[1]).symlink_to(ROOT / 'configs/mask_rcnn_r50.py')
     path = first if '_base_ =' in source and not first.exists() else first.with_name('snippet.py')
     base = first.name if first.exists() else DEFAULT_CONFIG
     path.write_text(source if '_base_ =' in source else f'_base_ = {base!r}\n{source}')
@@ -217,10 +217,11 @@ def check_command(program: str, arguments: list[str]) -> None:
 
 def check_tool(tool: str, arguments: list[str]) -> None:
     """Check that a tool accepts arguments, and that the configs among them fit."""
-    if '--help' in arguments or tool == 'demo':
+    module = runpy.run_path(str(ROOT / f'tools/{tool}.py'))
+    if arguments == ['--help'] or (not arguments and 'parse_args' not in module):
         return
     with mock.patch('sys.argv', [tool, *arguments]):
-        args = runpy.run_path(str(ROOT / f'tools/{tool}.py'))['parse_args']()
+        args = module['parse_args']()
     configs = getattr(args, 'configs', [getattr(args, 'config', None)])
     settings = getattr(args, 'settings', None) or [getattr(args, 'cfg_options', None) or {}]
     for config in configs:
