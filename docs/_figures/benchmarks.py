@@ -11,8 +11,6 @@ from mmasr.plots import GRAY, RED, SMALL, panels
 DOCS = Path(__file__).parents[1]
 PAGE = (DOCS / 'benchmarks.md').read_text()
 SIDES = [64, 128, 256, 512]
-#: Inference of stage 3 of the plain network in milliseconds, one image of each size.
-PLAIN = [5.7, 12.2, 30.1, 101.1]
 BRANCHES = {
     'X-volution (PSSA)': 'PSSA',
     'X-volution (SA)': 'SA',
@@ -52,12 +50,15 @@ def draw_cost():
 
 def draw_growth():
     """Draw time and memory of stage 3 beyond the plain network against the image size."""
-    times, memory = table('How it grows shows best'), table('| kept for backward, MiB beyond plain')
+    start = 'How it grows shows best'
+    plain = re.search('plain takes (.*?) ms', PAGE[PAGE.index(start) :], re.DOTALL)[1]  # for each side
+    plain = [float(x) for x in re.findall(r'\d+\.\d+', plain)]
+    times, memory = table(start), table('| kept for backward, MiB beyond plain')
     figure, (axes,) = panels(5.5, 2.2, 1, 2)
     for number, (label, name) in enumerate(BRANCHES.items()):
         ratios = times.get(f'{name}, deployed', times[name])
         values = (
-            [(ratio - 1) * plain for (ratio,), plain in zip(ratios, PLAIN, strict=True)],
+            [(ratio - 1) * base for (ratio,), base in zip(ratios, plain, strict=True)],
             [value for (value,) in memory[name]],
         )
         for ax, line in zip(axes, values, strict=True):

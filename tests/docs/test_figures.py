@@ -1,6 +1,7 @@
-"""Figures that several pages show are the same everywhere: docs/figures.yml has them once."""
+"""Figures that several pages show are those of docs/figures.yml, and the pictures show the tables."""
 
 import re
+import runpy
 
 import pytest
 import yaml
@@ -28,3 +29,14 @@ def test_the_pages_show_the_same_figures(entry):
             shown = template.format(*map(Figure, values), row=row)
             pattern = re.escape(shown).replace(r'\ \*\ ', '[^|]*').replace(r'\*', '[^|]*')
             assert re.search(pattern, text), f'{page}: {shown}'
+
+
+def test_the_picture_of_the_method_is_the_one_that_its_script_draws():
+    drawn = runpy.run_path(str(ROOT / 'docs/_figures/method.py'))['draw']()
+    assert drawn == (ROOT / 'docs/method.svg').read_text()
+
+
+@pytest.mark.parametrize(('draw', 'rows'), [('draw_cost', 11), ('draw_growth', 6)])
+def test_the_pictures_of_the_benchmarks_show_every_row_of_their_tables(draw, rows):
+    figure = runpy.run_path(str(ROOT / 'docs/_figures/benchmarks.py'))[draw]()
+    assert [len(ax.containers) or len(ax.lines) for ax in figure.axes] == [rows] * 2
