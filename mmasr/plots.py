@@ -9,6 +9,13 @@ if TYPE_CHECKING:
 COLUMN = 3.5  # inches, one column of a paper
 TEXT, SMALL, TICK = 6.5, 5.5, 2  # points
 GRAY, RED = '#7a869a', '#c2410c'  # the reference, and the subject of the figure
+#: Metrics of OpenMMLab -> labels.
+METRICS = {
+    'accuracy/top1': 'top-1 accuracy, %',
+    'coco/bbox_mAP': 'box AP',
+    'coco/segm_mAP': 'mask AP',
+    'mIoU': 'mIoU, %',
+}
 
 
 def panels(

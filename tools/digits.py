@@ -8,10 +8,14 @@ import argparse
 from mmasr.errors import InputError, exit_on_input_error
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('out', help='folder to write to')
-    out = parser.parse_args().out
+    return parser.parse_args()
+
+
+def main() -> None:
+    out = parse_args().out
     try:
         from mmasr.experiments.digits import write_digits
     except ImportError as error:

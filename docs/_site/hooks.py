@@ -46,22 +46,21 @@ ROLE = re.compile(r':[a-z]+:`~?([\w.]+)`')
 
 
 def on_config(config: MkDocsConfig) -> None:
-    """Expand patterns in the navigation, such as ``cards/*.md``, and leave out pages that do not exist yet.
-
-    Pages that exist must be in the navigation (``omitted_files`` in mkdocs.yml), so a wrong name is an error.
-    """
-    config.nav = _existing(config.nav)
+    """Expand patterns in the navigation, such as ``cards/*.md``."""
+    config.nav = _expanded(config.nav)
 
 
-def _existing(nav: list) -> list:
+def _expanded(nav: list) -> list:
     docs, found = ROOT / 'docs', []
     for item in nav:
-        ((title, value),) = item.items() if isinstance(item, dict) else [(None, item)]
-        if isinstance(value, list):
-            found += [{title: pages}] if (pages := _existing(value)) else []
-        elif '*' in value:
-            found += sorted(str(path.relative_to(docs)) for path in docs.glob(value))
-        elif value in PAGES.values() or value.startswith('reference/') or (docs / value).exists():
+        if isinstance(item, str) and '*' in item:
+            found += sorted(str(path.relative_to(docs)) for path in docs.glob(item))
+        elif isinstance(item, dict):
+            found += [
+                {title: _expanded(value) if isinstance(value, list) else value}
+                for title, value in item.items()
+            ]
+        else:
             found.append(item)
     return found
 
@@ -118,6 +117,13 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return f'`{text}`' if target.endswith(text) else f'{link["text"]} (`{target}`)'
 
     return LINK_OR_CODE.sub(rewritten, markdown)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Rewrite the links of notebooks, which MkDocs leaves alone."""
+    if page.file.src_uri.endswith('.ipynb'):
+        return re.sub(r'href="([\w-]+)\.md', r'href="\1.html', html)
+    return html
 
 
 class Docstrings(griffe.Extension):

@@ -16,7 +16,7 @@ from ..deploy.exported import named_outputs
 from ..deploy.remove_attention import calibration_images, check_calibration_data, outputs_of_batch
 from ..errors import InputError
 from ..openmmlab.evaluation import Track, build_loader, evaluate, main_metric, untracked
-from ..plots import GRAY, RED, TEXT, panels
+from ..plots import GRAY, METRICS, RED, TEXT, panels
 from ..stripes.fold_attention import Folding, fold_attention
 from ..stripes.gates import Gate, switched
 from ..timing import ratio_quantiles, time_in_turns
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: Numbers of images that the latency is measured with.
 BATCHES = (1, 8)
+#: Labels of the curves.
+CURVES = {'means': 'mean values', 'constants': 'distilled constants'}
 _ALL = float('inf')
 
 
@@ -232,12 +234,12 @@ def draw_curves(comparisons: Sequence[Comparison]) -> 'Figure':
     for (left, right), comparison in zip(axes, comparisons, strict=True):
         for (name, variants), color in zip(comparison.curves.items(), (GRAY, RED), strict=True):
             counts, values = zip(*((variant.removed, variant.value) for variant in variants), strict=True)
-            left.plot(counts, values, 'o-', color=color, markersize=2.5, linewidth=1, label=name)
+            left.plot(counts, values, 'o-', color=color, markersize=2.5, linewidth=1, label=CURVES[name])
         left.axhline(comparison.variants['trained'].value, color=GRAY, linewidth=0.6, linestyle=':')
         left.set_title(Path(comparison.checkpoint).stem, fontsize=TEXT)
         left.xaxis.get_major_locator().set_params(integer=True)
         left.set_xlabel('attention modules removed')
-        left.set_ylabel(comparison.metric)
+        left.set_ylabel(METRICS.get(comparison.metric, comparison.metric))
         left.legend(fontsize=TEXT, frameon=False)
         low, middle, high = zip(*comparison.latency.values(), strict=True)
         errors = [

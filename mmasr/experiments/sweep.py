@@ -21,7 +21,7 @@ from ..openmmlab.building import build_runner
 from ..openmmlab.config import load_config
 from ..openmmlab.data_sources import check_data
 from ..openmmlab.evaluation import main_metric, quiet
-from ..plots import GRAY, RED, TEXT, panels
+from ..plots import GRAY, METRICS, RED, TEXT, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -221,7 +221,7 @@ def draw_sweep(runs: Sequence[Run]) -> 'Figure':
         ax.errorbar(place + 0.18, average, deviation, fmt='_', color=RED, capsize=3, markersize=8)
     ax.set_xticks(range(len(groups)), groups, rotation=20, ha='right')
     ax.set_xlim(-0.5, len(groups) - 0.3)
-    ax.set_ylabel(runs[0].main)
+    ax.set_ylabel(METRICS.get(runs[0].main, runs[0].main))
     return figure
 
 
@@ -235,6 +235,6 @@ def _draw_settings(runs: Sequence[Run]) -> 'Figure':
         means, deviations = zip(*(mean_and_std(values[setting]) for setting in settings), strict=True)
         ax.errorbar(places, means, deviations, color=f'C{number}', label=name, **style)
     ax.set_xticks(range(len(settings)), settings)
-    ax.set_ylabel(runs[0].main)
+    ax.set_ylabel(METRICS.get(runs[0].main, runs[0].main))
     figure.legend(loc='outside right center', fontsize=TEXT, frameon=False)
     return figure

@@ -80,7 +80,7 @@ def test_the_figure_has_a_line_for_each_curve():
         [Comparison('a.pth', 'top1', 2, {'trained': Variant(0, 70.0, 0.0)}, curves, latency)]
     ).axes
     lines = {line.get_label(): list(line.get_ydata()) for line in left.lines[:2]}
-    assert lines == {'means': [70, 68, 66], 'constants': [70, 69, 68]}
+    assert lines == {'mean values': [70, 68, 66], 'distilled constants': [70, 69, 68]}
     assert [bar.get_width() for bar in right.patches] == [0.9]
 
 

@@ -47,7 +47,7 @@ def test_differences_are_paired_by_seed():
 def test_the_picture_has_a_dot_for_every_run():
     (ax,) = draw_sweep([*runs('a', 90.0, 92.0, 94.0), *runs('b', 95.0)]).axes
     assert [text.get_text() for text in ax.get_xticklabels()] == ['a', 'b']
-    assert ax.get_ylabel() == 'accuracy/top1'
+    assert ax.get_ylabel() == 'top-1 accuracy, %'
     dots = [list(line.get_ydata()) for line in ax.lines if line.get_marker() == 'o']
     assert dots == [[90, 92, 94], [95]]
 
