@@ -48,7 +48,7 @@ def _run(name: str, arguments: Sequence[str]) -> None:
     except ModuleNotFoundError as error:
         if find_spec('mmengine'):
             raise
-        sys.exit(f"error: mmasr {name} needs OpenMMLab: pip install 'mmasr[openmmlab]' ({error})")
+        sys.exit(f'error: mmasr {name} needs OpenMMLab: install the extra openmmlab of mmasr ({error})')
 
 
 if __name__ == '__main__':

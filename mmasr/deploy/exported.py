@@ -26,7 +26,7 @@ def onnx_runtime() -> Any:
         import onnxruntime
     except ImportError as error:
         raise InputError(
-            f"exporting needs onnx and onnxruntime: pip install 'mmasr[export]' ({error})"
+            f'exported files need onnx and onnxruntime: pip install onnx onnxruntime ({error})'
         ) from error
     return onnxruntime
 

@@ -276,7 +276,7 @@ def test_another_name_is_refused(plain, tmp_path):
 @pytest.mark.parametrize('package', ['onnx', 'onnxruntime'])
 def test_without_its_packages_the_tool_names_the_extra(plain, tmp_path, refusal, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    assert "exporting needs onnx and onnxruntime: pip install 'mmasr[export]'" in refusal(
+    assert 'exported files need onnx and onnxruntime: pip install onnx onnxruntime' in refusal(
         'export.py', plain, cwd=tmp_path
     )
 
