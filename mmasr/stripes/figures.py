@@ -99,27 +99,27 @@ def draw_deviations(modules: Sequence[Stripes]) -> 'Figure':
 
 
 def draw_changes(changes: dict[str, torch.Tensor], epochs: Sequence[int]) -> 'Figure':
-    """Draw |v(t + 1) - v(t)| over epochs, a line for each channel and a panel for each image: Fig. 1c.
+    """Draw |v(t + 1) - v(t)| over epochs, as in Fig. 1c of the paper: a line per channel, and their median.
 
     Args:
         changes (dict[str, Tensor]): Name of a module -> absolute changes of shape (epochs, images, channels).
+            The figure shows their mean over the images.
         epochs (Sequence[int]): The epoch at the end of each change.
 
     Returns:
-        matplotlib.figure.Figure: One row of panels for each module.
+        matplotlib.figure.Figure: One panel for each module.
     """
-    images = next(iter(changes.values())).shape[1]
-    figure, rows = panels(COLUMN, 0.5 + len(changes), len(changes), images, sharex=True, sharey='row')
-    _add_titles(rows, changes, (f'image {i + 1}' for i in range(images)))
+    figure, rows = panels(COLUMN, 0.5 + 0.8 * len(changes), len(changes), 1, sharex=True)
     marker = '.' if len(epochs) < 10 else None
-    for values, axes in zip(changes.values(), rows, strict=True):
-        for i, ax in enumerate(axes):
-            ax.plot(epochs, values[:, i], linewidth=0.6, alpha=0.8, marker=marker, markersize=2)
-            ax.set_ylim(0, 1.05 * values.max().item() or 1)
-            ax.xaxis.get_major_locator().set_params(integer=True)
-            # Without a common power of ten, which matplotlib would write where the module's name is.
-            ax.yaxis.set_major_formatter('{x:g}')
-        axes[0].set_ylabel('|v(t+1) − v(t)|')
-    for ax in rows[-1]:
-        ax.set_xlabel('epoch')
+    for (name, values), (ax,) in zip(changes.items(), rows, strict=True):
+        channels = values.mean(1)
+        ax.plot(epochs, channels, color=GRAY, linewidth=0.5, alpha=0.6, marker=marker, markersize=2)
+        ax.plot(epochs, channels.median(1).values, color=RED, linewidth=1.2, marker=marker, markersize=3)
+        ax.set_ylim(0, 1.05 * channels.max().item() or 1)
+        ax.set_title(name, loc='left', fontsize=SMALL, style='italic', pad=2)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        # Without a common power of ten, which matplotlib would write where the module's name is.
+        ax.yaxis.set_major_formatter('{x:g}')
+    figure.supylabel('change of the attention values in one epoch', fontsize=TEXT)
+    rows[-1, 0].set_xlabel('epoch')
     return figure

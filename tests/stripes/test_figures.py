@@ -24,12 +24,17 @@ def test_deviations_are_drawn_in_percent_of_the_channels(make_stripes):
     assert heights == pytest.approx(200)  # 100 % before and after
 
 
-def test_changes_are_drawn_as_one_line_per_channel():
+def test_changes_are_drawn_as_one_line_per_channel_and_their_median():
     changes = torch.rand(4, 3, 20)
-    figure = draw_changes({'a': changes}, [2, 3, 4, 5])
-    assert np.array_equal(figure.axes[1].lines[7].get_ydata(), changes[:, 1, 7])
-    assert figure.axes[1].lines[7].get_xdata().tolist() == [2, 3, 4, 5]
-    assert figure.axes[0].get_ylim()[1] > changes.max()
+    figure = draw_changes({'a': changes, 'b': changes}, [2, 3, 4, 5])
+    first, second = figure.axes
+    assert [ax.get_title(loc='left') for ax in (first, second)] == ['a', 'b']
+    channels = changes.mean(1)
+    assert len(first.lines) == 21
+    assert np.array_equal(first.lines[7].get_ydata(), channels[:, 7])
+    assert np.array_equal(first.lines[20].get_ydata(), channels.median(1).values)
+    assert first.lines[7].get_xdata().tolist() == [2, 3, 4, 5]
+    assert first.get_ylim()[1] > channels.max()
 
 
 @pytest.mark.parametrize('draw', [draw_stripes, draw_deviations])
