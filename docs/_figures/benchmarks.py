@@ -50,7 +50,7 @@ def draw_cost():
 
 def draw_growth():
     """Draw time and memory of stage 3 beyond the plain network against the image size."""
-    start = 'How it grows shows best'
+    start = 'Stage 3 alone shows how the cost grows'
     plain = re.search('plain takes (.*?) ms', PAGE[PAGE.index(start) :], re.DOTALL)[1]  # for each side
     plain = [float(x) for x in re.findall(r'\d+\.\d+', plain)]
     times, memory = table(start), table('| kept for backward, MiB beyond plain')
