@@ -135,7 +135,7 @@ def converted(path):
     return result, network
 
 
-@pytest.mark.parametrize('name', ['b0', 'b2', 'lite0', 'lite3'])
+@pytest.mark.parametrize('name', ['b2', 'lite3'])
 def test_timms_network_computes_the_same_as_the_original(tmp_path, name):
     original = randomize_norms(Original(name))
     torch.save(original.state_dict(), tmp_path / 'a.pth')

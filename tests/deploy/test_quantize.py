@@ -146,7 +146,7 @@ def test_the_config_of_the_training_gives_a_deployed_file_its_data(network, imag
     assert export(checkpoint, tmp_path / 'own.py', int8=Int8(8)).quantized.images == 8
 
 
-@pytest.mark.parametrize('branch', ['pssa', 'sa', 'involution'])
+@pytest.mark.parametrize('branch', ['pssa', 'sa'])
 def test_a_deployed_xvolution_is_quantized(network, branch):
     report = export(network(convs={'type': 'XVolution', 'branch': branch}), int8=Int8(8))
     assert 'Conv' in quantized_inputs(report.int8_path)
@@ -241,11 +241,10 @@ def test_the_tools_export_and_evaluate_a_classifier(network, tmp_path):
     config.pop('train_dataloader', None)  # a runner that has it needs the rest of a training, too
     config.test_cfg = {}
     config.dump(tmp_path / 'own.py')
-    for name, value in (('a_deploy', accuracy[2]), ('a_deploy_int8', accuracy[3])):
-        result = run_tool('test.py', 'own.py', f'{name}.onnx', cwd=tmp_path)
-        assert result.returncode == 0, result.stderr
-        (log,) = sorted((tmp_path / 'work_dirs/own').rglob('*.json'))[-1:]
-        assert json.loads(log.read_text())['accuracy/top1'] == pytest.approx(float(value))
+    result = run_tool('test.py', 'own.py', 'a_deploy_int8.onnx', cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    (log,) = (tmp_path / 'work_dirs/own').rglob('*.json')
+    assert json.loads(log.read_text())['accuracy/top1'] == pytest.approx(float(accuracy[3]))
 
 
 def test_a_two_stage_detector_is_quantized_and_evaluated(shapes, se_checkpoint, refusal, monkeypatch):

@@ -11,6 +11,7 @@ from mmasr.errors import InputError
 from mmasr.experiments.quantization import Comparison, draw_ranges
 
 pytest.importorskip('onnxruntime')
+pytestmark = pytest.mark.xdist_group('quantization')  # one process, so that the tool runs only once
 
 
 @pytest.fixture(scope='module')
