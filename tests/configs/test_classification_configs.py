@@ -285,7 +285,9 @@ def check_parts(model, path):
 def is_trained(path):
     """Return whether a config is trained here; the models of the others differ only in size or classes."""
     if path.parent.name == 'imagenet':
-        return not re.fullmatch(r'(wideresnet18|repvgg_a[12]|resnet34|resnet101|vit_base)\w*', path.stem)
+        return not re.fullmatch(
+            r'(wideresnet18|repvgg_a[12]|resnet34|resnet101|resnext50|vit_base)\w*', path.stem
+        )
     if path.stem.startswith('repvgg_b3'):
         return False
     return path.parent.name not in ('cifar10', 'stl10') or path.stem.startswith('resnet83')

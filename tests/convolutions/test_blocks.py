@@ -75,14 +75,12 @@ def test_blocks_with_branches_reject_other_branches_inside():
         mmasr.attach(RepVGG('A0'), {'type': 'ACNet'})
 
 
-@pytest.mark.parametrize('asr', [False, True], ids=['OREPA', 'OREPA and ASR'])
 @pytest.mark.parametrize('name', NETWORKS)
-def test_orepa_in_the_3x3_branch_has_the_options_of_the_authors(name, asr):
+def test_orepa_in_the_3x3_branch_has_the_options_of_the_authors(name):
     """In the authors' RepVGG blocks it has no 1 x 1 branch at the center."""
     network = NETWORKS[name]()
     mmasr.attach(network, {'type': 'OREPA'})
-    if asr:
-        mmasr.attach(network, {'type': 'SE'}, psi={'std': 1.0})
+    mmasr.attach(network, {'type': 'SE'}, psi={'std': 1.0})  # folds together with OREPA
     found = [module.orepa for module in network.modules() if hasattr(module, 'orepa')]
     assert len(found) == 22
     for branches in found:

@@ -26,7 +26,7 @@ from mmasr.errors import InputError
 
 CONFIGS = Path(mmdet.__file__).parent / '.mim/configs'
 INSTALLED = {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()} - {'__pycache__'}
-KINDS = 'SE', 'OREPA', 'DBB', 'ACNet'  # SE is short for an ASR with it
+KINDS = 'SE', 'OREPA', 'DBB'  # SE is short for an ASR with it; ACNet replaces the same layers as DBB
 
 #: Family -> config of its detector, or of a tracker or a semi-supervised method around one.
 FAMILIES = {
@@ -153,12 +153,11 @@ LEFT_OUT = {
     'reid': 're-identification, no detector',
 }
 
-#: Kind -> families without a default site, and the message. ASR does not know these networks. DBB and ACNet
-#: replace a plain nn.Conv2d, not one with weight standardization.
+#: Kind -> families without a default site, and the message. ASR does not know these networks. DBB
+#: replaces a plain nn.Conv2d, not one with weight standardization.
 WITHOUT_SITES = {
     'SE': ({'pvt', 'swin'}, 'is not a network with known sites'),
     'DBB': ({'gn+ws'}, 'has no 3 x 3 convolution'),
-    'ACNet': ({'gn+ws'}, 'has no 3 x 3 convolution'),
 }
 #: Family -> parts with a GroupNorm after convolutions, which therefore keep the bias of merged branches.
 GROUP_NORM = {
@@ -251,9 +250,8 @@ def check(family, model, kind):
     start = features(model, x)
     hook.remove()
     assert ran.issuperset(sites.values())
-    if kind != 'ACNet':  # which has no `init_identity`
-        # ASR and DBB compute the number that cancels their initial scale in float32.
-        assert difference(start, stock) <= (1e-12 if kind == 'OREPA' else 1e-5)
+    # ASR and DBB compute the number that cancels their initial scale in float32.
+    assert difference(start, stock) <= (1e-12 if kind == 'OREPA' else 1e-5)
     for site in sites.values():
         part = site.reparameterization() if isinstance(site, Host) else site
         for tensor in part.state_dict().values():
