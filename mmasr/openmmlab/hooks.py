@@ -50,7 +50,7 @@ class FiniteLossHook(Hook):
         Raises:
             InputError: If the loss is NaN or infinite; it names the iteration and the last good checkpoint.
         """
-        loss = float((outputs or {}).get('loss', 0))
+        loss = torch.as_tensor((outputs or {}).get('loss', 0)).item()
         if not math.isfinite(loss):
             good = self.last_good(runner.work_dir)
             raise InputError(
