@@ -70,6 +70,7 @@ OPTIONS = {
     'test': '--work-dir --cfg-options --launcher --out --show-dir',
     'reparam': '--config --out --force --trust-imports --fold-attention --calibrate --distill '
     '--distill-weights --tolerance --max-drop',
+    'export': '--config --out --force --trust-imports --size --int8 --calibrate --max-drop --keep-float',
     'stripes': '--images --out --force --modules --cfg-options',
     'convert': '--attention --out --force',
     'sweep': '--seeds --out',

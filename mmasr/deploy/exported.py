@@ -86,9 +86,13 @@ def named_outputs(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Ten
         images (Tensor): (N, C, H, W), normalized.
 
     Returns:
-        dict[str, Tensor]: Outputs by name, in the order of the tensors in :func:`_outputs`.
+        dict[str, Tensor]: Outputs by name.
     """
-    outputs = _outputs(model, images)
+    return _named(model, _outputs(model, images))
+
+
+def _named(model: nn.Module, outputs: Any) -> dict[str, torch.Tensor]:
+    """Return the tensors of :func:`_outputs` by name, in order."""
     if not is_detector(model):
         found = {'logits' if getattr(model, 'with_head', True) else 'features': outputs}
     elif not has_two_stages(model):
@@ -163,10 +167,10 @@ def computed_by(model: nn.Module, graph: Graph) -> Iterator[None]:
     images = torch.randn(1, input_channels(model), *size, generator=torch.Generator().manual_seed(0))
     images = images.to(next(model.parameters()).device)
     with torch.no_grad(), as_input_error('the network does not run'):
-        names = [*named_outputs(model, images)]
+        outputs = _outputs(model, images)
+        names = [*_named(model, outputs)]
         if names != graph.names:
             raise InputError(f'the graph has the outputs {graph.names}; those of the network are {names}')
-        outputs = _outputs(model, images)
         if has_two_stages(model):
             parts = [(model, 'extract_feat', lambda images: run(images)[0])]
             parts += [(model.rpn_head, 'forward', lambda _: latest[1])] if _has_rpn(model) else []

@@ -5,17 +5,18 @@ import dataclasses
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ..errors import InputError, as_input_error, shortened
 from ..openmmlab.evaluation import (
     Track,
-    build_loader,
     evaluate,
     main_metric,
     to_percentage_points,
@@ -23,7 +24,7 @@ from ..openmmlab.evaluation import (
 )
 from ..timing import ratio_quantiles, time_in_turns
 from .exported import Graph, computed_by
-from .remove_attention import calibration_images, check_calibration_data
+from .remove_attention import calibration_and_test_data
 
 #: Operators with weights.
 LAYERS = ('Conv', 'ConvTranspose', 'Gemm', 'MatMul')
@@ -127,15 +128,10 @@ def quantize(
         InputError: If the data or the options do not fit the network, the quantizer fails, or more is lost
             than allowed.
     """
-    check_calibration_data(config)
-    loader, batches = build_loader(config), calibration_images(config, options.images)
+    batches, loader = calibration_and_test_data(config, options.images)
     images, count, noise, kept = write_int8(model, batches, files, options.keep_float, track=track)
-    graphs = [Graph(file) for file in files]
-    results = []
-    for graph, name in zip(graphs, ('float', 'int8'), strict=True):
-        with computed_by(model, graph):
-            results.append(evaluate(model, loader, config.test_evaluator, track, f'evaluating {name}'))
-    before, after = results
+    graphs = dict(zip(('float', 'int8'), map(Graph, files), strict=True))
+    before, after = evaluate_graphs(model, graphs, loader, config.test_evaluator, track).values()
     metric = main_metric(config, before)
     # Without detections there is no metric.
     lost = to_percentage_points(metric, before[metric] - after.get(metric, 0.0))
@@ -145,22 +141,50 @@ def quantize(
             f'`keep_float` for the layers that add most noise: {shortened([n.layer for n in noise])}'
         )
     image = images[:1]
-    times = time_in_turns(
-        {name: lambda graph=graph: graph.run(image) for name, graph in zip('ab', graphs, strict=True)},
-        track(range(_ROUNDS), 'timing'),
-    )
+    timed = {name: partial(graph.run, image) for name, graph in graphs.items()}
+    times = time_in_turns(timed, track(range(_ROUNDS), 'timing'))
     return Quantized(
         images=count,
         metric=metric,
         before=before,
         after=after,
         bytes=tuple(file.stat().st_size for file in files),
-        seconds=tuple(times[name].median().item() for name in 'ab'),
-        ratio=ratio_quantiles(times['b'], times['a']).tolist(),
+        seconds=tuple(seconds.median().item() for seconds in times.values()),
+        ratio=ratio_quantiles(times['int8'], times['float']).tolist(),
         size=tuple(image.shape[2:]),
         noise=noise,
         kept=kept,
     )
+
+
+def evaluate_graphs(
+    model: nn.Module,
+    graphs: Mapping[str, Graph],
+    loader: DataLoader,
+    evaluator: dict | list,
+    track: Track = untracked,
+) -> dict[str, dict[str, float]]:
+    """Evaluate a network with each of several graphs in place of its exported part.
+
+    Args:
+        model (nn.Module): The network that was exported, in eval mode.
+        graphs (Mapping[str, Graph]): Name, such as ``int8``, -> graph.
+        loader (DataLoader): The test data.
+        evaluator (dict | list): Config of the metrics.
+        track (callable): Progress bar like ``rich.progress.track``. Default: none.
+
+    Returns:
+        dict[str, dict[str, float]]: Name of the graph -> name of a metric -> value.
+
+    Raises:
+        InputError: See :func:`mmasr.openmmlab.evaluation.evaluate` and
+            :func:`mmasr.deploy.exported.computed_by`.
+    """
+    results = {}
+    for name, graph in graphs.items():
+        with computed_by(model, graph):
+            results[name] = evaluate(model, loader, evaluator, track, f'evaluating {name}')
+    return results
 
 
 def write_int8(

@@ -94,7 +94,7 @@ def remove_attention(
         InputError: If the network has no attention that can be removed, or none within the limits; or if the
             data cannot be used. The network is then unchanged.
     """
-    images, loader = calibration_images(config, options.images), build_loader(config)
+    images, loader = calibration_and_test_data(config, options.images)
     model.to(get_device())
     before = evaluate(model, loader, config.test_evaluator, track)
     metric = main_metric(config, before)
@@ -140,17 +140,23 @@ def check_calibration_data(config: Config) -> None:
     check_data(config, 'train_dataloader', 'calibration_dataset', 'test_dataloader', 'test_evaluator')
 
 
-def calibration_images(config: Config, images: int) -> DataLoader:
-    """Return a loader of training images in enough batches to distill with.
+def calibration_and_test_data(config: Config, images: int) -> tuple[DataLoader, DataLoader]:
+    """Check and load the data for calibration and evaluation.
 
     Args:
-        config (Config): A config with training and test data.
-        images (int): Number of images.
+        config (Config): A config with training data, test data and a test evaluator.
+        images (int): Number of training images.
+
+    Returns:
+        tuple[DataLoader, DataLoader]: The training images, in enough batches to distill with; and the test
+        data.
 
     Raises:
         InputError: If the data cannot be used.
     """
-    return build_loader(config, calibration_dataset(config), images, max(1, images // _BATCHES))
+    check_calibration_data(config)
+    batch_size = max(1, images // _BATCHES)
+    return build_loader(config, calibration_dataset(config), images, batch_size), build_loader(config)
 
 
 def outputs_of_batch(model: nn.Module, batch: dict) -> dict[str, torch.Tensor]:

@@ -3,6 +3,7 @@
 import dataclasses
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +13,11 @@ from torch import nn
 from ..core.fold import fold
 from ..core.reparameterization import BranchReparameterization
 from ..deploy.export import write_graph
-from ..deploy.exported import Graph, computed_by
-from ..deploy.quantize import LAYERS, module_of, write_int8
-from ..deploy.remove_attention import calibration_images, check_calibration_data
+from ..deploy.exported import Graph
+from ..deploy.quantize import LAYERS, evaluate_graphs, module_of, write_int8
+from ..deploy.remove_attention import calibration_and_test_data
 from ..errors import InputError
-from ..openmmlab.evaluation import Track, build_loader, evaluate, main_metric, untracked
+from ..openmmlab.evaluation import Track, main_metric, untracked
 from ..plots import GRAY, RED, TEXT, panels
 from ..timing import ratio_quantiles, time_in_turns
 from ..untrusted import open_checkpoint
@@ -68,12 +69,10 @@ def compare_int8(
     """
     network = open_checkpoint(checkpoint).network(calibrates=True)
     config, model = network.config, network.model
-    check_calibration_data(config)
-    loader, batches = build_loader(config), calibration_images(config, images)
+    batches, loader = calibration_and_test_data(config, images)
     model.eval()
     trained = _trained_ranges(model)
     model = fold(model)
-    results = {}
     with tempfile.TemporaryDirectory() as folder, network.origin.limits():
         files = {name: Path(folder, f'{name}.onnx') for name in ('float', 'int8', 'per tensor')}
         size = tuple(model.data_preprocessor(next(iter(batches)), False)['inputs'].shape[2:])
@@ -83,10 +82,8 @@ def compare_int8(
             image, *_ = write_int8(model, batches, pair, per_channel=name == 'int8', track=track)
         folded = _folded_ranges(files['float'])
         graphs = {name: Graph(file) for name, file in files.items()}
-        for name, graph in graphs.items():
-            with computed_by(model, graph):
-                results[name] = evaluate(model, loader, config.test_evaluator, track, f'evaluating {name}')
-        timed = {name: lambda name=name: graphs[name].run(image[:1]) for name in ('float', 'int8')}
+        results = evaluate_graphs(model, graphs, loader, config.test_evaluator, track)
+        timed = {name: partial(graphs[name].run, image[:1]) for name in ('float', 'int8')}
         times = time_in_turns(timed, track(range(rounds), 'timing')) if rounds else {}
     metric = main_metric(config, results['float'])
     return Comparison(

@@ -13,9 +13,9 @@ from torch import nn
 from ..core.fold import fold
 from ..deploy.export import write_graph
 from ..deploy.exported import named_outputs
-from ..deploy.remove_attention import calibration_images, check_calibration_data, outputs_of_batch
+from ..deploy.remove_attention import calibration_and_test_data, outputs_of_batch
 from ..errors import InputError
-from ..openmmlab.evaluation import Track, build_loader, evaluate, main_metric, untracked
+from ..openmmlab.evaluation import Track, evaluate, main_metric, untracked
 from ..plots import GRAY, METRICS, RED, TEXT, panels
 from ..stripes.fold_attention import Folding, fold_attention
 from ..stripes.gates import Gate, switched
@@ -99,10 +99,10 @@ def compare_removals(
     """
     network = open_checkpoint(checkpoint).network(calibrates=True)
     config = network.config
-    check_calibration_data(config)
     model = fold(network.model)
     model.eval()
-    batches, loader = list(calibration_images(config, images)), build_loader(config)
+    batches, loader = calibration_and_test_data(config, images)
+    batches = list(batches)
 
     def values(student: nn.Module) -> dict[str, float]:
         return evaluate(student, loader, config.test_evaluator, track)

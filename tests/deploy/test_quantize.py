@@ -11,7 +11,6 @@ from helpers import (
     run_tool,
     save_network,
     with_images,
-    write_image_config,
 )
 from mmengine.config import Config
 
@@ -25,14 +24,6 @@ onnx = pytest.importorskip('onnx')
 onnxruntime = pytest.importorskip('onnxruntime')
 
 RESNET = {'type': 'mmdet.ResNet', 'depth': 18, 'base_channels': 8, 'norm_eval': False, 'out_indices': (3,)}
-
-
-@pytest.fixture(scope='module')
-def images(tmp_path_factory):
-    """Return a folder with eight images in two classes."""
-    folder = tmp_path_factory.mktemp('images')
-    write_image_config(folder)
-    return folder / 'data'
 
 
 @pytest.fixture

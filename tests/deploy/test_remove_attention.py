@@ -14,7 +14,6 @@ from helpers import (
     run_tool,
     save_network,
     with_images,
-    write_image_config,
 )
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
@@ -29,14 +28,6 @@ from mmasr.openmmlab.config import load_config
 from mmasr.openmmlab.evaluation import to_percentage_points
 from mmasr.stripes import attention_modules
 from mmasr.stripes.gates import Switch
-
-
-@pytest.fixture(scope='module')
-def images(tmp_path_factory):
-    """Return a folder with eight images in two classes."""
-    folder = tmp_path_factory.mktemp('images')
-    write_image_config(folder)
-    return folder / 'data'
 
 
 @pytest.fixture
