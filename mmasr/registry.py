@@ -58,6 +58,7 @@ MODELS = OnDemandRegistry(
     parent=MMENGINE_MODELS,
     files={
         'openmmlab.plugins': ('ASR', 'DIA', *ATTENTIONS),
+        'openmmlab.with_attention': ('WithAttention',),
         'openmmlab.without_attention': ('WithoutAttention',),
         'openmmlab.backbones.wrapper': ('ASRBackbone',),
         'openmmlab.backbones.resnet': ('ASRResNet', 'ASRResNetV1d', 'ASRResNeXt', 'ASRResNetCIFAR'),

@@ -18,7 +18,7 @@ from mmasr.registry import MODELS as OURS
 
 # Names that must not change; newer ones are not listed.
 REGISTERED = [
-    *('ASR', 'SE', 'ECA', 'SRM', 'IE', 'SPA', 'CBAM', 'ASRBackbone', 'WithoutAttention'),
+    *('ASR', 'SE', 'ECA', 'SRM', 'IE', 'SPA', 'CBAM', 'ASRBackbone', 'WithAttention', 'WithoutAttention'),
     *('ASRResNet', 'ASRResNetV1d', 'ASRResNeXt', 'ASRResNetCIFAR', 'ASRVGG', 'ASRRepVGG', 'ASRShuffleNetV2'),
     *('ASRShuffleNetV2CIFAR', 'ASRMobileNet', 'ASRMobileNetV2', 'ASRVisionTransformer'),
     *('ResNetCIFAR', 'MobileNet', 'ShuffleNetV2CIFAR'),

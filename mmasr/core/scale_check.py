@@ -16,7 +16,7 @@ from ..errors import InputError
 from .class_lookup import lookup_by_class
 from .class_surgery import Mixin, with_parameters
 from .merge import branch_ends
-from .scaling import output_channels, scaled
+from .scaling import inner_activation, output_channels, scaled
 
 #: How to run a layer that takes another input than its base class, by package and class: layer -> arguments
 #: of its ``forward``, on the CPU, and the channel dimension of its output. Add a custom layer with
@@ -34,7 +34,7 @@ def check_output_scales(name: str, layer: nn.Module) -> None:
     Layers of torch's own classes need no run. For others it runs a copy with random parameters, in eval mode
     and float32. So the result does not depend on what the layer has learned, and neither the layer nor the
     random number generators change. An activation inside, a child ``act`` as in timm's BatchNormAct2d, is
-    left out: the scale comes before it, as it does before a separate activation.
+    left out: the scale comes before it; see :func:`mmasr.core.scaling.inner_activation`.
 
     Args:
         name (str): Name of the layer, for the error.
@@ -68,7 +68,7 @@ def _problem(layer: nn.Module, device: torch.device) -> str | None:
         args = [arg.to(device) for arg in args]
         try:
             copied = _random_copy(layer, device)
-            if 'act' in copied._modules:
+            if inner_activation(copied) is not None:
                 copied.act = nn.Identity()
             before = _run(copied, args)
             after = _run(with_parameters(copied, type(copied), scaled(copied, v)), args)

@@ -44,6 +44,14 @@ def output_channels(layer: nn.Module) -> int | None:
     return layer.num_features if is_batch_norm(layer) else None
 
 
+def inner_activation(layer: nn.Module) -> nn.Module | None:
+    """Return the activation inside a layer, such as timm's BatchNormAct2d; None if it has none.
+
+    An ASR scales what the activation receives, as it does with an activation after the layer.
+    """
+    return layer._modules.get('act')
+
+
 def channel_dim(layer: nn.Module, output: torch.Tensor, *args: torch.Tensor) -> int:
     """Return the dimension of the channels of a layer's output.
 

@@ -32,7 +32,7 @@ from .foldable import Foldable, find_foldable, fold_all
 from .host import Host, write_parameters
 from .merge import MERGE_BOUND, branch_ends, foreign_blocks, is_foreign
 from .reparameterization import ParameterReparameterization
-from .scaling import channel_dim, scaled
+from .scaling import channel_dim, inner_activation, scaled
 
 #: Largest difference of a layer's outputs in double precision, relative to the largest value of the channel.
 #: Only the scale is computed in float32, which rounds each factor of it by 6e-8.
@@ -458,16 +458,18 @@ def use_paper_form(layer: nn.Module) -> None:
 def _host_in_paper_form(host: Host, *args, **kwargs) -> object:
     part = host.reparameterization()
     ends = branch_ends(host)
-    if not ends:
+    if (activation := inner_activation(host)) is not None:
+        handles = [activation.register_forward_pre_hook(lambda _, given: part.paper_form(host, *given))]
+    elif not ends:
         output = host.stock.forward(host, *args, **kwargs)
         if isinstance(output, tuple):  # of MultiheadAttention, with the attention weights
             return part.paper_form(host, output[0], *args), *output[1:]
         return part.paper_form(host, output, *args)
-    # An activation may follow the sum, so the ASR scales every branch.
-    handles = [
-        end.register_forward_hook(lambda end, given, output: part.paper_form(end, output, *given))
-        for end in ends.values()
-    ]
+    else:  # an activation may follow the sum, so the ASR scales every branch
+        handles = [
+            end.register_forward_hook(lambda end, given, output: part.paper_form(end, output, *given))
+            for end in ends.values()
+        ]
     try:
         return host.stock.forward(host, *args, **kwargs)
     finally:

@@ -25,6 +25,8 @@ _MERGED = {
     **dict.fromkeys(('RepVGG', 'MobileOne', 'RepMLPNet', 'LeViT', 'RIFormer'), ('deploy',)),
     'RepLKNet': ('small_kernel_merged',),
 }
+#: Classes of mmasr around a network, and the setting with its config.
+_AROUND = {'ASRBackbone': 'backbone', 'WithAttention': 'network'}
 #: Networks with attention whose stock form has another type or name, and these settings.
 _WITH_ATTENTION = {
     'SEResNet': ('type', 'se_ratio'),
@@ -69,9 +71,9 @@ def _changes(path: str, before: Any, after: Any) -> Iterator[tuple[str, bool]]:
 
 def _changes_of_dict(path: str, before: Mapping, after: Mapping) -> Iterator[tuple[str, bool]]:
     kind = _name(before)
-    if kind == 'ASRBackbone' and _name(after) != kind:  # the backbone inside is what remains
+    if kind in _AROUND and _name(after) != kind:  # the network inside is what remains
         yield _join(path, 'type'), _is_mmasr(before)
-        yield from _changes(path, before.get('backbone'), after)
+        yield from _changes(path, before.get(_AROUND[kind]), after)
         return
     if _name(after) == 'WithoutAttention' and kind != 'WithoutAttention':
         yield _join(path, 'type'), _is_mmasr(after)

@@ -159,6 +159,8 @@ def _plain_configs(config: dict) -> Iterator[dict]:
                 yield {**config, 'model_name': config['model_name'].removeprefix(prefix)}
         if config['model_name'].startswith('regnety'):
             yield {**config, 'se_ratio': 0}
+    if name == 'WithAttention' and scope == 'mmasr':
+        yield config['network']
     if name == 'CSPNeXt' and scope in ('', 'mmdet'):
         yield {**config, 'channel_attention': False}
     if config.get('plugins'):

@@ -149,15 +149,18 @@ DATA_ARGUMENTS = tuple(
 
 _TIMM = 'in_channels in_chans num_classes drop_rate drop_path_rate model_name features_only se_ratio'.split()
 
+_ADDED_BY_RUNNERS = 'data_preprocessor', 'train_cfg', 'test_cfg'
+
 #: Arguments of models that pass others on to code that loads files.
 _MODEL_ARGUMENTS = {
     'mmpretrain.models.backbones.timm_backbone.TIMMBackbone': (*_TIMM, 'out_indices'),
     'mmpretrain.models.classifiers.timm.TimmClassifier': (
         *(*_TIMM, 'out_indices', 'loss', 'train_cfg', 'with_cp', 'data_preprocessor'),
     ),
-    'mmasr.openmmlab.without_attention.WithoutAttention': (
-        *('network', 'modules', 'data_preprocessor', 'train_cfg', 'test_cfg'),
-    ),
+    **{
+        f'mmasr.openmmlab.{name}': ('network', 'modules', 'attention', *_ADDED_BY_RUNNERS)
+        for name in ('with_attention.WithAttention', 'without_attention.WithoutAttention')
+    },
 }
 
 #: Arguments of a dataloader.

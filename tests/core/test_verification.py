@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import timm
 import torch
 from helpers import randomize
 from mmpretrain.models.utils.norm import LayerNorm2d
@@ -75,6 +76,19 @@ def test_correctly_folded_layers_agree(name):
     worst, found = verify(trained(spec, **shape))
     assert list(found) == list(shape.get('sites', ('3',)))
     assert worst.relative < 1e-7  # in double precision, except for the scale
+
+
+@pytest.mark.parametrize('activation', [nn.ReLU6, nn.SiLU, nn.Identity])
+def test_the_scale_comes_before_an_activation_inside_the_layer(activation):
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), timm.layers.BatchNormAct2d(16, act_layer=activation))
+    randomize(mmasr.attach(model, {'type': 'SE'}, sites=['1'])).eval()
+    worst, _ = verify(model)
+    assert worst.relative < 1e-7
+
+    def scale_slightly(folded):
+        folded[1].weight[5] *= 1.01
+
+    refused(model, scale_slightly)
 
 
 def scale_channel(factor, name):

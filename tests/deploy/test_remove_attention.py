@@ -87,6 +87,19 @@ BACKBONES = {
         128,
         ('channel_attention', False),
     ),
+    'ASR + WithAttention': (
+        {
+            'type': 'mmasr.ASRBackbone',
+            'backbone': {
+                'type': 'mmasr.WithAttention',
+                'network': timm_backbone('mobilenetv2_035'),
+                'attention': {'type': 'SE'},
+            },
+            'asr': {'attention': {'type': 'SE'}},
+        },
+        1280,
+        ('type', 'TIMMBackbone'),
+    ),
     # No config builds these networks without attention, so the modules are removed.
     'MobileNetV3': ({'type': 'MobileNetV3', 'arch': 'small_050'}, 288, ('type', 'mmasr.WithoutAttention')),
     'EfficientNet': ({'type': 'EfficientNet', 'arch': 'b0'}, 1280, ('type', 'mmasr.WithoutAttention')),
