@@ -20,24 +20,27 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         '--attention',
-        choices=asr_attentions(),
+        choices=[*asr_attentions(), 'none'],
         default='SE',
-        help='attention of the ASR that is added to a network of a library (default: SE)',
+        help='attention of the ASR that is added to a network of a library (default: SE); none: fold '
+        'everything, for a plain network',
     )
     add_output(
         parser,
         'PATH.pth',
-        'converted checkpoint; its config is written next to it (default: <name>_asr.pth)',
+        'converted checkpoint; its config is written next to it (default: <name>_asr.pth; with --attention '
+        'none <name>_plain.pth)',
     )
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    converted = convert(args.weights, args.attention, args.out, args.force)
+    attention = None if args.attention == 'none' else args.attention
+    converted = convert(args.weights, attention, args.out, args.force)
     backbone = converted.backbone
     size = f'of depth {backbone["depth"]}' if 'depth' in backbone else backbone.get('arch', '')
-    size = backbone['backbone']['model_name'] if 'backbone' in backbone else size
+    size = backbone.get('backbone', backbone).get('model_name', size)
     parts = [f'{converted.asrs} ASRs'] * bool(converted.asrs)
     parts += [f'OREPA in {converted.orepas} convolutions'] * bool(converted.orepas)
     parts += ['ordinary attention'] * ('plugins' in backbone)

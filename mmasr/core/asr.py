@@ -164,6 +164,14 @@ class ASR(ParameterReparameterization):
             values = [attention.weights(psi) for psi, attention in zip(maps, self.attention, strict=True)]
             return functools.reduce(torch.mul, values).flatten() / self.initial
 
+    def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args) -> None:
+        # All or nothing: divided by the initial values of another κ, the scale would be meaningless.
+        own = {prefix + name: tensor.shape for name, tensor in self.state_dict().items()}
+        if any(key not in state_dict or state_dict[key].shape != shape for key, shape in own.items()):
+            for key in own.keys() & state_dict.keys():
+                del state_dict[key]
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Multiply a feature map (N, C, ...) by the scale: the paper's form, for a place without a host."""
         v = self.scale().to(x.dtype)

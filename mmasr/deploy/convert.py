@@ -8,6 +8,7 @@ from mmengine.config import Config
 
 from ..convolutions.orepa import OREPA
 from ..core.asr import ASR
+from ..core.fold import fold
 from ..core.host import find_reparameterizations
 from ..files import output_files, temporary_files
 from ..openmmlab.building import load_weights
@@ -15,6 +16,7 @@ from ..untrusted import open_checkpoint
 from .convert_asr import check_folds, from_resnet
 from .convert_efficientnet import from_efficientnet, is_efficientnet
 from .convert_orepa import from_official_orepa, is_official_orepa
+from .deployed_config import deployed_config
 from .saving import write_checkpoint
 
 #: Normalization of pixels: for CIFAR as in the code of ASR's authors, for ImageNet as everywhere, and for
@@ -45,7 +47,7 @@ class Converted:
 
 @torch.no_grad()
 def convert(
-    source: str | Path, attention: str = 'SE', out: str | Path | None = None, force: bool = False
+    source: str | Path, attention: str | None = 'SE', out: str | Path | None = None, force: bool = False
 ) -> Converted:
     """Convert weights of other code to an MMPretrain classifier with a backbone of mmasr.
 
@@ -58,9 +60,10 @@ def convert(
 
     Args:
         source (str | Path): A state dict, or a checkpoint that contains one.
-        attention (str): κ of the ASR for networks of a library. Default: SE.
+        attention (str, optional): κ of the ASR for networks of a library; None to fold everything, for a
+            plain network. Default: SE.
         out (str | Path, optional): The checkpoint to write, ``*.pth``; its config is written next to it as
-            ``*.py``. Default: ``<name>_asr.pth`` next to the input.
+            ``*.py``. Default: ``<name>_asr.pth`` next to the input, or ``<name>_plain.pth``.
         force (bool): Replace existing files. Default: False.
 
     Returns:
@@ -73,13 +76,16 @@ def convert(
     source = Path(source)
     opened = open_checkpoint(source)
     weights = opened.content['state_dict']
-    targets = output_files([source], out or source.with_name(f'{source.name.split(".")[0]}_asr.pth'), force)
+    form = 'plain' if attention is None else 'asr'
+    targets = output_files(
+        [source], out or source.with_name(f'{source.name.split(".")[0]}_{form}.pth'), force
+    )
     if is_official_orepa(weights):
         backbone, renamed = from_official_orepa(weights, source)
     elif is_efficientnet(weights):
-        backbone, renamed = from_efficientnet(weights, source, attention)
+        backbone, renamed = from_efficientnet(weights, source, attention or 'SE')
     else:
-        backbone, renamed = from_resnet(weights, source, attention)
+        backbone, renamed = from_resnet(weights, source, attention or 'SE')
     classes, channels = renamed['head.fc.weight'].shape
     pixels = _CIFAR if backbone['type'] == 'mmasr.ASRResNetCIFAR' else _IMAGENET
     if 'lite' in backbone.get('backbone', {}).get('model_name', ''):
@@ -104,10 +110,13 @@ def convert(
             renamed.setdefault(name, tensor)
     load_weights(model, renamed, source)
     check_folds(model.backbone, weights, source)
+    if attention is None:
+        model = fold(model)
+        config = deployed_config(config, network=model)
     found = [part for _, _, part in find_reparameterizations(model.backbone)]
     text = config.pretty_text
     with temporary_files(*targets, force=force) as (weights_file, config_file):
         config_file.write_text(text)
         write_checkpoint({'meta': {'cfg': text}, 'state_dict': model.state_dict()}, weights_file)
     counts = (sum(isinstance(part, kind) for part in found) for kind in (ASR, OREPA))
-    return Converted(*targets, backbone, *counts)
+    return Converted(*targets, config.model.backbone, *counts)

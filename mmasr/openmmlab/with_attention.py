@@ -49,9 +49,7 @@ def WithAttention(  # noqa: N802
         raise InputError(f'WithAttention: {type(model).__name__} has no nn.Identity named {shortened(wrong)}')
     channels = _channels(model, modules)
     if unknown := [name for name in modules if name not in channels]:
-        raise InputError(
-            f'WithAttention: {shortened(unknown)} received no feature map (N, C, H, W) in a trial'
-        )
+        raise InputError(f'WithAttention: {shortened(unknown)} received no feature map (N, C, H, W)')
     for name in modules:
         replace_module(model, name, build_attention(attention, channels[name]))
     return model

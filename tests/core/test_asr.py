@@ -5,6 +5,7 @@ import timm
 import torch
 import torchvision
 from helpers import randomize
+from mmengine.runner.checkpoint import load_state_dict
 from torch import nn
 
 import mmasr
@@ -93,6 +94,21 @@ def test_a_checkpoint_gives_the_same_scale_with_and_without_init_identity(option
     loaded = ASR({'type': 'SE'}, C, init_identity=options[1])
     loaded.load_state_dict(saved.state_dict())
     assert torch.equal(loaded.scale(), saved.scale())
+
+
+def test_an_asr_of_other_attention_is_not_loaded_in_part():
+    saved = ASR({'type': 'SE'}, C, init_identity=True)
+    nn.init.normal_(saved.psi)
+    for other in (
+        ASR({'type': 'ECA'}, C, init_identity=True),
+        ASR({'type': 'SE', 'ratio': 2}, C, init_identity=True),
+    ):
+        missing, _ = other.load_state_dict(saved.state_dict(), strict=False)
+        assert other.scale().eq(1).all()
+        assert set(missing) == set(other.state_dict())
+        network = nn.Sequential(other)
+        load_state_dict(network, nn.Sequential(saved).state_dict())  # mmengine's, which loads what fits
+        assert other.scale().eq(1).all()
 
 
 class Tanh(nn.Module):

@@ -149,6 +149,22 @@ def test_timms_network_computes_the_same_as_the_original(tmp_path, name):
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
+def test_the_plain_network_is_timms_own(tmp_path):
+    original = randomize_norms(Original('lite0'))
+    torch.save(original.state_dict(), tmp_path / 'a.pth')
+    result = convert(tmp_path / 'a.pth', attention=None)
+    assert result.checkpoint == tmp_path / 'a_plain.pth'
+    assert result.asrs == 0
+    config = Config.fromfile(result.config)
+    assert config.model.backbone == {'type': 'TIMMBackbone', 'model_name': 'tf_efficientnet_lite0'}
+    assert 'custom_imports' not in config
+    weights = torch.load(result.checkpoint, weights_only=True)['state_dict']
+    network = timm.create_model('tf_efficientnet_lite0', num_classes=0)
+    prefix = 'backbone.timm_model.'
+    backbone = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
+    assert backbone.keys() == network.state_dict().keys()
+
+
 @pytest.mark.parametrize('name', [*FACTORS])
 def test_every_network_is_recognized(name):
     with torch.device('meta'):

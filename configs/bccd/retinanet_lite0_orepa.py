@@ -1,0 +1,11 @@
+_base_ = 'retinanet_lite0.py'
+
+custom_imports = dict(imports=['mmasr'])
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mmasr.ASRBackbone',
+        backbone=_base_.model.backbone,
+        convs=dict(type='OREPA', init_identity=True),
+    )
+)

@@ -1,0 +1,12 @@
+# Ordinary SE where EfficientNet has it: after the depthwise convolution of every block.
+_base_ = 'retinanet_lite0.py'
+
+custom_imports = dict(imports=['mmasr'])
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mmasr.WithAttention',
+        network=_base_.model.backbone,
+        attention=dict(type='SE', init_identity=True),
+    )
+)
