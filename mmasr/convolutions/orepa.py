@@ -17,6 +17,7 @@ from torch.autograd.function import FunctionCtx
 from torch.nn.functional import conv2d
 
 from ..core.body import body_convolutions
+from ..core.class_surgery import stock_class, with_parameters
 from ..core.compat import functorch_level, without_autocast
 from ..core.merge import has_branches, merge_method
 from ..core.reparameterization import ParameterReparameterization
@@ -245,7 +246,7 @@ class OREPA1x1(OREPA):
         s = self.scale.view(2, -1, 1, 1)
         middle = conv2d(x, self.inner[..., None, None])
         outer = self.outer[:, 0, :, None, None]
-        return s[0] * origin + s[1] * conv2d(middle, outer, None, layer.stride, layer.padding)
+        return s[0] * origin + s[1] * _conv_like(layer, middle, outer)
 
     def kernel(self, weight: torch.Tensor) -> torch.Tensor:
         """Squeeze all branches into one kernel; see :meth:`OREPA.kernel`."""
@@ -324,16 +325,15 @@ class OREPAKxK(OREPA):
 
     def _branch_sum(self, layer: nn.Conv2d, origin: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Add up the outputs of all branches; see :meth:`OREPA._branch_sum`."""
-        window = {'stride': layer.stride, 'padding': layer.padding, 'dilation': layer.dilation}
         outputs, own, k, _ = layer.weight.shape
         first = self.inner + torch.eye(own).to(self.inner).repeat(len(self.inner) // own, 1)
         middle = conv2d(x, first[..., None, None], groups=self.groups)
         last = self.outer.transpose(1, 2).reshape(outputs, -1, k, k)
-        maps = [origin, conv2d(middle, last, groups=self.groups, **window)]
+        maps = [origin, _conv_like(layer, middle, last, self.groups)]
         for point, basis in zip(self.points, self.basis.unbind(1), strict=True):
             mapped = conv2d(x, point[..., None, None], groups=self.groups)
-            maps.append(conv2d(mapped, basis.view(-1, 1, k, k), groups=outputs, **window))
-        wide = conv2d(x, self.depthwise.view(-1, 1, k, k), groups=x.shape[1], **window)
+            maps.append(_conv_like(layer, mapped, basis.view(-1, 1, k, k), outputs))
+        wide = _conv_like(layer, x, self.depthwise.view(-1, 1, k, k), x.shape[1])
         point = self.pointwise.view(self.groups, -1, outputs // self.groups).transpose(1, 2)
         maps.append(conv2d(wide, point.reshape(outputs, -1, 1, 1), groups=self.groups))
         return sum(s.view(-1, 1, 1) * y for s, y in zip(self.scale, maps, strict=True))
@@ -386,8 +386,7 @@ class OREPALargeKernel(OREPA):
             kernel = _kernel_by_impulses(square, weight)
             composed = kernel if composed is None else _composed(composed, kernel)
         own, deep = self.scale.view(2, -1, 1, 1)
-        window = layer.stride, layer.padding, layer.dilation
-        return own * origin + deep * conv2d(x, composed, None, *window)
+        return own * origin + deep * _conv_like(layer, x, composed)
 
     def kernel(self, weight: torch.Tensor) -> torch.Tensor:
         """Squeeze all branches into one kernel; see :meth:`OREPA.kernel`."""
@@ -399,6 +398,17 @@ class OREPALargeKernel(OREPA):
             composed = conv2d(composed, other, padding=2)
         own_scale, composed_scale = self.scale.view(2, -1, 1, 1, 1)
         return own_scale * weight + composed_scale * composed.transpose(0, 1)
+
+
+def _conv_like(layer: nn.Conv2d, x: torch.Tensor, kernel: torch.Tensor, groups: int = 1) -> torch.Tensor:
+    """Apply a kernel without bias as a convolution does, with its stride and padding.
+
+    timm's Conv2dSame computes its padding from the size of the input.
+    """
+    conv = with_parameters(layer, stock_class(type(layer)), {'weight': kernel, 'bias': None})
+    vars(conv).pop('forward', None)  # the layer may run in the paper's form
+    conv.groups = groups
+    return conv.forward(x)
 
 
 def _kernel_by_impulses(square: OREPAKxK, weight: torch.Tensor) -> torch.Tensor:

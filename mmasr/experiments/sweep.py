@@ -1,19 +1,25 @@
 """Train configs with several seeds each, and compare the results."""
 
+import contextlib
 import copy
 import dataclasses
 import itertools
 import json
+import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from queue import Queue
 from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
 
 from ..errors import InputError
 from ..files import temporary_files
@@ -22,9 +28,17 @@ from ..openmmlab.config import load_config
 from ..openmmlab.data_sources import check_data
 from ..openmmlab.evaluation import main_metric, quiet
 from ..plots import GRAY, METRICS, RED, TEXT, panels
+from ..untrusted import data_only
+from ..untrusted.resuming import ResumeHook, checkpoint_to_resume
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+#: File in the folder of a run with its config and, once it has finished, its results.
+_RECORD = 'run.json'
+#: Iterations that are not timed, and that are.
+_WARM_UP, _TIMED = 10, 20
 
 
 @dataclasses.dataclass
@@ -63,8 +77,9 @@ def sweep(
 ) -> Iterator[Run]:
     """Train every config with the seeds 0, 1, ..., in the folder ``<out>/<config>/<seed>``.
 
-    With settings that override the config, the folder is ``<out>/<config>/<setting>/<seed>``. A run that
-    finished there with the same config is not repeated, so an interrupted sweep resumes.
+    With settings that override the config, the folder is ``<out>/<config>/<setting>/<seed>``. An interrupted
+    sweep resumes: a run that finished there with the same config is not repeated, and one that did not
+    continues from its newest checkpoint.
 
     Args:
         paths (Sequence[str | Path]): Config files.
@@ -73,7 +88,7 @@ def sweep(
         settings (Sequence[dict[str, object]]): Settings to override in every config, full key -> value. Each
             item gives one run per config and seed. Default: one item, which overrides nothing.
         jobs (int): Number of runs at a time. With 1 they run in this process; with more, each runs in its own
-            process with its share of the threads. Default: 1.
+            process with its share of the threads and a GPU, of which they use all in turn. Default: 1.
 
     Yields:
         Run: The finished runs: all configs and settings with one seed before the next seed.
@@ -92,8 +107,13 @@ def sweep(
         return
     # Threads that start one process for each run, because a pool of processes can replace its workers after
     # each task only since Python 3.11.
+    places: Queue[int] = Queue()
+    for place in range(jobs):
+        places.put(place)
     with ThreadPoolExecutor(jobs) as pool:
-        yield from pool.map(partial(_train_in_process, max(1, torch.get_num_threads() // jobs)), trainings)
+        yield from pool.map(
+            partial(_train_in_process, places, max(1, torch.get_num_threads() // jobs)), trainings
+        )
 
 
 def _trainings(
@@ -129,33 +149,123 @@ def _trainings(
     return trainings
 
 
-def _train_in_process(threads: int, training: tuple) -> Run:
-    """Run a training in its own process."""
-    with ProcessPoolExecutor(1, get_context('spawn'), torch.set_num_threads, (threads,)) as process:
-        return process.submit(_train, *training).result()
+def estimate(
+    paths: Sequence[str | Path], seeds: int, out: str | Path, settings: Sequence[dict[str, object]] = ({},)
+) -> dict[tuple[str, str], tuple[float, int]]:
+    """Time some iterations of each config, to tell how long a sweep takes.
+
+    Args:
+        paths (Sequence[str | Path]): See :func:`sweep`, like the other arguments.
+        seeds (int): Number of seeds.
+        out (str | Path): Folder of the sweep.
+        settings (Sequence[dict[str, object]]): Settings to override. Default: none.
+
+    Returns:
+        dict[tuple[str, str], tuple[float, int]]: Config and setting -> duration of one training in seconds,
+        without validation, and the number of trainings that have not finished yet.
+
+    Raises:
+        InputError: See :func:`sweep`; or if a config has fewer than three iterations.
+    """
+    found: dict[tuple[str, str], tuple[float, int]] = {}
+    for name, setting, config, seed, folder in _trainings(paths, seeds, out, settings):
+        seconds, remaining = found.get((name, setting)) or (_seconds(config), 0)
+        finished = 'run' in _record(folder, _text(config, name, seed, folder))
+        found[name, setting] = seconds, remaining + (not finished)
+    return found
+
+
+class _Timer(Hook):
+    """Hook that stops a training after some iterations, and tells how long the last ones took."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def after_train_iter(self, runner: Runner, *args, **kwargs) -> None:
+        """Note the time; in iterations without a log, a GPU may not have computed the last one yet."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.times.append(time.perf_counter())
+        if len(self.times) > _WARM_UP + _TIMED or runner.iter + 1 == runner.max_iters:
+            raise _Timed
+
+
+class _Timed(Exception):  # noqa: N818
+    """Raised to stop a training that is only timed."""
+
+
+def _seconds(config: Config) -> float:
+    """Return an estimate of the duration of a training, without validation."""
+    with tempfile.TemporaryDirectory() as folder, data_only(), quiet():
+        runner = build_runner(Config({**copy.deepcopy(config).to_dict(), 'work_dir': folder}))
+        timer = _Timer()
+        runner.register_hook(timer, 'LOWEST')
+        with contextlib.suppress(_Timed):
+            runner.train()
+    times = timer.times[min(_WARM_UP, len(timer.times) // 2) :]
+    if len(times) < 2:
+        raise InputError(f'{config.filename} has too few iterations to estimate its duration')
+    return (times[-1] - times[0]) / (len(times) - 1) * runner.max_iters
+
+
+def _train_in_process(places: Queue[int], threads: int, training: tuple) -> Run:
+    """Run a training in its own process, on the GPU of a free place."""
+    place = places.get()
+    try:
+        with ProcessPoolExecutor(1, get_context('spawn'), _start, (threads, place)) as process:
+            return process.submit(_train, *training).result()
+    finally:
+        places.put(place)
+
+
+def _start(threads: int, place: int) -> None:
+    """Set up a process for the training with a certain number."""
+    torch.set_num_threads(threads)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(place % torch.cuda.device_count())
 
 
 def _train(name: str, setting: str, config: Config, seed: int, folder: Path) -> Run:
-    """Run a training, unless its record shows that it finished with the same config."""
-    config.merge_from_dict(
-        {'work_dir': str(folder), 'randomness.seed': seed, 'experiment_name': f'{name}_{seed}'}
-    )
-    record = folder / 'run.json'
-    if record.exists():
-        finished = json.loads(record.read_text())
-        if finished['text'] == config.pretty_text:
-            return Run(**finished['run'])
-    with quiet():  # mmengine logs to stdout; its log files contain the same
+    """Run a training, or resume it; its record shows whether it began or finished with the same config."""
+    text = _text(config, name, seed, folder)
+    record = _record(folder, text)
+    if 'run' in record:
+        return Run(**record['run'])
+    if record and (checkpoint := checkpoint_to_resume('auto', str(folder))):
+        config.merge_from_dict({'load_from': checkpoint, 'resume': True})
+    _write(folder, {'text': text})
+    with data_only(), quiet():  # mmengine logs to stdout; its log files contain the same
         runner = build_runner(config)
+        runner.register_hook(ResumeHook())
         runner.train()
     scalars = runner.message_hub.log_scalars
     metrics = {key.removeprefix('val/'): scalars[key].current() for key in scalars if key.startswith('val/')}
     metrics = {key: value for key, value in metrics.items() if key not in ('time', 'data_time')}
     parameters = sum(p.numel() for p in runner.model.parameters())
     run = Run(name, seed, metrics, main_metric(config, metrics), parameters, setting)
-    with temporary_files(record) as (file,):
-        file.write_text(json.dumps({'run': dataclasses.asdict(run), 'text': config.pretty_text}))
+    _write(folder, {'run': dataclasses.asdict(run), 'text': text})
     return run
+
+
+def _text(config: Config, name: str, seed: int, folder: Path) -> str:
+    """Complete the config of a run, and return its text."""
+    config.merge_from_dict(
+        {'work_dir': str(folder), 'randomness.seed': seed, 'experiment_name': f'{name}_{seed}'}
+    )
+    return config.pretty_text
+
+
+def _record(folder: Path, text: str) -> dict:
+    """Return the record of a run with this config: empty if none began, with ``run`` if it finished."""
+    file = folder / _RECORD
+    record = json.loads(file.read_text()) if file.exists() else {}
+    return record if record.get('text') == text else {}
+
+
+def _write(folder: Path, content: dict) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with temporary_files(folder / _RECORD) as (file,):
+        file.write_text(json.dumps(content))
 
 
 def by_config(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -175,18 +285,29 @@ def _grouped(runs: Sequence[Run], attribute: str) -> dict[str, list[Run]]:
     return groups
 
 
-def mean_and_std(runs: Sequence[Run]) -> tuple[float, float]:
-    """Return mean and standard deviation (divided by n - 1; 0 for a single run) of the main metric."""
-    values = [run.value for run in runs]
+def mean_and_std(runs: Sequence[Run], metric: str | None = None) -> tuple[float, float]:
+    """Summarize the runs of a config.
+
+    Args:
+        runs (Sequence[Run]): The runs.
+        metric (str, optional): Name of a metric. Default: the main metric.
+
+    Returns:
+        tuple[float, float]: Mean and standard deviation (divided by n - 1; 0 for a single run) of the metric.
+    """
+    values = [run.metrics[metric or run.main] for run in runs]
     return mean(values), stdev(values) if len(values) > 1 else 0.0
 
 
-def paired_difference(runs: Sequence[Run], reference: Sequence[Run]) -> tuple[float, float]:
-    """Return by how much the main metric differs from that of another config with the same seed.
+def paired_difference(
+    runs: Sequence[Run], reference: Sequence[Run], metric: str | None = None
+) -> tuple[float, float]:
+    """Return by how much a metric differs from that of another config with the same seed.
 
     Args:
         runs (Sequence[Run]): The runs of a config, at least two.
         reference (Sequence[Run]): The runs of the other one, with the same seeds.
+        metric (str, optional): Name of a metric. Default: the main metric.
 
     Returns:
         tuple[float, float]: Mean of the differences, and half the width of its 95 % confidence interval
@@ -194,8 +315,8 @@ def paired_difference(runs: Sequence[Run], reference: Sequence[Run]) -> tuple[fl
     """
     from scipy.stats import t  # a dependency of MMDetection
 
-    others = {run.seed: run.value for run in reference}
-    differences = [run.value - others[run.seed] for run in runs]
+    others = {run.seed: run.metrics[metric or run.main] for run in reference}
+    differences = [run.metrics[metric or run.main] - others[run.seed] for run in runs]
     number = len(differences)
     return mean(differences), float(t.ppf(0.975, number - 1)) * stdev(differences) / number**0.5
 

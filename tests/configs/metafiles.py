@@ -11,6 +11,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 #: Folder -> data that its configs train on. The configs outside folders train on COCO or Cityscapes.
 DATA = {
+    'bccd': 'BCCD, blood cells',
     'cifar10': 'CIFAR-10',
     'cifar10_images': 'CIFAR-10',
     'cifar100': 'CIFAR-100',

@@ -91,6 +91,15 @@ def test_the_scale_comes_before_an_activation_inside_the_layer(activation):
     refused(model, scale_slightly)
 
 
+@pytest.mark.parametrize('kernel', [1, 3, 5, 7])
+@pytest.mark.parametrize('size', [24, 25])
+def test_a_convolution_that_pads_by_the_size_of_its_input_agrees(kernel, size):
+    model = nn.Sequential(timm.layers.Conv2dSame(3, 16, kernel, 2), nn.BatchNorm2d(16))
+    randomize(mmasr.attach(model, {'type': 'OREPA'}, sites=['0'])).eval()
+    worst, _ = verify(model, images=torch.randn(2, 3, size, size))
+    assert worst.relative < 1e-7
+
+
 def scale_channel(factor, name):
     def change(folded):
         layer = folded[3 if isinstance(folded[4], nn.BatchNorm2d) and name == '3' else 4]

@@ -3,13 +3,22 @@
 import dataclasses
 import json
 import math
+import re
 
 import pytest
 import torch
 from helpers import ROOT, run_tool
 
 from mmasr.experiments.digits import write_digits
-from mmasr.experiments.sweep import Run, by_config, draw_sweep, mean_and_std, paired_difference, sweep
+from mmasr.experiments.sweep import (
+    Run,
+    by_config,
+    draw_sweep,
+    estimate,
+    mean_and_std,
+    paired_difference,
+    sweep,
+)
 
 DIGITS = ROOT / 'configs/digits'
 NAMES = ['resnet20', 'resnet20_asr_ie']
@@ -84,8 +93,9 @@ def short(tmp_path_factory):
 def swept(short):
     """Return what the tool prints when it trains both configs with two seeds."""
     configs = [f'{name}.py' for name in NAMES]
-    result = run_tool('sweep.py', *configs, '--seeds', 2, '--out', 'sweep', cwd=short)
+    result = run_tool('sweep.py', *configs, '--seeds', 2, '--out', 'sweep', '--estimate', cwd=short)
     assert result.returncode == 0, result.stderr
+    assert re.search(r'about \S+ hours without validation: 4 trainings of', result.stderr)
     return result.stdout
 
 
@@ -107,6 +117,9 @@ def test_the_tool_trains_all_configs_with_all_seeds(short, swept):
         assert f'{mean:.4g} ± {deviation:.2g}' in row
         assert row.count('±') == (1 if name == NAMES[0] else 2)  # the difference from the first config
     assert (short / 'sweep/sweep.png').read_bytes().startswith(b'\x89PNG')
+    written = (short / 'sweep/sweep.md').read_text().splitlines()
+    cells = [[cell.strip() for cell in row.split('|')] for row in rows]
+    assert [[cell.strip() for cell in row.split('|')] for row in written[-2:]] == cells
 
 
 @pytest.mark.xdist_group('sweep')
@@ -122,6 +135,51 @@ def test_a_training_is_repeated_only_if_its_config_has_changed(name, changed, sh
     (run,) = sweep([f'{name}.py'], 1, 'sweep')
     assert (run.config, run.seed) == (name, 0)
     assert (checkpoint.stat().st_mtime_ns > before) == changed
+
+
+@pytest.mark.xdist_group('sweep')
+def test_an_interrupted_training_continues_from_its_last_checkpoint(short, monkeypatch):
+    monkeypatch.chdir(short)
+    settings = {'train_cfg.max_epochs': 2, 'default_hooks.checkpoint': {'interval': 1}}
+    (complete,) = sweep(['resnet20.py'], 1, 'two', [settings])
+    folder = short / 'two/resnet20/max_epochs=2/0'
+    (folder / 'epoch_2.pth').unlink()
+    record = json.loads((folder / 'run.json').read_text())
+    (folder / 'run.json').write_text(json.dumps({'text': record['text']}))
+    first = (folder / 'epoch_1.pth').stat().st_mtime_ns
+    # A resumed training draws other random numbers, so its result is near the first one, not equal.
+    (resumed,) = sweep(['resnet20.py'], 1, 'two', [settings])
+    assert (folder / 'epoch_2.pth').exists()
+    assert (folder / 'epoch_1.pth').stat().st_mtime_ns == first
+    assert abs(resumed.value - complete.value) < 20
+    # With another config, a training does not continue from what is there.
+    (other,) = sweep(['resnet20.py'], 1, 'two', [{**settings, 'train_cfg.val_interval': 2}])
+    assert other.setting != resumed.setting
+
+
+@pytest.mark.xdist_group('sweep')
+@pytest.mark.usefixtures('swept')
+def test_the_duration_is_estimated_from_the_iterations_that_remain(short, monkeypatch):
+    monkeypatch.chdir(short)
+    before = set(short.rglob('*'))
+    found = estimate([f'{NAMES[0]}.py'], 3, 'sweep')
+    seconds, remaining = found[NAMES[0], '']
+    assert remaining == 1  # two seeds were trained
+    (run,) = sweep([f'{NAMES[0]}.py'], 1, 'timed', [{'train_cfg.val_interval': 1}])
+    log = next((short / 'timed').rglob('*.log')).read_text()
+    times = [float(time) for time in re.findall(r'Epoch\(train\).* time: ([0-9.]+)', log)]
+    iterations = int(re.search(r'Epoch\(train\).*\[1\]\[ *\d+/(\d+)\]', log)[1])
+    assert run.metrics
+    assert 0.2 < seconds / (sum(times) / len(times) * iterations) < 5  # of a process that shares its cores
+    assert {path for path in short.rglob('*') if 'timed' not in str(path)} == before
+
+
+def test_the_tool_refuses_an_unknown_metric(short):
+    result = run_tool(
+        'sweep.py', f'{NAMES[0]}.py', '--seeds', 1, '--out', 'sweep', '--metrics', 'mAP', cwd=short
+    )
+    assert result.returncode == 1
+    assert '--metrics mAP: the trainings have accuracy/top1' in result.stderr
 
 
 @pytest.mark.xdist_group('sweep')

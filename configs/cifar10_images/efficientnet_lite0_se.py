@@ -1,0 +1,11 @@
+# Ordinary SE where EfficientNet has it: after the depthwise convolution of every block.
+_base_ = 'efficientnet_lite0.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mmasr.WithAttention',
+        network=_base_.model.backbone,
+        attention=dict(type='SE', init_identity=True),
+    )
+)
