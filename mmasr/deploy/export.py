@@ -22,6 +22,7 @@ from ..openmmlab.config import load_config
 from ..openmmlab.evaluation import Track, quiet, untracked
 from ..untrusted import open_checkpoint
 from .compare import IMAGES, input_channels, is_detector
+from .deployed_config import deployed_config
 from .exported import Graph, has_two_stages, named_outputs, onnx_runtime
 from .quantize import Int8, Quantized, quantize
 from .reparameterize import find_deployable
@@ -109,8 +110,9 @@ def export(
         size (Sequence[int]): Height and width of the images to trace the graph with, in pixels. It takes
             other sizes as well, unless the network needs one size. Default: 224 and 224.
         int8 (Int8, optional): Also write ``<name>_int8.onnx``, a quantized file. Both files are evaluated on
-            the test data. The data is that of ``config`` if this is given for a deployed checkpoint, whose
-            network is always that of its own config. Default: None.
+            the test data. The data is that of ``config`` if this is given for a deployed checkpoint. Its
+            network is that of its own config, or if this is refused, the deployed form of ``config``.
+            Default: None.
         track (callable): Progress bar like ``rich.progress.track``. Default: none.
 
     Returns:
@@ -130,7 +132,12 @@ def export(
     # The config of the training has the data, but builds the network in training form.
     has_network = int8 and 'mmasr' in opened.content['meta']
     data = load_config(config) if config and has_network else None
-    network = opened.network(None if data else config, trust_imports, calibrates=bool(int8) and not data)
+    try:
+        network = opened.network(None if data else config, trust_imports, calibrates=bool(int8) and not data)
+    except InputError:  # the embedded config is refused, but the user vouches for the other one
+        if not data:
+            raise
+        network = opened.network(deployed_config(data))
     if foldable := find_deployable(network)[0]:
         raise InputError(
             f'{source} still has re-parameterization to fold: {shortened(foldable.names())}; run '

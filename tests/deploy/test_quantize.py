@@ -137,6 +137,19 @@ def test_the_config_of_the_training_gives_a_deployed_file_its_data(network, imag
     assert export(checkpoint, tmp_path / 'own.py', int8=Int8(8)).quantized.images == 8
 
 
+def test_the_config_of_the_training_replaces_a_refused_one(network, tmp_path):
+    deployed = network(asr={'attention': {'type': 'SE'}})
+    content = torch.load(deployed, weights_only=True)
+    training = torch.load(tmp_path / 'a.pth', weights_only=True)['meta']['cfg']
+    (tmp_path / 'training.py').write_text(training)
+    content['meta']['cfg'] = 'import os'
+    torch.save(content, deployed)
+    with pytest.raises(InputError, match='the embedded config is not used'):
+        export(deployed, size=(64, 64), int8=Int8(images=8))
+    report = export(deployed, tmp_path / 'training.py', size=(64, 64), int8=Int8(images=8))
+    assert report.int8_path.exists()
+
+
 @pytest.mark.parametrize('branch', ['pssa', 'sa'])
 def test_a_deployed_xvolution_is_quantized(network, branch):
     report = export(network(convs={'type': 'XVolution', 'branch': branch}), int8=Int8(8))
