@@ -144,7 +144,8 @@ def draw_ranges(comparisons: Sequence[Comparison]) -> 'Figure':
     figure, axes = panels(2.2 * columns, 1.7 * rows, rows, columns, sharex=True, sharey=True)
     for ax in axes.flat[len(comparisons) :]:
         ax.set_visible(False)
-    for ax, comparison in zip(axes.flat, comparisons, strict=False):
+    titles = _titles([comparison.checkpoint for comparison in comparisons])
+    for ax, title, comparison in zip(axes.flat, titles, comparisons, strict=False):
         for ranges, color, label in (
             (comparison.trained, GRAY, 'trained'),
             (comparison.folded, RED, 'folded'),
@@ -154,10 +155,18 @@ def draw_ranges(comparisons: Sequence[Comparison]) -> 'Figure':
             ax.plot(middle, color=color, linewidth=1, label=f'{label}: median channel')
             ax.plot(low, color=color, linewidth=0.7, linestyle=':', label=f'{label}: smallest channel')
         ax.set_yscale('log', base=2)
-        ax.set_title(Path(comparison.checkpoint).stem, fontsize=TEXT)
+        ax.set_title(title, fontsize=TEXT)
     for ax in axes[-1]:
         ax.set_xlabel('convolution')
     for ax in axes[:, 0]:
         ax.set_ylabel('range of a channel\n÷ range of its layer')
     axes.flat[0].legend(fontsize=TEXT - 1, frameon=False)
     return figure
+
+
+def _titles(checkpoints: Sequence[str]) -> list[str]:
+    """Return the first part of each path in which they differ, such as the folder of the config."""
+    paths = [Path(checkpoint).with_suffix('').parts for checkpoint in checkpoints]
+    levels = range(min(map(len, paths)))
+    first = next((level for level in levels if len({path[level] for path in paths}) > 1), -1)
+    return [path[first] for path in paths]

@@ -36,6 +36,20 @@ def comparisons(compared):
     return {entry['checkpoint'].removesuffix('.pth'): entry for entry in found}
 
 
+@pytest.mark.parametrize(
+    ('checkpoints', 'titles'),
+    [
+        (['runs/plain/0/epoch_3.pth', 'runs/se/0/epoch_3.pth'], ['plain', 'se']),
+        (['a/plain.pth', 'a/se.pth'], ['plain', 'se']),
+        (['a/plain.pth'], ['plain']),
+    ],
+)
+def test_the_panels_are_named_after_what_differs_in_the_paths(checkpoints, titles):
+    entry = {'metric': 'm', 'values': {}, 'latency': [], 'trained': {'a': [1.0]}, 'folded': {'a': [1.0]}}
+    figure = draw_ranges([Comparison(checkpoint=checkpoint, **entry) for checkpoint in checkpoints])
+    assert [ax.get_title() for ax in figure.axes if ax.get_visible()] == titles
+
+
 def test_each_network_is_measured_in_all_forms(comparisons):
     for entry in comparisons.values():
         assert entry['metric'] == 'accuracy/top1'
