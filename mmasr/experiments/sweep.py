@@ -21,7 +21,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from ..errors import InputError
+from ..errors import InputError, as_input_error
 from ..files import temporary_files
 from ..openmmlab.building import build_runner
 from ..openmmlab.config import load_config
@@ -95,7 +95,8 @@ def sweep(
 
     Raises:
         InputError: If ``seeds`` or ``jobs`` is less than 1, if two configs have the same name or two settings
-            the same values, or if a config does not load, lacks its data, or has no evaluator.
+            the same values, or if a config does not load or fit the settings, lacks its data, or has no
+            evaluator.
     """
     if seeds < 1:
         raise InputError(f'`seeds` {seeds}: a sweep needs at least one; use five or more')
@@ -144,7 +145,8 @@ def _trainings(
     for seed, (text, setting) in itertools.product(range(seeds), zip(texts, settings, strict=True)):
         for name, config in zip(names, configs, strict=True):
             config = copy.deepcopy(config)
-            config.merge_from_dict(setting)
+            with as_input_error(f'`settings` do not fit {config.filename}'):
+                config.merge_from_dict(setting)
             trainings.append((name, text, config, seed, Path(out, name, text, str(seed))))
     return trainings
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import ROOT, run_tool
 
+from mmasr.errors import InputError
 from mmasr.experiments.digits import write_digits
 from mmasr.experiments.sweep import (
     Run,
@@ -135,6 +136,12 @@ def test_a_training_is_repeated_only_if_its_config_has_changed(name, changed, sh
     (run,) = sweep([f'{name}.py'], 1, 'sweep')
     assert (run.config, run.seed) == (name, 0)
     assert (checkpoint.stat().st_mtime_ns > before) == changed
+
+
+def test_settings_that_do_not_fit_are_refused(short, monkeypatch):
+    monkeypatch.chdir(short)
+    with pytest.raises(InputError, match=r'`settings` do not fit resnet20\.py: .*list'):
+        list(sweep([f'{NAMES[0]}.py'], 1, 'wrong', [{'train_dataloader.dataset.pipeline.scale': 3}]))
 
 
 @pytest.mark.xdist_group('sweep')
