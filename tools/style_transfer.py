@@ -67,6 +67,7 @@ def parse_args() -> argparse.Namespace:
         ('channels', 'output channels of the first convolution'),
         ('lr', 'peak learning rate of Adam'),
         ('noise', 'standard deviation of the noise'),
+        ('sites', 'regular expression for the normalizations with ASR'),
     ):
         default = getattr(Recipe, name)
         parser.add_argument(
@@ -112,7 +113,9 @@ def main() -> None:
     style = read_image(args.style, 256) if args.style else draw_style()
     train, held_out = ([read_image(path, args.size) for path in part] for part in paths)
     data = Data(train, held_out, style, load_features(*args.features))
-    recipe = Recipe(args.steps, crop=args.crop, channels=args.channels, lr=args.lr, noise=args.noise)
+    recipe = Recipe(
+        args.steps, crop=args.crop, channels=args.channels, lr=args.lr, noise=args.noise, sites=args.sites
+    )
     runs, pictures = [], {}
     bar = partial(track, console=console)
     for run, found in run_experiment(args.networks, args.seeds, data, args.out, recipe, bar):

@@ -58,7 +58,7 @@ def find_photographs(folder: str | Path, held_out: list[str] | None = None) -> t
     names = [path.name for path in paths]
     if len(paths) < 2:
         raise InputError(
-            f'{folder}: has {len(paths)} images ({", ".join(sorted(_SUFFIXES))}); at least two are needed, one '
+            f'{folder}: has {len(paths)} images ({", ".join(sorted(_SUFFIXES))}); two are needed, one '
             'to train on and one to evaluate on'
         )
     chosen = set(names[4::5] or names[-1:]) if held_out is None else set(held_out)

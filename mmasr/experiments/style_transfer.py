@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import itertools
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -22,7 +23,7 @@ from ..core.fold import fold
 from ..errors import InputError, as_input_error
 from ..files import temporary_files
 from ..plots import TEXT, panels
-from .noise import add_noise
+from .noise import NoisyBN, add_noise
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,8 +38,6 @@ NETWORKS = {
     'noise_half': 'BatchNorm + noise, control',
     'noise_asr_se': 'BatchNorm + noise + ASR(SE)',
 }
-#: The paper's sites in a ResNet: the last normalization of every residual block.
-SITES = r'blocks\.\d\.norm2'
 #: Feature extractors -> mean and standard deviation of their input.
 FEATURES = {
     'efficientnet_lite0': ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -63,6 +62,8 @@ class Recipe:
         style (float): Weight of the style loss; that of the content loss is 1. Default: 2.
         variation (float): Weight of the total variation. Default: 0.5.
         draws (int): Draws of the noise in the evaluation of a photograph. Default: 10.
+        sites (str): Regular expression for the normalizations that get an ASR, and whose γ starts at one half
+            in the control. Default: the last one of every residual block, the paper's sites in a ResNet.
     """
 
     steps: int = 600
@@ -74,6 +75,7 @@ class Recipe:
     style: float = 2.0
     variation: float = 0.5
     draws: int = 10
+    sites: str = r'blocks\.\d\.norm2'
 
 
 @dataclasses.dataclass
@@ -178,14 +180,15 @@ class StyleNetwork(nn.Module):
         super().__init__()
         c = channels
 
-        def layer(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
-            return [_conv(inputs, outputs, kernel, stride), norm(outputs), nn.ReLU()]
+        def layer(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Module:
+            parts = {'conv': _conv(inputs, outputs, kernel, stride), 'norm': norm(outputs), 'relu': nn.ReLU()}
+            return nn.Sequential(OrderedDict(parts))
 
-        self.down = nn.Sequential(*layer(3, c, 9), *layer(c, 2 * c, 3, 2), *layer(2 * c, 4 * c, 3, 2))
+        self.down = nn.Sequential(layer(3, c, 9), layer(c, 2 * c, 3, 2), layer(2 * c, 4 * c, 3, 2))
         self.blocks = nn.Sequential(*(ResidualBlock(4 * c, norm) for _ in range(5)))
         self.up = nn.Sequential(
-            *(nn.Upsample(scale_factor=2), *layer(4 * c, 2 * c)),
-            *(nn.Upsample(scale_factor=2), *layer(2 * c, c)),
+            *(nn.Upsample(scale_factor=2), layer(4 * c, 2 * c)),
+            *(nn.Upsample(scale_factor=2), layer(2 * c, c)),
         )
         self.out = _conv(c, 3, 9)
 
@@ -200,22 +203,33 @@ def build_network(name: str, recipe: Recipe) -> nn.Module:
     Args:
         name (str): Variant, a key of :data:`NETWORKS`. The control, ``noise_half``, has no ASR, but γ starts
             at one half at its sites, like ASR's scale.
-        recipe (Recipe): Number of channels and noise.
+        recipe (Recipe): Number of channels, noise and sites.
 
     Returns:
         nn.Module: The network in training mode.
+
+    Raises:
+        InputError: If no normalization has the name of a site.
     """
     norm = (lambda channels: nn.InstanceNorm2d(channels, affine=True)) if name == 'in' else nn.BatchNorm2d
     network = StyleNetwork(recipe.channels, norm)
     if name.startswith('noise'):
         add_noise(network, {'std': recipe.noise}, {'std': recipe.noise})
     if name == 'noise_asr_se':
-        attach(network, {'type': 'SE'}, sites=SITES)
+        attach(network, {'type': 'SE'}, _find_sites(network, recipe.sites))
     if name == 'noise_half':
-        for place, module in network.named_modules():
-            if re.fullmatch(SITES, place):
-                nn.init.constant_(module.weight, 0.5)
+        for site in _find_sites(network, recipe.sites):
+            nn.init.constant_(network.get_submodule(site).weight, 0.5)
     return network
+
+
+def _find_sites(network: nn.Module, sites: str) -> list[str]:
+    norms = [name for name, module in network.named_modules() if isinstance(module, NoisyBN)]
+    with as_input_error(f'`sites` {sites} is not a regular expression'):
+        found = [name for name in norms if re.fullmatch(sites, name)]
+    if not found:
+        raise InputError(f'`sites` {sites}: no normalization has such a name; there are {", ".join(norms)}')
+    return found
 
 
 def load_features(name: str, weights: str | Path) -> nn.Module:
@@ -502,8 +516,9 @@ def _size(network: nn.Module) -> int:
 
 
 def _check_numbers(recipe: Recipe, seeds: int, data: Data) -> None:
+    positive = ('seeds', 'steps', 'batch', 'crop', 'channels', 'lr', 'draws')
     for name, value in {'seeds': seeds, **dataclasses.asdict(recipe)}.items():
-        if value <= 0 and name not in ('noise', 'variation'):
+        if name in positive and value <= 0:
             raise InputError(f'`{name}` {value}: must be greater than 0')
     if recipe.crop % 4:
         raise InputError(
