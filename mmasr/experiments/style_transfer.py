@@ -255,13 +255,13 @@ def load_features(name: str, weights: str | Path) -> nn.Module:
         content = torch.load(weights, map_location='cpu', weights_only=True)
         content = content.get('state_dict', content)
         state = {key.removeprefix('backbone.timm_model.'): value for key, value in content.items()}
-    with as_input_error(f"can't build {name} (it needs timm or torchvision)"):
+    with as_input_error(f"can't build {name}, which needs timm or torchvision"), torch.device('meta'):
         network = _vgg16() if name == 'vgg16' else _lite0()
     own = network.state_dict()
-    if missing := [key for key in own if key not in state and not key.endswith('num_batches_tracked')]:
+    if missing := [key for key in own if key not in state]:
         raise InputError(f'{weights}: not the weights of {name}; {missing[0]} is missing')
     with as_input_error(f'{weights}: not the weights of {name}'):
-        network.load_state_dict({key: state.get(key, own[key]) for key in own})
+        network.load_state_dict({key: state[key] for key in own}, assign=True)
     return _Features(network, *FEATURES[name]).eval().requires_grad_(False)
 
 
