@@ -83,7 +83,8 @@ def parse_args() -> argparse.Namespace:
 
 def result_table(runs: list[Run], seeds: int) -> str:
     """Return a Markdown table of the losses."""
-    heads = (f'{loss} loss, mean ± std of {seeds}' for loss in ('style', 'content'))
+    statistics = f', mean ± std of {seeds}' if seeds > 1 else ''
+    heads = (f'{loss} loss{statistics}' for loss in ('style', 'content'))
     table = Table('network', 'parameters', *heads, box=MARKDOWN)
     for name, title in NETWORKS.items():
         group = [run for run in runs if run.network == name]
@@ -102,7 +103,8 @@ def _cells(losses: list[Losses]) -> list[str]:
     found = []
     for name in ('style', 'content'):
         values = [getattr(one, name) for one in losses]
-        found.append(f'{mean(values):.3f} ± {stdev(values) if len(values) > 1 else 0:.3f}')
+        deviation = f' ± {stdev(values):.3f}' if len(values) > 1 else ''
+        found.append(f'{mean(values):.3f}{deviation}')
     return found
 
 
