@@ -81,8 +81,9 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def result_table(runs: list[Run], seeds: int) -> str:
+def result_table(runs: list[Run]) -> str:
     """Return a Markdown table of the losses."""
+    seeds = len({run.seed for run in runs})
     statistics = f', mean ± std of {seeds}' if seeds > 1 else ''
     heads = (f'{loss} loss{statistics}' for loss in ('style', 'content'))
     table = Table('network', 'parameters', *heads, box=MARKDOWN)
@@ -128,7 +129,7 @@ def main() -> None:
         runs.append(run)
         pictures.setdefault(NETWORKS[run.network], found)
     out = Path(args.out)
-    text = result_table(runs, args.seeds)
+    text = result_table(runs)
     (out / 'style_transfer.md').write_text(f'{text}\n')
     (out / 'style_transfer.json').write_text(
         json.dumps(

@@ -50,7 +50,7 @@ _SAVE_EVERY = 100  # steps
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a network is built and trained, and how it is evaluated.
+    """Settings of the networks, their training and their evaluation.
 
     Attributes:
         steps (int): Training steps. Default: 600.
