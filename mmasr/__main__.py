@@ -25,7 +25,7 @@ def main() -> None:
     elif name in ('-h', '--help'):
         print('usage: mmasr TOOL ...\n')
         for tool, path in TOOLS.items():
-            print(f'  {tool:10} {_summary(path)}')
+            print(f'  {tool:14} {_summary(path)}')
         print('\nRun mmasr TOOL --help for the arguments of a tool.')
     elif name in TOOLS:
         _run(name, arguments)

@@ -75,6 +75,7 @@ OPTIONS = {
     'convert': '--attention --out --force',
     'sweep': '--seeds --out',
     'quantization': '--calibrate --rounds --out',
+    'style_transfer': '--held-out --style --features --networks --seeds --size --out',
     'removal': '--images --distill --curves --rounds --out',
     'shapes': '--train --val --size --seed',
     'digits': 'out',

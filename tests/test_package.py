@@ -129,6 +129,7 @@ def test_the_help_lists_all_tools(installed, tmp_path):
         'sweep',
         'removal',
         'quantization',
+        'style_transfer',
         'shapes',
         'digits',
         'env',

@@ -9,6 +9,7 @@ import torch
 from mmasr.experiments.benchmark.measure import Cost
 from mmasr.experiments.benchmark.picture import draw_speed
 from mmasr.experiments.removal import Comparison, Variant, draw_curves
+from mmasr.experiments.style_transfer import Data, draw_pictures
 from mmasr.experiments.sweep import Run, draw_sweep
 from mmasr.plots import TEXT
 from mmasr.stripes import ChannelStatistics, Stripes
@@ -24,6 +25,10 @@ FIGURES = {
     'stripes': lambda: draw_stripes([stripes()]),
     'deviations': lambda: draw_deviations([stripes()]),
     'changes': lambda: draw_changes({'a': torch.rand(4, 3, 20)}, [2, 3, 4, 5]),
+    'pictures': lambda: draw_pictures(
+        Data([], [torch.zeros(3, 8, 12)] * 2, torch.zeros(3, 8, 8), torch.nn.Identity()),
+        {'a': [torch.rand(3, 8, 12)] * 2},
+    ),
     'sweep': lambda: draw_sweep([Run('a', 0, {'accuracy': 90.0}, 'accuracy', 10)]),
     'removal': lambda: draw_curves(
         [
@@ -64,7 +69,7 @@ def test_a_long_module_name_does_not_narrow_the_panels():
 def test_matplotlib_is_imported_only_for_drawing():
     code = """
 import sys
-import mmasr.experiments.benchmark.picture, mmasr.stripes.figures
+import mmasr.experiments.benchmark.picture, mmasr.experiments.style_transfer, mmasr.stripes.figures
 assert 'matplotlib' not in sys.modules
 mmasr.plots.panels(1, 1)
 assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules
