@@ -165,6 +165,75 @@ def test_hosts_that_differ(odd, delta):
     check(network)
 
 
+# Each changes a network after its first pass.
+CHANGES = {
+    **{name: lambda network, change=change: change(network[1][1].bn.asr) for name, change in ODD.items()},
+    'a parameter': lambda network: setattr(
+        network[1][1].bn, 'weight', nn.Parameter(2 * network[1][1].bn.weight)
+    ),
+    'a module': lambda network: setattr(
+        network[1][1].bn.asr.attention[0], 'fc2', randomize(nn.Linear(1, 16)).double()
+    ),
+    'a block': lambda network: network[1].__setitem__(0, copy.deepcopy(network[1][2])),
+    'one block less': lambda network: network[1].__delitem__(0),
+    'a block at two places': lambda network: network[1].__setitem__(0, network[1][2]),
+    'a new host': lambda network: with_asr(network, sites=['1.0.conv']),
+    'a folded host': lambda network: mmasr.fold(network[1][1].bn),
+    'a frozen host': lambda network: network[1][1].bn.requires_grad_(False),
+    'values': randomize,
+    'the mode': lambda network: network[1].eval(),
+}
+
+
+@needs_batching
+@pytest.mark.parametrize('change', CHANGES)
+def test_changes_after_the_first_pass(change):
+    network = with_asr(plain())
+    gradients(network)
+    CHANGES[change](network)
+    check(network)
+    check(network)
+
+
+@needs_batching
+def test_groups_are_kept_while_nothing_changes():
+    network = with_asr(plain())
+    gradients(network)
+    found = network._batches
+    torch.optim.SGD(network.parameters(), lr=0.1).step()
+    network.eval()(X)
+    network.train()
+    gradients(network)
+    assert network._batches is found
+    network.float()
+    gradients(network, X.float())
+    assert network._batches is not found
+    assert copy.deepcopy(network)._batches is pickle.loads(pickle.dumps(network))._batches is None
+    disable_batching(network)
+    assert '_batches' not in vars(network)
+
+
+def test_tensors_of_a_functional_call_are_not_kept():
+    network = with_asr(plain())
+    values = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+    functional_call(network, values, X)
+    gone = [weakref.ref(value) for value in values.values()]
+    values.clear()
+    assert [ref() for ref in gone] == [None] * len(gone)
+    check(network)
+
+
+def test_frozen_hosts_stay_without_gradients():
+    network = with_asr(plain())
+    network[0].requires_grad_(False)
+    network[1].requires_grad_(False)
+    assert not network[:2](X).requires_grad
+    outputs = []
+    network[1].register_forward_hook(lambda module, args, output: outputs.append(output))
+    check(network)
+    assert not any(output.requires_grad for output in outputs)
+
+
 def test_kernels_of_different_sizes_for_the_same_number_of_channels():
     network = with_asr(plain(), 'ECA')
     network[1][1].bn.asr.attention[0].conv = randomize(nn.Conv1d(1, 1, 5, padding=2, bias=False)).double()
