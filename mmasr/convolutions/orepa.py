@@ -7,9 +7,10 @@ The branches and their initial values are those of the authors' code,
 https://github.com/JUGGHM/OREPA_CVPR2022, which differs from the paper in details. Needs torch only.
 """
 
+import itertools
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import nn
@@ -24,6 +25,12 @@ from ..errors import InputError
 
 #: Number of depthwise kernels per input channel.
 EXPANSION = 8
+
+#: Largest number of elements of a kernel that is squeezed together with others on a CPU.
+_LARGEST_IN_BATCH = 2**14
+
+#: Dimension of each tensor of :func:`_squeezed`, from ``basis`` on, that contains the groups.
+_GROUPED = 0, 0, 1, 0, 0, 1, 0, 0
 
 
 class OREPA(ParameterReparameterization):
@@ -209,6 +216,36 @@ class OREPA(ParameterReparameterization):
         return made.to(layer.weight).requires_grad_(layer.weight.requires_grad)
 
 
+def _batch_key(cls: type[OREPA], layer: nn.Conv2d) -> Hashable:
+    """Return a key that is equal for small convolutions of equal shape; see ``batch_key`` of the base class.
+
+    On a CPU, copying the branches of a large kernel takes longer than launching its operations.
+    """
+    if layer.weight.device.type == 'cpu' and layer.weight.numel() > _LARGEST_IN_BATCH:
+        return None
+    groups, _, *tensors = layer.orepa._arguments(layer.weight)
+    kinds = [tensor if tensor is None else (tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]
+    # A frozen host stays without gradients.
+    return groups, *kinds, any(parameter.requires_grad for parameter in layer.parameters())
+
+
+def _prepare_batch(
+    cls: type[OREPA], layers: Sequence[nn.Conv2d]
+) -> Callable[[], dict[nn.Module, dict[str, torch.Tensor]]]:
+    """Prepare to squeeze equal convolutions as one grouped convolution, whose groups they are."""
+    (groups, *_), (identity, *_), *tensors = zip(
+        *(layer.orepa._arguments(layer.weight) for layer in layers), strict=True
+    )
+    flat, weight = [tensor for column in tensors for tensor in column], layers[0].weight
+
+    def compute() -> dict[nn.Module, dict[str, torch.Tensor]]:
+        with without_autocast(weight.device):
+            kernels = _squeeze(len(layers), groups, identity, *flat).split(len(weight))
+        return {layer: {'weight': kernel} for layer, kernel in zip(layers, kernels, strict=True)}
+
+    return compute
+
+
 class OREPA1x1(OREPA):
     """Branches of a 1 x 1 convolution, s₀ W + s₁ W₂ W₁: the origin, and two 1 x 1 convolutions in sequence.
 
@@ -219,6 +256,8 @@ class OREPA1x1(OREPA):
         out_channels (int): Number of output channels.
         init_identity (bool): See :meth:`OREPA.from_layer`. Default: False.
     """
+
+    batch_key, prepare_batch = classmethod(_batch_key), classmethod(_prepare_batch)
 
     def __init__(self, in_channels: int, out_channels: int, init_identity: bool = False) -> None:
         super().__init__(init_identity)
@@ -249,7 +288,11 @@ class OREPA1x1(OREPA):
 
     def kernel(self, weight: torch.Tensor) -> torch.Tensor:
         """Squeeze all branches into one kernel; see :meth:`OREPA.kernel`."""
-        return _squeeze(1, False, None, weight, self.scale, self.inner, self.outer, None, None, None)
+        return _squeeze(1, *self._arguments(weight))
+
+    def _arguments(self, weight: torch.Tensor) -> tuple:
+        """Return the arguments of :func:`_squeezed`."""
+        return 1, False, None, weight, self.scale, self.inner, self.outer, None, None, None
 
 
 class OREPAKxK(OREPA):
@@ -276,6 +319,8 @@ class OREPAKxK(OREPA):
         centre (bool): Whether to include the 1 x 1 convolution at the center. Default: True.
         a (float): Slope of the leaky ReLU that the Kaiming initialization assumes. Default: 0.
     """
+
+    batch_key, prepare_batch = classmethod(_batch_key), classmethod(_prepare_batch)
 
     def __init__(
         self,
@@ -340,8 +385,12 @@ class OREPAKxK(OREPA):
 
     def kernel(self, weight: torch.Tensor) -> torch.Tensor:
         """Squeeze all branches into one kernel; see :meth:`OREPA.kernel`."""
+        return _squeeze(1, *self._arguments(weight))
+
+    def _arguments(self, weight: torch.Tensor) -> tuple:
+        """Return the arguments of :func:`_squeezed`."""
         branches = self.scale, self.inner, self.outer, self.points, self.depthwise, self.pointwise
-        return _squeeze(self.groups, True, self.basis, weight, *branches)
+        return self.groups, True, self.basis, weight, *branches
 
 
 class OREPALargeKernel(OREPA):
@@ -459,11 +508,27 @@ def _init_scales(scale: torch.Tensor, values: tuple[float, ...], init_identity: 
     scale.copy_(torch.tensor(values)[:, None].expand_as(scale))
 
 
-def _squeeze(*args: object) -> torch.Tensor:
-    """Return the kernel that branches amount to; the arguments are those of :func:`_squeezed`."""
+def _squeeze(n: int, *args: object) -> torch.Tensor:
+    """Return the kernels that the branches of n equal convolutions amount to, one after the other.
+
+    Args:
+        n (int): Number of convolutions.
+        *args: Arguments of :func:`_squeezed`, with n tensors in place of each.
+    """
     if functorch_level() is not None:  # torch.func takes no function of this kind
-        return _squeezed(*args)
-    return _Squeeze.apply(*args)
+        return _squeezed(*_joined(n, *args))
+    return _Squeeze.apply(n, *args)
+
+
+def _joined(n: int, groups: int, identity: bool, *tensors: torch.Tensor | None) -> tuple:
+    """Join n equal convolutions to one, whose groups are those of all of them."""
+    if n > 1:
+        columns = (tensors[start : start + n] for start in range(0, len(tensors), n))
+        tensors = [
+            None if column[0] is None else torch.cat(column, dim)
+            for column, dim in zip(columns, _GROUPED, strict=True)
+        ]
+    return n * groups, identity, *tensors
 
 
 def _squeezed(
@@ -521,28 +586,38 @@ class _Squeeze(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, *args: object) -> torch.Tensor:
-        ctx.groups, ctx.identity, *tensors = args
+    def forward(ctx: FunctionCtx, n: int, *args: object) -> torch.Tensor:
+        groups, identity, *tensors = args
+        ctx.options = n, groups, identity
         ctx.save_for_backward(*tensors)
-        return _squeezed(*args)
+        return _squeezed(*_joined(n, *args))
 
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        basis, *inputs = ctx.saved_tensors
+        n = ctx.options[0]
+        tensors = ctx.saved_tensors
+        nothing = [None] * (len(ctx.options) + n)  # options and bases
         if torch.is_grad_enabled():  # it may be differentiated again
+            inputs = tensors[n:]
             given = [tensor for tensor in inputs if tensor is not None]
-            kernel = _squeezed(ctx.groups, ctx.identity, basis, *inputs)
+            kernel = _squeezed(*_joined(*ctx.options, *tensors))
             found = iter(torch.autograd.grad(kernel, given, gradient, create_graph=True, allow_unused=True))
-            return None, None, None, *(None if tensor is None else next(found) for tensor in inputs)
+            return *nothing, *(None if tensor is None else next(found) for tensor in inputs)
         with without_autocast(gradient.device):
-            return None, None, None, *_gradients(ctx.groups, ctx.identity, basis, gradient, *inputs)
+            found = _gradients(gradient, *_joined(*ctx.options, *tensors))
+        if n == 1:
+            return *nothing, *found
+        parts = (
+            [None] * n if g is None else g.chunk(n, dim) for g, dim in zip(found, _GROUPED[1:], strict=True)
+        )
+        return *nothing, *itertools.chain.from_iterable(parts)
 
 
 def _gradients(
+    gradient: torch.Tensor,
     groups: int,
     identity: bool,
     basis: torch.Tensor | None,
-    gradient: torch.Tensor,
     weight: torch.Tensor,
     scale: torch.Tensor,
     inner: torch.Tensor,
