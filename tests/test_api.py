@@ -80,7 +80,7 @@ OPTIONS = {
     'shapes': '--train --val --size --seed',
     'digits': 'out',
     'benchmark': '--model --part --attention --delta --batch --size --rounds --device --threads --amp '
-    '--channels-last --compile --out --picture',
+    '--channels-last --compile --launching --out --picture',
 }
 
 

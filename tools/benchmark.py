@@ -3,15 +3,20 @@
 Examples:
     python tools/benchmark.py configs/mask_rcnn_r50.py --attention SE ECA
     python tools/benchmark.py --model torchvision:resnet18 --convs OREPA OfflineOREPA DBB
+    python tools/benchmark.py --model torchvision:resnet50 --launching
 
 All variants are made from one network and measured in one run: the plain network; attention κ; ASR(κ) in
 training form, in the paper's form (which multiplies the feature map by the scale) and deployed; ASR(κ) + κ;
 convolutions with branches in training form and deployed, and OREPA also as its authors compute it. They take
 turns in every round. The tables show ratios to the plain network within a round: the median and the 10-90 %
 range.
+
+With --launching, all variants are one sixteenth as wide. What remains is the CPU time of Python, autograd and
+launching operators, which a GPU waits for when it has few images.
 """
 
 import argparse
+import copy
 import dataclasses
 import json
 import os
@@ -25,11 +30,12 @@ from torch import nn
 from mmasr.attention import ATTENTIONS
 from mmasr.errors import InputError, exit_on_input_error, with_source
 from mmasr.experiments.benchmark.convolutions import convolution_types, convolution_variants, parse_spec
+from mmasr.experiments.benchmark.launching import LaunchCost, measure_launching, narrow
 from mmasr.experiments.benchmark.machine import describe_machine
 from mmasr.experiments.benchmark.measure import Cost, measure
 from mmasr.experiments.benchmark.network import config_model, random_input, torchvision_model
 from mmasr.experiments.benchmark.picture import draw_growth, draw_speed
-from mmasr.experiments.benchmark.tables import markdown_tables
+from mmasr.experiments.benchmark.tables import launching_tables, markdown_tables
 from mmasr.experiments.benchmark.variants import attention_variants
 from mmasr.experiments.benchmark.workload import Workload, check_runs, image_workload, openmmlab_workload
 from mmasr.processes import join_processes
@@ -78,14 +84,21 @@ def parse_args() -> argparse.Namespace:
         help='numbers δ of attention modules in an ASR (default: 1)',
     )
     parser.add_argument(
-        '--batch', type=_positive, nargs='+', default=[8], help='batch sizes, one table each (default: 8)'
+        '--launching',
+        action='store_true',
+        help='measure only what launching operators costs the CPU: a narrow network and a small image',
+    )
+    parser.add_argument(
+        '--batch',
+        type=_positive,
+        nargs='+',
+        help='batch sizes, one table each (default: 8; with --launching 1)',
     )
     parser.add_argument(
         '--size',
         type=_positive,
         nargs='+',
-        default=[224],
-        help='image side, or height and width, in pixels (default: 224)',
+        help='image side, or height and width, in pixels (default: 224; with --launching 64)',
     )
     parser.add_argument(
         '--sides',
@@ -94,11 +107,15 @@ def parse_args() -> argparse.Namespace:
         default=[],
         help='image sides in pixels, one table each; --picture then shows how the cost grows',
     )
-    parser.add_argument('--rounds', type=_positive, default=20, help='number of rounds (default: 20)')
     parser.add_argument(
-        '--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='default: %(default)s'
+        '--rounds', type=_positive, help='number of rounds (default: 20; with --launching 100)'
     )
-    parser.add_argument('--threads', type=_positive, help="number of CPU threads (default: torch's choice)")
+    parser.add_argument('--device', help='default: cuda if there is a GPU; with --launching cpu')
+    parser.add_argument(
+        '--threads',
+        type=_positive,
+        help="number of CPU threads (default: torch's choice; with --launching 1)",
+    )
     parser.add_argument(
         '--amp', action='store_true', help='mixed precision: float16 on a GPU, bfloat16 on a CPU'
     )
@@ -115,6 +132,12 @@ def parse_args() -> argparse.Namespace:
     )
     args = parser.parse_args()
     args.attention = args.attention or ([] if args.convs else ['SE'])
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    defaults = {'batch': [8], 'size': [224], 'rounds': 20, 'device': device}
+    if args.launching:
+        defaults = {'batch': [1], 'size': [64], 'rounds': 100, 'device': 'cpu', 'threads': 1}
+    for name, value in defaults.items():
+        setattr(args, name, getattr(args, name) or value)
     return args
 
 
@@ -139,6 +162,8 @@ def check(args: argparse.Namespace) -> None:
             parse_spec(text)
     except InputError as error:
         raise InputError(f'--convs {error}') from error
+    if args.launching:
+        _check_launching(args)
     _check_device(args.device)
     if len(args.size) > 2:
         raise InputError(f'--size takes a side, or height and width, not {len(args.size)} numbers')
@@ -147,6 +172,17 @@ def check(args: argparse.Namespace) -> None:
         raise InputError('--layer needs --model or --part backbone')
     if args.sides and len(args.batch) > 1:
         raise InputError('--sides needs a single --batch')
+
+
+def _check_launching(args: argparse.Namespace) -> None:
+    """Check that the other arguments go with --launching."""
+    for name in ('layer', 'sides', 'amp', 'channels_last', 'compile', 'picture'):
+        if getattr(args, name):
+            raise InputError(f'--{name.replace("_", "-")} does not go with --launching')
+    if args.device != 'cpu':
+        raise InputError(f'--device {args.device}: --launching measures the CPU')
+    if args.config and args.part == 'whole':
+        raise InputError('--launching needs --model or --part backbone')
 
 
 def _check_device(name: str) -> None:
@@ -191,6 +227,8 @@ def _build_variants(
     if args.layer:
         layout = torch.channels_last if args.channels_last else torch.contiguous_format
         inputs = random_input(plain, args.layer, inputs).contiguous(memory_format=layout)
+    if args.launching:
+        plain = narrow(copy.deepcopy(plain), inputs)
     whole = args.config and args.part == 'whole'
     workload = openmmlab_workload(plain, inputs) if whole else image_workload(inputs)
     models = attention_variants(plain, args.attention, args.delta) if args.attention else {}
@@ -202,7 +240,11 @@ def _build_variants(
 
 
 def _write_results(
-    args: argparse.Namespace, results: dict[int, list[Cost]], settings: dict, machine: dict, source: str
+    args: argparse.Namespace,
+    results: dict[int, list[Cost] | list[LaunchCost]],
+    settings: dict,
+    machine: dict,
+    source: str,
 ) -> None:
     """Write the measurements and the picture."""
     try:
@@ -242,12 +284,17 @@ def main() -> None:
         images = torch.randn(batch, 3, *size, device=device).contiguous(memory_format=layout)
         with with_source(source):
             models, workload = _build_variants(args, plain, images)
-        results[key] = measure(models, workload, args.rounds, args.amp, args.compile, track)
+        if args.launching:
+            results[key] = measure_launching(models, workload, args.rounds, track)
+            tables = launching_tables(results[key])
+        else:
+            results[key] = measure(models, workload, args.rounds, args.amp, args.compile, track)
+            tables = markdown_tables(results[key], batch)
         if rank == 0:
             kind = 'feature map' if args.layer else 'images'
             shape = ' x '.join(map(str, workload.inputs.shape))
             print(f'\n{source}, {kind} {shape}, {args.rounds} rounds\n')
-            print(markdown_tables(results[key], batch))
+            print(tables)
     if rank:
         return
     machine = describe_machine(device)

@@ -1,7 +1,7 @@
 """Base class of the channel attention modules κ, and functions that they share. Needs torch only."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from itertools import groupby
 
 import torch
@@ -16,11 +16,11 @@ class ChannelAttention(nn.Module, ABC):
 
     A subclass implements :meth:`logits` and :meth:`init_weights`.
 
-    It may also define a static method ``logits_of(modules, x)``, with which ASR computes several modules in
-    one batch. The modules form δ rows; all rows have the same shapes. ``x`` of shape (δ, ΣC) holds their
-    features at one position, the channels of one module after those of the previous one. The result has the
-    same shape and holds their gates' inputs. A subclass does not inherit ``logits_of``, as it may compute
-    something else.
+    It may also define a static method ``prepare_logits(modules, rows)``, with which ASR computes several
+    modules in one batch. The modules form δ rows; all rows have the same shapes. The result is a function of
+    ``x``, of shape (δ, ΣC): their features at one position, the channels of one module after those of the
+    previous one. It returns their gates' inputs, in the same shape. It may keep the parameters that it finds
+    in the modules. A subclass does not inherit ``prepare_logits``, as it may compute something else.
 
     Args:
         gate (str): ``'sigmoid'``, or ``'tanh'`` as in the paper's vision transformers.
@@ -72,7 +72,7 @@ class ChannelAttention(nn.Module, ABC):
         return x * self.weights(x)
 
 
-#: Layers inside attention modules that ``logits_of`` can compute together.
+#: Layers inside attention modules that ``prepare_logits`` supports.
 _LAYERS = nn.Linear, nn.Conv1d, nn.BatchNorm1d
 
 
@@ -80,11 +80,11 @@ def batch_key(module: nn.Module) -> Hashable:
     """Return a key that is equal for attention modules that can be computed in one batch; None for others.
 
     The shapes of the modules may differ. A module is computed separately if its class does not define
-    ``logits_of``, or if its layers are not the original layers of torch (an adapter replaced one, or it has a
-    hook).
+    ``prepare_logits``, or if its layers are not the original layers of torch (an adapter replaced one, or it
+    has a hook).
     """
     kind, layers = type(module), [*module._modules.values()]
-    if 'logits_of' not in vars(kind) or not all(type(layer) in _LAYERS for layer in layers):
+    if 'prepare_logits' not in vars(kind) or not all(type(layer) in _LAYERS for layer in layers):
         return None
     if any(m._forward_pre_hooks or m._forward_hooks or 'forward' in m.__dict__ for m in (module, *layers)):
         return None
@@ -96,79 +96,87 @@ def batch_key(module: nn.Module) -> Hashable:
     )
 
 
-def split_by_shape(
-    x: torch.Tensor, shapes: Sequence[Hashable], widths: Sequence[int]
-) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """Split the concatenated inputs of modules into one part per run of consecutive modules of equal shape.
+class Split:
+    """Split of the concatenated inputs of modules into one part per run of modules of equal shape.
 
     Args:
-        x (Tensor): Inputs of the modules, or their outputs' gradients, of shape (δ, ΣC).
         shapes (Sequence[Hashable]): Shape of every module, δ rows that are equal.
-        widths (Sequence[int]): Number C of channels of every module in x.
-
-    Yields:
-        tuple[list[int], Tensor]: Indices of N modules of equal shape, and their part of x, of shape (N, C).
+        widths (Sequence[int]): Number C of channels of every module in the inputs.
+        rows (int): δ.
     """
-    n, start = len(shapes) // len(x), 0
-    for _, equal in groupby(range(n), shapes.__getitem__):
-        numbers = list(equal)
-        width = widths[numbers[0]]
-        part = x.narrow(1, start, len(numbers) * width)
-        start += len(numbers) * width
-        yield [n * row + number for row in range(len(x)) for number in numbers], part.reshape(-1, width)
+
+    def __init__(self, shapes: Sequence[Hashable], widths: Sequence[int], rows: int) -> None:
+        n = len(shapes) // rows
+        runs = [[*equal] for _, equal in groupby(range(n), shapes.__getitem__)]
+        #: Indices of the modules of every run, in all rows.
+        self.numbers = [[n * row + number for row in range(rows) for number in run] for run in runs]
+        self.widths = [widths[run[0]] for run in runs]
+        self.sizes = [len(run) * width for run, width in zip(runs, self.widths, strict=True)]
+
+    def __call__(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Return the part of every run, of shape (N, C) for N modules, of x of shape (δ, ΣC)."""
+        parts = x.split(self.sizes, dim=1)
+        return [part.reshape(-1, width) for part, width in zip(parts, self.widths, strict=True)]
 
 
 class _BatchedLinear(torch.autograd.Function):
     """Products of :func:`batched_linear` that save the weights for the backward pass, but no stacked copy."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: FunctionCtx, splits: tuple[Split, Split], x: torch.Tensor, *weights: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.splits = splits
         ctx.save_for_backward(x, *weights)
-        return _products(x, *weights)
+        return _products(splits, x, *weights)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def backward(ctx: FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, *weights = ctx.saved_tensors
-        shapes = [weight.shape for weight in weights]
-        outputs, inputs = zip(*shapes, strict=True)
+        inputs, outputs = ctx.splits
         back, products = [], {}
-        for (numbers, part), (_, d) in zip(
-            split_by_shape(x, shapes, inputs), split_by_shape(gradient, shapes, outputs), strict=True
-        ):
-            back.append(
-                torch.bmm(d[:, None], torch.stack([weights[number] for number in numbers])).view(len(x), -1)
-            )
+        for numbers, part, d in zip(inputs.numbers, inputs(x), outputs(gradient), strict=True):
+            stacked = torch.stack([weights[number] for number in numbers])
+            back.append(torch.bmm(d[:, None], stacked).view(len(x), -1))
             products.update(zip(numbers, (d[..., None] * part[:, None]).unbind(), strict=True))
-        return torch.cat(back, dim=1), *[products[number] for number in range(len(weights))]
+        return None, torch.cat(back, dim=1), *[products[number] for number in range(len(weights))]
 
 
-def _products(x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
-    shapes = [weight.shape for weight in weights]
-    outputs = [
-        torch.bmm(part[:, None], torch.stack([weights[number] for number in numbers]).mT).view(len(x), -1)
-        for numbers, part in split_by_shape(x, shapes, [inputs for _, inputs in shapes])
-    ]
+def _products(splits: tuple[Split, Split], x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+    inputs, _ = splits
+    outputs = []
+    for numbers, part in zip(inputs.numbers, inputs(x), strict=True):
+        stacked = torch.stack([weights[number] for number in numbers])
+        outputs.append(torch.bmm(part[:, None], stacked.mT).view(len(x), -1))
     return torch.cat(outputs, dim=1)
 
 
-def batched_linear(layers: Sequence[nn.Linear], x: torch.Tensor) -> torch.Tensor:
-    """Apply several linear layers, each to its own part of x.
+def batched_linear(layers: Sequence[nn.Linear], rows: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Prepare to apply several linear layers, each to its own part of the input.
 
     Args:
         layers (Sequence[nn.Linear]): δ rows of layers; all rows have the same shapes. Either all layers have
             a bias, or none has.
-        x (Tensor): Inputs of the layers, concatenated, of shape (δ, ΣC).
+        rows (int): δ.
 
     Returns:
-        Tensor: Outputs of the layers, concatenated, of shape (δ, ΣC').
+        callable: Maps their inputs, concatenated, of shape (δ, ΣC), to their outputs, of shape (δ, ΣC'). It
+        keeps the layers' parameters.
     """
-    # An autograd function that supports torch.func's transforms inspects its own signature in every call,
-    # which takes longer than the computation.
-    apply = _products if torch._C._are_functorch_transforms_active() else _BatchedLinear.apply
-    outputs = apply(x, *[layer.weight for layer in layers])
-    if layers[0].bias is None:
-        return outputs
-    return outputs + torch.cat([layer.bias for layer in layers]).view_as(outputs)
+    weights = [layer.weight for layer in layers]
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    shapes = [weight.shape for weight in weights]
+    outputs, inputs = zip(*shapes, strict=True)
+    splits = Split(shapes, inputs, rows), Split(shapes, outputs, rows)
+
+    def compute(x: torch.Tensor) -> torch.Tensor:
+        # An autograd function that supports torch.func's transforms inspects its own signature in every call,
+        # which takes longer than the computation.
+        apply = _products if torch._C._are_functorch_transforms_active() else _BatchedLinear.apply
+        result = apply(splits, x, *weights)
+        return result + torch.cat(biases).view_as(result) if biases else result
+
+    return compute
 
 
 def squeeze(x: torch.Tensor) -> torch.Tensor:

@@ -1,13 +1,13 @@
 """ECA-Net: Efficient Channel Attention, Wang et al., CVPR 2020, https://arxiv.org/abs/1910.03151."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 from torch.nn.functional import conv1d
 
-from .base import ChannelAttention, split_by_shape, squeeze
+from .base import ChannelAttention, Split, squeeze
 
 
 class ECA(ChannelAttention):
@@ -40,21 +40,26 @@ class ECA(ChannelAttention):
         return self.conv(squeeze(x)[:, None])[:, 0]
 
     @staticmethod
-    def logits_of(modules: Sequence['ECA'], x: torch.Tensor) -> torch.Tensor:
-        """Compute the :meth:`logits` of several modules; see :class:`ChannelAttention`.
+    def prepare_logits(modules: Sequence['ECA'], rows: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Prepare to compute the :meth:`logits` of several modules; see :class:`ChannelAttention`.
 
         Args:
             modules (Sequence[ECA]): δ rows of modules; all rows have the same shapes.
-            x (Tensor): Their features at one position, (δ, ΣC).
+            rows (int): δ.
 
         Returns:
-            Tensor: Their gates' inputs, (δ, ΣC).
+            callable: Maps their features at one position, (δ, ΣC), to their gates' inputs, (δ, ΣC).
         """
-        logits, channels = [], [m.channels for m in modules]
-        shapes = [(m.channels, m.conv.weight.shape) for m in modules]
-        for numbers, part in split_by_shape(x, shapes, channels):
-            kernels = torch.cat([modules[number].conv.weight for number in numbers])
-            padding = modules[numbers[0]].conv.padding
-            convolved = conv1d(part[None], kernels, padding=padding, groups=len(numbers))
-            logits.append(convolved.view(len(x), -1))
-        return torch.cat(logits, dim=1)
+        shapes, channels = [(m.channels, m.conv.weight.shape) for m in modules], [m.channels for m in modules]
+        split = Split(shapes, channels, rows)
+        layers = [[modules[number].conv for number in numbers] for numbers in split.numbers]
+        kernels = [[layer.weight for layer in run] for run in layers]
+
+        def compute(x: torch.Tensor) -> torch.Tensor:
+            logits = [
+                conv1d(part[None], torch.cat(weights), padding=run[0].padding, groups=len(run)).view(rows, -1)
+                for part, weights, run in zip(split(x), kernels, layers, strict=True)
+            ]
+            return torch.cat(logits, dim=1)
+
+        return compute

@@ -1,6 +1,6 @@
 """Instance Enhancement Batch Normalization, Liang et al., AAAI 2020, https://arxiv.org/abs/1908.04008."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -33,17 +33,15 @@ class IE(ChannelAttention):
         return self.weight * squeeze(x) + self.bias
 
     @staticmethod
-    def logits_of(modules: Sequence['IE'], x: torch.Tensor) -> torch.Tensor:
-        """Compute the :meth:`logits` of several modules; see :class:`ChannelAttention`.
+    def prepare_logits(modules: Sequence['IE'], rows: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Prepare to compute the :meth:`logits` of several modules; see :class:`ChannelAttention`.
 
         Args:
             modules (Sequence[IE]): δ rows of modules; all rows have the same shapes.
-            x (Tensor): Their features at one position, (δ, ΣC).
+            rows (int): δ.
 
         Returns:
-            Tensor: Their gates' inputs, (δ, ΣC).
+            callable: Maps their features at one position, (δ, ΣC), to their gates' inputs, (δ, ΣC).
         """
-        weight, bias = (
-            torch.cat([getattr(m, name) for m in modules]).view_as(x) for name in ('weight', 'bias')
-        )
-        return weight * x + bias
+        weights, biases = [m.weight for m in modules], [m.bias for m in modules]
+        return lambda x: torch.cat(weights).view_as(x) * x + torch.cat(biases).view_as(x)

@@ -1,6 +1,6 @@
 """Squeeze-and-Excitation Networks, Hu et al., CVPR 2018, https://arxiv.org/abs/1709.01507."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -40,15 +40,15 @@ class SE(ChannelAttention):
         return self.fc2(self.fc1(squeeze(x)).relu())
 
     @staticmethod
-    def logits_of(modules: Sequence['SE'], x: torch.Tensor) -> torch.Tensor:
-        """Compute the :meth:`logits` of several modules; see :class:`ChannelAttention`.
+    def prepare_logits(modules: Sequence['SE'], rows: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Prepare to compute the :meth:`logits` of several modules; see :class:`ChannelAttention`.
 
         Args:
             modules (Sequence[SE]): δ rows of modules; all rows have the same shapes.
-            x (Tensor): Their features at one position, (δ, ΣC).
+            rows (int): δ.
 
         Returns:
-            Tensor: Their gates' inputs, (δ, ΣC).
+            callable: Maps their features at one position, (δ, ΣC), to their gates' inputs, (δ, ΣC).
         """
-        hidden = batched_linear([m.fc1 for m in modules], x).relu()
-        return batched_linear([m.fc2 for m in modules], hidden)
+        first, second = (batched_linear([getattr(m, name) for m in modules], rows) for name in ('fc1', 'fc2'))
+        return lambda x: second(first(x).relu())

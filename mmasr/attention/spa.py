@@ -1,6 +1,6 @@
 """SPANet: Spatial Pyramid Attention Network, Guo et al., ICME 2020."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -40,18 +40,22 @@ class SPA(ChannelAttention):
         return self.fc2(self.fc1(pyramid).relu())
 
     @staticmethod
-    def logits_of(modules: Sequence['SPA'], x: torch.Tensor) -> torch.Tensor:
-        """Compute the :meth:`logits` of several modules; see :class:`ChannelAttention`.
+    def prepare_logits(modules: Sequence['SPA'], rows: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Prepare to compute the :meth:`logits` of several modules; see :class:`ChannelAttention`.
 
         Args:
             modules (Sequence[SPA]): δ rows of modules; all rows have the same shapes.
-            x (Tensor): Their features at one position, (δ, ΣC).
+            rows (int): δ.
 
         Returns:
-            Tensor: Their gates' inputs, (δ, ΣC).
+            callable: Maps their features at one position, (δ, ΣC), to their gates' inputs, (δ, ΣC).
         """
         channels = [m.fc2.out_features for m in modules]
-        parts = x.flatten().split(channels)
-        cells = torch.cat([part.repeat_interleave(times) for part in parts for times in (1, 4, 16)])
-        hidden = batched_linear([m.fc1 for m in modules], cells.view(len(x), -1)).relu()
-        return batched_linear([m.fc2 for m in modules], hidden)
+        first, second = (batched_linear([getattr(m, name) for m in modules], rows) for name in ('fc1', 'fc2'))
+
+        def compute(x: torch.Tensor) -> torch.Tensor:
+            parts = x.flatten().split(channels)
+            cells = torch.cat([part.repeat_interleave(times) for part in parts for times in (1, 4, 16)])
+            return second(first(cells.view(rows, -1)).relu())
+
+        return compute

@@ -1,6 +1,6 @@
 """SRM: A Style-based Recalibration Module, Lee et al., ICCV 2019, https://arxiv.org/abs/1903.10829."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -46,18 +46,23 @@ class SRM(ChannelAttention):
         return batch_norm(style, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
 
     @staticmethod
-    def logits_of(modules: Sequence['SRM'], x: torch.Tensor) -> torch.Tensor:
-        """Compute the :meth:`logits` of several modules; see :class:`ChannelAttention`.
+    def prepare_logits(modules: Sequence['SRM'], rows: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Prepare to compute the :meth:`logits` of several modules; see :class:`ChannelAttention`.
 
         Args:
             modules (Sequence[SRM]): δ rows of modules; all rows have the same shapes.
-            x (Tensor): Their features at one position, (δ, ΣC).
+            rows (int): δ.
 
         Returns:
-            Tensor: Their gates' inputs, (δ, ΣC).
+            callable: Maps their features at one position, (δ, ΣC), to their gates' inputs, (δ, ΣC).
         """
-        mean, std = torch.cat([m.cfc for m in modules]).view(*x.shape, 2).unbind(-1)
-        style = mean * x + std * SRM.eps**0.5  # the variance of one position is 0
         names = 'running_mean', 'running_var', 'weight', 'bias'
-        affine = [torch.cat([getattr(m.bn, name) for m in modules]) for name in names]
-        return batch_norm(style.view(1, -1), *affine, eps=modules[0].bn.eps).view_as(style)
+        cfc, affine = [m.cfc for m in modules], [[getattr(m.bn, name) for m in modules] for name in names]
+
+        def compute(x: torch.Tensor) -> torch.Tensor:
+            mean, std = torch.cat(cfc).view(*x.shape, 2).unbind(-1)
+            style = mean * x + std * SRM.eps**0.5  # the variance of one position is 0
+            style = batch_norm(style.view(1, -1), *map(torch.cat, affine), eps=modules[0].bn.eps)
+            return style.view_as(x)
+
+        return compute

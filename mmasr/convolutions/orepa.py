@@ -7,9 +7,10 @@ The branches and their initial values are those of the authors' code,
 https://github.com/JUGGHM/OREPA_CVPR2022, which differs from the paper in details. Needs torch only.
 """
 
+import itertools
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import nn
@@ -25,6 +26,12 @@ from ..errors import InputError
 
 #: Number of depthwise kernels per input channel.
 EXPANSION = 8
+
+#: Largest number of elements of a kernel that is squeezed together with others on a CPU.
+_LARGEST_IN_BATCH = 2**14
+
+#: Dimension of each tensor of :func:`_squeezed`, from ``basis`` on, that contains the groups.
+_GROUPED = 0, 0, 1, 0, 0, 1, 0, 0
 
 
 class OREPA(ParameterReparameterization):
@@ -210,6 +217,36 @@ class OREPA(ParameterReparameterization):
         return made.to(layer.weight).requires_grad_(layer.weight.requires_grad)
 
 
+def _batch_key(cls: type[OREPA], layer: nn.Conv2d) -> Hashable:
+    """Return a key that is equal for small convolutions of equal shape; see ``batch_key`` of the base class.
+
+    On a CPU, copying the branches of a large kernel takes longer than launching its operations.
+    """
+    if layer.weight.device.type == 'cpu' and layer.weight.numel() > _LARGEST_IN_BATCH:
+        return None
+    groups, _, *tensors = layer.orepa._arguments(layer.weight)
+    kinds = [tensor if tensor is None else (tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]
+    # A frozen host stays without gradients.
+    return groups, *kinds, any(parameter.requires_grad for parameter in layer.parameters())
+
+
+def _prepare_batch(
+    cls: type[OREPA], layers: Sequence[nn.Conv2d]
+) -> Callable[[], dict[nn.Module, dict[str, torch.Tensor]]]:
+    """Prepare to squeeze equal convolutions as one grouped convolution, whose groups they are."""
+    (groups, *_), (identity, *_), *tensors = zip(
+        *(layer.orepa._arguments(layer.weight) for layer in layers), strict=True
+    )
+    flat, weight = [tensor for column in tensors for tensor in column], layers[0].weight
+
+    def compute() -> dict[nn.Module, dict[str, torch.Tensor]]:
+        with without_autocast(weight.device):
+            kernels = _squeeze(len(layers), groups, identity, *flat).split(len(weight))
+        return {layer: {'weight': kernel} for layer, kernel in zip(layers, kernels, strict=True)}
+
+    return compute
+
+
 class OREPA1x1(OREPA):
     """Branches of a 1 x 1 convolution, s₀ W + s₁ W₂ W₁: the origin, and two 1 x 1 convolutions in sequence.
 
@@ -220,6 +257,8 @@ class OREPA1x1(OREPA):
         out_channels (int): Number of output channels.
         init_identity (bool): See :meth:`OREPA.from_layer`. Default: False.
     """
+
+    batch_key, prepare_batch = classmethod(_batch_key), classmethod(_prepare_batch)
 
     def __init__(self, in_channels: int, out_channels: int, init_identity: bool = False) -> None:
         super().__init__(init_identity)
@@ -250,7 +289,11 @@ class OREPA1x1(OREPA):
 
     def kernel(self, weight: torch.Tensor) -> torch.Tensor:
         """Squeeze all branches into one kernel; see :meth:`OREPA.kernel`."""
-        return _squeeze(1, False, None, weight, self.scale, self.inner, self.outer, None, None, None)
+        return _squeeze(1, *self._arguments(weight))
+
+    def _arguments(self, weight: torch.Tensor) -> tuple:
+        """Return the arguments of :func:`_squeezed`."""
+        return 1, False, None, weight, self.scale, self.inner, self.outer, None, None, None
 
 
 class OREPAKxK(OREPA):
@@ -277,6 +320,8 @@ class OREPAKxK(OREPA):
         centre (bool): Whether to include the 1 x 1 convolution at the center. Default: True.
         a (float): Slope of the leaky ReLU that the Kaiming initialization assumes. Default: 0.
     """
+
+    batch_key, prepare_batch = classmethod(_batch_key), classmethod(_prepare_batch)
 
     def __init__(
         self,
@@ -340,8 +385,12 @@ class OREPAKxK(OREPA):
 
     def kernel(self, weight: torch.Tensor) -> torch.Tensor:
         """Squeeze all branches into one kernel; see :meth:`OREPA.kernel`."""
+        return _squeeze(1, *self._arguments(weight))
+
+    def _arguments(self, weight: torch.Tensor) -> tuple:
+        """Return the arguments of :func:`_squeezed`."""
         branches = self.scale, self.inner, self.outer, self.points, self.depthwise, self.pointwise
-        return _squeeze(self.groups, True, self.basis, weight, *branches)
+        return self.groups, True, self.basis, weight, *branches
 
 
 class OREPALargeKernel(OREPA):
@@ -469,11 +518,27 @@ def _init_scales(scale: torch.Tensor, values: tuple[float, ...], init_identity: 
     scale.copy_(torch.tensor(values)[:, None].expand_as(scale))
 
 
-def _squeeze(*args: object) -> torch.Tensor:
-    """Return the kernel that branches amount to; the arguments are those of :func:`_squeezed`."""
+def _squeeze(n: int, *args: object) -> torch.Tensor:
+    """Return the kernels that the branches of n equal convolutions amount to, one after the other.
+
+    Args:
+        n (int): Number of convolutions.
+        *args: Arguments of :func:`_squeezed`, with n tensors in place of each.
+    """
     if functorch_level() is not None:  # torch.func takes no function of this kind
-        return _squeezed(*args)
-    return _Squeeze.apply(*args)
+        return _squeezed(*_joined(n, *args))
+    return _Squeeze.apply(n, *args)
+
+
+def _joined(n: int, groups: int, identity: bool, *tensors: torch.Tensor | None) -> tuple:
+    """Join n equal convolutions to one, whose groups are those of all of them."""
+    if n > 1:
+        columns = (tensors[start : start + n] for start in range(0, len(tensors), n))
+        tensors = [
+            None if column[0] is None else torch.cat(column, dim)
+            for column, dim in zip(columns, _GROUPED, strict=True)
+        ]
+    return n * groups, identity, *tensors
 
 
 def _squeezed(
@@ -482,20 +547,40 @@ def _squeezed(
     basis: torch.Tensor | None,
     weight: torch.Tensor,
     scale: torch.Tensor,
-    *branches: torch.Tensor | None,
+    inner: torch.Tensor,
+    outer: torch.Tensor,
+    points: torch.Tensor | None,
+    depthwise: torch.Tensor | None,
+    pointwise: torch.Tensor | None,
 ) -> torch.Tensor:
     """Compute the kernel of :class:`_Squeeze` with automatic differentiation."""
-    views = _GroupedTensors(groups, identity, basis, weight, scale, *branches)
-    kernel = views.weight * views.s[0]
-    rows = torch.einsum('gokt,gti->goki', views.outer, views.inner).mul_(views.s[1])
+    outputs, own, *_ = weight.shape
+    s = scale[..., None, None]
+    scaled = (outer * s[1]).view(groups, -1, outer.shape[-1])
+    rows = torch.bmm(scaled, _inner_kernels(inner, groups, own, identity)).view(outputs, -1, own)
     if basis is not None:
-        rows += torch.einsum('gopk,pgoi->goki', views.basis * views.s_points, views.points)
-    kernel += rows.mT
+        rows.baddbmm_((basis * scale[2:-1].T[..., None]).mT, points.transpose(0, 1))
+    kernel = (weight * s[0, ..., None]).flatten(2).add_(rows.mT)
     del rows
     if basis is not None:
-        columns = torch.einsum('gitk,gito->giko', views.depthwise, views.pointwise).mul_(views.s_pointwise)
-        kernel += columns.permute(0, 3, 1, 2)
+        columns = torch.bmm(_by_input(depthwise).mT, _by_input(pointwise)).view(
+            groups, own, -1, outputs // groups
+        )
+        columns = columns.mul_(scale[-1].view(groups, 1, 1, -1)).permute(0, 3, 1, 2)
+        kernel.view(columns.shape).add_(columns)
     return kernel.view_as(weight)
+
+
+def _by_input(kernels: torch.Tensor) -> torch.Tensor:
+    """View kernels of :data:`EXPANSION` per input channel by input channel, as one matrix each."""
+    return kernels.view(-1, EXPANSION, kernels.shape[-1])
+
+
+def _inner_kernels(inner: torch.Tensor, groups: int, own: int, identity: bool) -> torch.Tensor:
+    """Return the inner kernels of every group (g, t, i), plus the identity if it is a part of them."""
+    if identity:  # repeated if there are twice as many channels
+        inner = inner.view(-1, own, own) + torch.eye(own, dtype=inner.dtype, device=inner.device)
+    return inner.view(groups, -1, own)
 
 
 class _Squeeze(torch.autograd.Function):
@@ -503,87 +588,81 @@ class _Squeeze(torch.autograd.Function):
 
     The kernel is linear in every branch, so its gradients need only the parameters and the gradient of the
     kernel. Nothing else is saved, while automatic differentiation saves the kernel of every branch.
-    Intermediate kernels have the layouts ``rows`` (o, k, i) and ``columns`` (i, k, o), so that the products
-    are products of large matrices. They are scaled in place.
+
+    For O outputs, I inputs of a group, and kernels of k positions, intermediate kernels have the layouts
+    ``rows`` (O, k, I) and ``columns`` (inputs of all groups, k, outputs of a group), so that the products are
+    products of large matrices. Each is one call of torch's matrix product, as ``einsum`` takes several times
+    as long to launch.
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, *args: object) -> torch.Tensor:
-        ctx.groups, ctx.identity, *tensors = args
+    def forward(ctx: FunctionCtx, n: int, *args: object) -> torch.Tensor:
+        groups, identity, *tensors = args
+        ctx.options = n, groups, identity
         ctx.save_for_backward(*tensors)
-        return _squeezed(*args)
+        return _squeezed(*_joined(n, *args))
 
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        basis, weight, scale, *branches = ctx.saved_tensors
+        n = ctx.options[0]
+        tensors = ctx.saved_tensors
+        nothing = [None] * (len(ctx.options) + n)  # options and bases
         if torch.is_grad_enabled():  # it may be differentiated again
-            given = [tensor for tensor in (weight, scale, *branches) if tensor is not None]
-            kernel = _squeezed(ctx.groups, ctx.identity, basis, weight, scale, *branches)
+            inputs = tensors[n:]
+            given = [tensor for tensor in inputs if tensor is not None]
+            kernel = _squeezed(*_joined(*ctx.options, *tensors))
             found = iter(torch.autograd.grad(kernel, given, gradient, create_graph=True, allow_unused=True))
-            gradients = [None if t is None else next(found) for t in (weight, scale, *branches)]
-            return None, None, None, *gradients
-        views = _GroupedTensors(ctx.groups, ctx.identity, basis, weight, scale, *branches)
+            return *nothing, *(None if tensor is None else next(found) for tensor in inputs)
         with without_autocast(gradient.device):
-            d = gradient.reshape(views.weight.shape)
-            rows = d.mT.clone(memory_format=torch.contiguous_format)
-            outer = torch.einsum('goki,gti->gokt', rows, views.inner)
-            scales = [
-                torch.einsum('goik,goik->go', d, views.weight),
-                torch.einsum('gokt,gokt->go', outer, views.outer),
-            ]
-            points = depthwise = pointwise = None
-            if basis is not None:
-                points = torch.einsum('gopk,goki->gopi', views.basis, rows).movedim(2, 0)
-                scales += torch.einsum('pgoi,pgoi->pgo', points, views.points).unbind()
-                columns = d.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
-                pointwise = torch.einsum('gitk,giko->gito', views.depthwise, columns)
-                scales.append((pointwise * views.pointwise).sum((1, 2)))
-                depthwise = torch.einsum('gito,giko->gitk', views.pointwise, columns.mul_(views.s_pointwise))
-                points.mul_(views.s[2:-1, ..., 0])
-                pointwise.mul_(views.s_pointwise)
-            inner = views.outer.flatten(1, 2).mT @ rows.mul_(views.s[1]).flatten(1, 2)
-            outer.mul_(views.s[1])
-        gradients = d * views.s[0], torch.stack(scales), inner, outer, points, depthwise, pointwise
-        inputs = weight, scale, *branches
-        return (
-            None,
-            None,
-            None,
-            *(g if g is None else g.reshape(x.shape) for g, x in zip(gradients, inputs, strict=True)),
+            found = _gradients(gradient, *_joined(*ctx.options, *tensors))
+        if n == 1:
+            return *nothing, *found
+        parts = (
+            [None] * n if g is None else g.chunk(n, dim) for g, dim in zip(found, _GROUPED[1:], strict=True)
         )
+        return *nothing, *itertools.chain.from_iterable(parts)
 
 
-class _GroupedTensors:
-    """Tensors of :class:`_Squeeze`, viewed by group.
+def _gradients(
+    gradient: torch.Tensor,
+    groups: int,
+    identity: bool,
+    basis: torch.Tensor | None,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    inner: torch.Tensor,
+    outer: torch.Tensor,
+    points: torch.Tensor | None,
+    depthwise: torch.Tensor | None,
+    pointwise: torch.Tensor | None,
+) -> list[torch.Tensor | None]:
+    """Compute the gradients of all tensors from that of the squeezed kernel."""
+    outputs, own, *_ = weight.shape
+    s = scale[..., None, None]
+    d = gradient.contiguous().view(outputs, own, -1)
+    rows = d.mT.contiguous()
+    by_group = rows.view(groups, -1, own)
+    d_outer = torch.bmm(by_group, _inner_kernels(inner, groups, own, identity).mT).view_as(outer)
+    d_scale = [_dot(d, weight), _dot(d_outer, outer)]
+    d_inner = torch.bmm((outer * s[1]).view(groups, -1, outer.shape[-1]).mT, by_group).view_as(inner)
+    d_points = d_depthwise = d_pointwise = None
+    if basis is not None:
+        by_point = torch.bmm(basis, rows).transpose(0, 1)
+        d_scale.append((by_point * points).sum(-1))
+        d_points = torch.mul(by_point, scale[2:-1, :, None], out=torch.empty_like(points))
+        columns = (
+            d.view(groups, -1, *d.shape[1:]).permute(0, 2, 3, 1).reshape(-1, d.shape[-1], outputs // groups)
+        )
+        d_pointwise = torch.bmm(_by_input(depthwise), columns).view(groups, -1, outputs // groups)
+        last = scale[-1].view(groups, 1, -1)
+        by_group = pointwise.view_as(d_pointwise)
+        d_scale.append((d_pointwise * by_group).sum(1).view(1, -1))
+        d_depthwise = torch.bmm(_by_input(by_group * last), columns.mT).view_as(depthwise)
+        d_pointwise = d_pointwise.mul_(last).view_as(pointwise)
+    d_weight = (gradient * s[0, ..., None]).view_as(weight)
+    return [d_weight, torch.cat(d_scale), d_inner, d_outer.mul_(s[1]), d_points, d_depthwise, d_pointwise]
 
-    Dimensions: g groups, o outputs and i inputs of a group, k positions of a kernel, t channels between two
-    convolutions in sequence, p kernels of 1 x 1.
-    """
 
-    def __init__(
-        self,
-        groups: int,
-        identity: bool,
-        basis: torch.Tensor | None,
-        weight: torch.Tensor,
-        scale: torch.Tensor,
-        inner: torch.Tensor,
-        outer: torch.Tensor,
-        points: torch.Tensor | None,
-        depthwise: torch.Tensor | None,
-        pointwise: torch.Tensor | None,
-    ) -> None:
-        outputs, own = weight.shape[0] // groups, weight.shape[1]
-        self.weight = weight.reshape(groups, outputs, own, -1)
-        self.s = scale.view(-1, groups, outputs, 1, 1)
-        self.outer = outer.view(groups, outputs, *outer.shape[1:])
-        if identity:  # repeated if there are twice as many channels
-            inner = inner.view(-1, own, own) + torch.eye(own, dtype=inner.dtype, device=inner.device)
-        self.inner = inner.reshape(groups, -1, own)
-        if basis is not None:
-            self.points = points.view(-1, groups, outputs, own)
-            self.basis = basis.view(groups, outputs, *basis.shape[1:])
-            self.s_points = self.s[2:-1, ..., 0].permute(1, 2, 0, 3)
-            self.s_pointwise = self.s[-1].view(groups, 1, 1, outputs)
-            self.depthwise = depthwise.view(groups, own, EXPANSION, -1)
-            self.pointwise = pointwise.view(groups, own, EXPANSION, outputs)
+def _dot(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Return the dot product of every output channel of two tensors (O, ...), as a row."""
+    return torch.bmm(first.view(len(first), 1, -1), second.view(len(second), -1, 1)).view(1, -1)

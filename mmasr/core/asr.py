@@ -6,7 +6,6 @@ https://arxiv.org/abs/2304.06345.
 
 import functools
 import itertools
-from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 
 import torch
@@ -20,7 +19,7 @@ from .compat import without_autocast
 from .reparameterization import REPARAMETERIZATIONS, ParameterReparameterization
 from .scale_check import check_output_scales
 from .scaling import batch_key as layer_batch_key
-from .scaling import channel_dim, check_scalable, output_channels, output_layers, scaled, scaled_batch
+from .scaling import channel_dim, check_scalable, output_channels, output_layers, prepare_scaled, scaled
 from .sites import find_sites, find_transformer_sites, no_sites
 
 
@@ -200,30 +199,40 @@ class ASR(ParameterReparameterization):
         return output / self.initial.reshape(shape)
 
     @classmethod
-    def batched_effective_parameters(
-        cls, hosts: Sequence[nn.Module]
-    ) -> dict[nn.Module, dict[str, torch.Tensor]]:
-        """Compute the effective parameters of all hosts whose κ can be batched."""
-        groups = defaultdict(list)
-        for host in hosts:
-            groups[host.asr._batch_key(host)].append(host)
-        groups.pop(None, None)
-        result = {}
-        for group in groups.values():
-            if len(group) > 1:
-                group.sort(key=lambda host: host.asr.psi.shape[1])  # equal widths are computed as one
-                products = scaled_batch(group, _batched_scales([host.asr for host in group]))
-                result.update(zip(group, products, strict=True))
-        return result
+    def batch_key(cls, layer: nn.Module) -> Hashable:
+        """Return a key that is equal for layers whose κ and own parameters can be batched.
 
-    def _batch_key(self, layer: nn.Module) -> Hashable:
-        psi, (first, *others) = self.psi, self.attention
+        Their widths may differ.
+
+        Args:
+            layer (nn.Module): A host of an ASR.
+        """
+        asr = layer.asr
+        psi, (first, *others) = asr.psi, asr.attention
         key = batch_key(first)
         if key is None or any(
             batch_key(other) != key or _shapes(other) != _shapes(first) for other in others
         ):
             return None
-        return key, len(psi), psi.dtype, psi.device, layer_batch_key(layer)
+        # A frozen host stays without gradients.
+        trains = any(parameter.requires_grad for parameter in layer.parameters())
+        return key, len(psi), psi.dtype, psi.device, trains, layer_batch_key(layer)
+
+    @classmethod
+    def prepare_batch(
+        cls, layers: Sequence[nn.Module]
+    ) -> Callable[[], dict[nn.Module, dict[str, torch.Tensor]]]:
+        """Prepare to compute the effective parameters of several hosts.
+
+        Args:
+            layers (Sequence[nn.Module]): Hosts with the same :meth:`batch_key`.
+
+        Returns:
+            callable: Returns host -> its effective parameters.
+        """
+        layers = sorted(layers, key=lambda layer: layer.asr.psi.shape[1])  # equal widths are computed as one
+        scales, products = _prepare_scales([layer.asr for layer in layers]), prepare_scaled(layers)
+        return lambda: dict(zip(layers, products(scales()), strict=True))
 
     def describe(self) -> str:
         """Return the classes of its attention modules, such as ``SE x SE``."""
@@ -321,10 +330,16 @@ def _shapes(attention: nn.Module) -> list[torch.Size]:
     return [parameter.shape for parameter in attention.parameters()]
 
 
-def _batched_scales(asrs: Sequence[ASR]) -> torch.Tensor:
-    """Return the scales of ASRs with equal batch keys, of shape (ΣC,)."""
-    with without_autocast(asrs[0].psi.device):
-        psi = torch.cat([asr.psi for asr in asrs], dim=1)
-        modules = [asr.attention[row] for row in range(len(psi)) for asr in asrs]
-        values = modules[0].gated(type(modules[0]).logits_of(modules, psi))
-        return functools.reduce(torch.mul, values.unbind()) / torch.cat([asr.initial for asr in asrs])
+def _prepare_scales(asrs: Sequence[ASR]) -> Callable[[], torch.Tensor]:
+    """Prepare to compute the scales of ASRs with equal batch keys, of shape (ΣC,)."""
+    psi, initial = [asr.psi for asr in asrs], [asr.initial for asr in asrs]
+    modules = [asr.attention[row] for row in range(len(psi[0])) for asr in asrs]
+    first = modules[0]
+    logits = type(first).prepare_logits(modules, len(psi[0]))
+
+    def compute() -> torch.Tensor:
+        with without_autocast(psi[0].device):
+            values = first.gated(logits(torch.cat(psi, dim=1)))
+            return functools.reduce(torch.mul, values.unbind()) / torch.cat(initial)
+
+    return compute

@@ -6,6 +6,10 @@ of a network with the same structure need as many together.
 
 import functools
 import weakref
+from collections.abc import Iterator
+from itertools import chain
+from operator import attrgetter, is_
+from typing import Any
 
 import torch
 from torch import nn
@@ -52,23 +56,89 @@ def _context() -> tuple:
     return torch.is_grad_enabled(), hooks, functorch_level(), stream
 
 
-def _compute(network: nn.Module) -> dict[nn.Module, dict[str, torch.Tensor]]:
-    kinds: dict[type, dict[Host, None]] = {}
-    modules = [network]
-    for module in modules:  # takes a fifth of the time of network.modules(), which builds names
-        # The parameters of another unit are still sharded; its hosts compute their own.
-        modules += [
-            child
-            for child in module._modules.values()
-            if child is not None and not _is_sharded_unit(type(child))
+class _Batches:
+    """The hosts of a network that are computed together: found once, and kept until the network changes.
+
+    Every pass compares what the prepared computations may depend on:
+
+    - the modules of the network and their classes
+    - the parameters and buffers inside the hosts, their dtype, device, shape and ``requires_grad``
+    - the attributes of modules inside the hosts and their hooks; of torch's own layers, only additional
+      attributes, such as an overridden ``forward``
+
+    It holds no reference to the network itself. Copies and pickles of a network contain None instead.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.modules = _children(network)
+        hosts: dict[Host, None] = {}
+        tables = [network._modules]
+        for module in self.modules:  # takes a fifth of the time of network.modules(), which builds names
+            if _is_sharded_unit(type(module)):
+                continue  # its parameters are still sharded; its hosts compute their own
+            tables.append(module._modules)
+            self.modules += _children(module)
+            if isinstance(module, Host):
+                hosts[module] = None
+        parameters = [module._parameters for host in hosts for module in host.modules()]
+        inside = [module for host in hosts for module in host.modules() if module is not host]
+        buffers = [module._buffers for module in inside]
+        self.tensors = [
+            tensor for table in (*parameters, *buffers) for tensor in table.values() if tensor is not None
         ]
-        if isinstance(module, Host):
-            kinds.setdefault(type(module.reparameterization()), {})[module] = None
-    computed = {}
-    for kind, hosts in kinds.items():
-        if 'batched_effective_parameters' in vars(kind):  # a subclass may compute something else
-            computed.update(kind.batched_effective_parameters([*hosts]))
-    return computed
+        own = [module for module in inside if not type(module).__module__.startswith('torch.')]
+        self.tables = [*tables, *parameters, *buffers, *map(vars, own)]
+        hooks = [table for module in inside for table in (module._forward_hooks, module._forward_pre_hooks)]
+        self.sized = [*self.tables, *map(vars, inside), *hooks]
+        self.values, self.state = [*self._values()], self._state()
+        #: Whether it may outlive the pass. Tensors in place of parameters, as in ``functional_call``, do not.
+        self.lasting = all(
+            isinstance(value, nn.Parameter | None) for table in parameters for value in table.values()
+        )
+        groups: dict[tuple, list[Host]] = {}
+        for host in hosts:
+            kind = type(host.reparameterization())
+            # A subclass may compute something else.
+            key = kind.batch_key(host) if 'batch_key' in vars(kind) else None
+            if key is not None:
+                groups.setdefault((kind, key), []).append(host)
+        self.computations = [
+            kind.prepare_batch(group) for (kind, _), group in groups.items() if len(group) > 1
+        ]
+
+    def __reduce__(self) -> tuple:
+        return type(None), ()
+
+    def _values(self) -> Iterator[Any]:
+        return chain.from_iterable(map(dict.values, self.tables))
+
+    def _state(self) -> list[list]:
+        attributes = [[*map(attribute, self.tensors)] for attribute in _ATTRIBUTES]
+        return [[*map(len, self.sized)], [*map(type, self.modules)], *attributes]
+
+    def is_current(self) -> bool:
+        """Return whether nothing has changed."""
+        # With equal sizes, no value is missing or additional. Tensors cannot be compared by ==.
+        return self._state() == self.state and all(map(is_, self._values(), self.values))
+
+    def compute(self) -> dict[Host, dict[str, torch.Tensor]]:
+        """Compute the effective parameters of the hosts."""
+        return {host: found for compute in self.computations for host, found in compute().items()}
+
+
+_ATTRIBUTES = [attrgetter(name) for name in ('dtype', 'device', 'shape', 'requires_grad')]
+
+
+def _children(module: nn.Module) -> list[nn.Module]:
+    return [child for child in module._modules.values() if child is not None]
+
+
+def _compute(network: nn.Module) -> dict[Host, dict[str, torch.Tensor]]:
+    batches = network.__dict__.get('_batches')
+    if batches is None or not batches.is_current():
+        batches = _Batches(network)
+        network.__dict__['_batches'] = batches if batches.lasting else None
+    return batches.compute()
 
 
 @functools.cache
@@ -81,10 +151,9 @@ def _is_sharded_unit(cls: type[nn.Module]) -> bool:
 def enable_batching(network: nn.Module) -> None:
     """Enable batched computation of the effective parameters of a network's hosts, in training.
 
-    Hosts that :meth:`batched_effective_parameters
-    <mmasr.core.reparameterization.ParameterReparameterization.batched_effective_parameters>` leaves out, and
-    hosts that run at another time or in another context, compute their own, with the same result up to
-    rounding. In eval mode all hosts do, as folding does.
+    Hosts whose :meth:`batch_key <mmasr.core.reparameterization.ParameterReparameterization.batch_key>` is
+    None or unique, and hosts that run at another time or in another context, compute their own, with the same
+    result up to rounding. In eval mode all hosts do, as folding does.
 
     A pass ends with the network's forward, even if that raises an error. If the process is interrupted in a
     pass (``KeyboardInterrupt``), parts of the network that are trained alone use its tensors until the
@@ -93,7 +162,7 @@ def enable_batching(network: nn.Module) -> None:
     Before torch 2.8, which cannot tell the context of a pass, every host always computes its own.
 
     Args:
-        network (nn.Module): The network. Its hosts are looked up in every pass.
+        network (nn.Module): The network. Changes in it are noticed in the next pass.
     """
     if CAN_BATCH and not isinstance(network, Host) and _begin not in network._forward_pre_hooks.values():
         network.register_forward_pre_hook(_begin)
@@ -122,6 +191,7 @@ def _end(network: nn.Module, args: tuple = (), output: object = None) -> None:
 def disable_batching(model: nn.Module) -> None:
     """Undo :func:`enable_batching` for a network and all modules in it."""
     for module in model.modules():
+        module.__dict__.pop('_batches', None)
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for key in [key for key, hook in hooks.items() if hook in (_begin, _end)]:
                 del hooks[key]

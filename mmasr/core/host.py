@@ -158,7 +158,8 @@ def write_parameters(layer: nn.Module, tensors: dict[str, torch.Tensor]) -> None
 def become_host(layer: nn.Module) -> None:
     """Turn a layer into a host, in place; the caller sets its child."""
     layer.__class__ = mixed_class(Host, type(layer))
-    if not is_batch_norm(layer):  # never part of a transformer layer, and a call with a hook takes longer
+    # Other layers are never part of a transformer layer, and a call with a hook takes longer.
+    if isinstance(layer, nn.Linear | nn.LayerNorm | nn.MultiheadAttention):
         layer.register_forward_pre_hook(_disable_fused_path)
 
 

@@ -35,6 +35,13 @@ def guard_hosts(model: nn.Module, names: list[str]) -> None:
     for name in filter(None, names):
         around = [outers[module] for module in _around(model, [name])]
         guarded[name] = around, model.get_submodule(name)
+    links = {}
+    for name in filter(None, names):
+        module = model
+        for part in name.split('.'):
+            table, module = module._modules, module._modules[part]
+            links[id(table), part] = table, part, module
+    model.__dict__.setdefault('_guarded_links', []).extend(links.values())
     if guarded and check_hosts_present not in model._forward_pre_hooks.values():
         model.register_forward_pre_hook(check_hosts_present)
 
@@ -50,6 +57,10 @@ def check_hosts_present(model: nn.Module, args: tuple = ()) -> None:
         InputError: If a host was deleted, or replaced by a layer that is not a host.
     """
     if is_compiling():
+        return
+    # Nearly always every module on the way to a host is still in its place, which is quickly seen.
+    links = model.__dict__.get('_guarded_links', ())
+    if all(table.get(name) is child for table, name, child in links):
         return
     guarded = model.__dict__.get('_guarded_hosts', {})
     gone = [name for name, (ancestors, host) in guarded.items() if _is_gone(model, name, ancestors, host)]
@@ -145,6 +156,7 @@ def _is_gone(model: nn.Module, name: str, ancestors: list[_Outer], host: nn.Modu
 def remove_guard(model: nn.Module) -> None:
     """Undo :func:`guard_hosts` for a network and all modules in it."""
     for module in model.modules():
+        module.__dict__.pop('_guarded_links', None)
         if module.__dict__.pop('_guarded_hosts', None):
             for key, hook in list(module._forward_pre_hooks.items()):
                 if hook is check_hosts_present:

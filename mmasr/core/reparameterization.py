@@ -12,7 +12,7 @@ A new one is a subclass and one registration, ``REPARAMETERIZATIONS['Name'] = Na
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -172,22 +172,35 @@ class ParameterReparameterization(Reparameterization):
         """
 
     @classmethod
-    def batched_effective_parameters(
-        cls, hosts: Sequence[nn.Module]
-    ) -> dict[nn.Module, dict[str, torch.Tensor]]:
-        """Compute :meth:`effective_parameters` of several layers in fewer operations.
+    def batch_key(cls, layer: nn.Module) -> Hashable:
+        """Return a key that is equal for layers that :meth:`prepare_batch` takes together; None for others.
 
         Only the class that defines it uses it; a subclass does not inherit it, as it may compute something
-        else.
+        else. Default: None.
 
         Args:
-            hosts (Sequence[nn.Module]): Layers of one network that have a child of this class each.
+            layer (nn.Module): A layer that has a child of this class.
+        """
+        return None
+
+    @classmethod
+    def prepare_batch(
+        cls, layers: Sequence[nn.Module]
+    ) -> Callable[[], dict[nn.Module, dict[str, torch.Tensor]]]:
+        """Prepare to compute :meth:`effective_parameters` of several layers in fewer operations.
+
+        Args:
+            layers (Sequence[nn.Module]): Layers of one network with the same :meth:`batch_key`.
 
         Returns:
-            dict[nn.Module, dict[str, Tensor]]: Layer -> its effective parameters, up to rounding. Layers that
-            are missing compute their own. Default: all are missing.
+            callable: Returns layer -> its effective parameters, up to rounding. It may keep the modules and
+            tensors that it finds in the layers: it is used until one of them is replaced, or a tensor gets
+            another dtype, device or shape.
+
+        Raises:
+            NotImplementedError: Always. A class that defines :meth:`batch_key` overrides it.
         """
-        return {}
+        raise NotImplementedError
 
     def describe(self) -> str:
         """Return a description for reports."""

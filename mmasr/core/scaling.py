@@ -112,36 +112,43 @@ def scaled(layer: nn.Module, v: torch.Tensor) -> dict[str, torch.Tensor]:
     }
 
 
-def scaled_batch(layers: Sequence[nn.Module], v: torch.Tensor) -> list[dict[str, torch.Tensor]]:
-    """Compute :func:`scaled` for several layers, with one product for all their vectors.
+def prepare_scaled(
+    layers: Sequence[nn.Module],
+) -> Callable[[torch.Tensor], list[dict[str, torch.Tensor]]]:
+    """Prepare to compute :func:`scaled` for several layers, with one product for all their vectors.
 
     Args:
         layers (Sequence[nn.Module]): Layers with the same :func:`batch_key`.
-        v (Tensor): Their scales in the same order, concatenated, of shape (ΣC,).
 
     Returns:
-        list[dict[str, Tensor]]: For each layer the result of :func:`scaled`.
+        callable: Takes their scales in the same order, concatenated, of shape (ΣC,), and returns for each
+        layer the result of :func:`scaled`. It keeps the layers' parameters.
     """
     outputs = [_output_parameters(layer) for layer in layers]
     vectors = [name for name, (_, parameter) in outputs[0].items() if parameter.dim() == 1]
-    result = [{} for _ in layers]
-    if vectors:
-        parameters = [output[name][1] for name in vectors for output in outputs]
-        products = torch.cat(parameters).view(len(vectors), -1) * v
-        parts = products.to(parameters[0].dtype).flatten().split([len(parameter) for parameter in parameters])
-        for number, part in enumerate(parts):
-            result[number % len(layers)][vectors[number // len(layers)]] = part
-    if len(vectors) < len(outputs[0]):
-        rows = v.split([output_channels(layer) for layer in layers])
-        for tensors, output, row in zip(result, outputs, rows, strict=True):
-            tensors.update(
-                {name: _product(*pair, row) for name, pair in output.items() if name not in vectors}
-            )
-    return result
+    others = [name for name in outputs[0] if name not in vectors]
+    parameters = [output[name][1] for name in vectors for output in outputs]
+    lengths = [len(parameter) for parameter in parameters]
+    channels = [output_channels(layer) for layer in layers]
+
+    def compute(v: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+        parts = ()
+        if vectors:
+            products = torch.cat(parameters).view(len(vectors), -1) * v
+            parts = products.to(parameters[0].dtype).flatten().split(lengths)
+        result = [
+            dict(zip(vectors, parts[number :: len(layers)], strict=True)) for number in range(len(layers))
+        ]
+        if others:
+            for tensors, output, row in zip(result, outputs, v.split(channels), strict=True):
+                tensors.update({name: _product(*output[name], row) for name in others})
+        return result
+
+    return compute
 
 
 def batch_key(layer: nn.Module) -> Hashable:
-    """Return a key that is equal for layers that :func:`scaled_batch` can compute together."""
+    """Return a key that is equal for layers that :func:`prepare_scaled` takes together."""
     parameters = _output_parameters(layer).items()
     return tuple(part for name, (_, p) in parameters for part in (name, p.dim() == 1, p.dtype, p.device))
 

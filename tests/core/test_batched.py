@@ -25,6 +25,8 @@ from mmasr.attention.se import SE
 from mmasr.core.batched import disable_batching
 from mmasr.core.compat import CAN_BATCH
 from mmasr.core.host import active_passes
+from mmasr.experiments.benchmark.memory import saved_for_backward
+from mmasr.experiments.benchmark.workload import image_workload
 
 needs_batching = pytest.mark.skipif(not CAN_BATCH, reason='torch 2.8 added the required API')
 
@@ -123,6 +125,35 @@ def test_the_number_of_operations_in_resnet50(delta, bound):
     assert operators(mmasr.attach(network, {'type': 'SE'}, delta=delta), x) - count <= bound
 
 
+def with_orepa():
+    """Return a network with three groups of equal convolutions with OREPA: 3 x 3, with groups, and 1 x 1."""
+    network = plain()
+    for blocks, groups in ((network[1], 1), (network[3], 8)):
+        for block in blocks:
+            channels = block.conv.in_channels
+            block.conv = nn.Conv2d(channels, channels, 3, padding=1, groups=groups, bias=False).double()
+    network[2] = nn.Sequential(nn.Conv2d(16, 32, 1), *[nn.Conv2d(32, 32, 1) for _ in range(2)]).double()
+    return randomize(mmasr.attach(network, {'type': 'OREPA'}, sites=r'.*conv|2\.\d'))
+
+
+@needs_batching
+def test_small_kernels_of_equal_shape_are_squeezed_together():
+    network = with_orepa()
+    check(network)
+    assert len(network._batches.computations) == 3
+    assert operators(network) < operators(unbatched(network))
+    for copied in (copy.deepcopy(network), with_asr(network)):
+        check(copied)
+
+
+@needs_batching
+def test_large_kernels_are_squeezed_one_by_one(monkeypatch):
+    monkeypatch.setattr(mmasr.convolutions.orepa, '_LARGEST_IN_BATCH', 16 * 16 * 9 - 1)
+    network = with_orepa()
+    check(network)
+    assert len(network._batches.computations) == 2
+
+
 class OtherSE(SE):
     """Computes something else than its base class, so its base class must not batch it."""
 
@@ -163,6 +194,75 @@ def test_hosts_that_differ(odd, delta):
         network[1][1].bn.asr.attention = network[1][0].bn.asr.attention
         network[1][2] = network[1][0]
     check(network)
+
+
+# Each changes a network after its first pass.
+CHANGES = {
+    **{name: lambda network, change=change: change(network[1][1].bn.asr) for name, change in ODD.items()},
+    'a parameter': lambda network: setattr(
+        network[1][1].bn, 'weight', nn.Parameter(2 * network[1][1].bn.weight)
+    ),
+    'a module': lambda network: setattr(
+        network[1][1].bn.asr.attention[0], 'fc2', randomize(nn.Linear(1, 16)).double()
+    ),
+    'a block': lambda network: network[1].__setitem__(0, copy.deepcopy(network[1][2])),
+    'one block less': lambda network: network[1].__delitem__(0),
+    'a block at two places': lambda network: network[1].__setitem__(0, network[1][2]),
+    'a new host': lambda network: with_asr(network, sites=['1.0.conv']),
+    'a folded host': lambda network: mmasr.fold(network[1][1].bn),
+    'a frozen host': lambda network: network[1][1].bn.requires_grad_(False),
+    'values': randomize,
+    'the mode': lambda network: network[1].eval(),
+}
+
+
+@needs_batching
+@pytest.mark.parametrize('change', CHANGES)
+def test_changes_after_the_first_pass(change):
+    network = with_asr(plain())
+    gradients(network)
+    CHANGES[change](network)
+    check(network)
+    check(network)
+
+
+@needs_batching
+def test_groups_are_kept_while_nothing_changes():
+    network = with_asr(plain())
+    gradients(network)
+    found = network._batches
+    torch.optim.SGD(network.parameters(), lr=0.1).step()
+    network.eval()(X)
+    network.train()
+    gradients(network)
+    assert network._batches is found
+    network.float()
+    gradients(network, X.float())
+    assert network._batches is not found
+    assert copy.deepcopy(network)._batches is pickle.loads(pickle.dumps(network))._batches is None
+    disable_batching(network)
+    assert '_batches' not in vars(network)
+
+
+def test_tensors_of_a_functional_call_are_not_kept():
+    network = with_asr(plain())
+    values = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+    functional_call(network, values, X)
+    gone = [weakref.ref(value) for value in values.values()]
+    values.clear()
+    assert [ref() for ref in gone] == [None] * len(gone)
+    check(network)
+
+
+def test_frozen_hosts_stay_without_gradients():
+    network = with_asr(plain())
+    network[0].requires_grad_(False)
+    network[1].requires_grad_(False)
+    assert not network[:2](X).requires_grad
+    outputs = []
+    network[1].register_forward_hook(lambda module, args, output: outputs.append(output))
+    check(network)
+    assert not any(output.requires_grad for output in outputs)
 
 
 def test_kernels_of_different_sizes_for_the_same_number_of_channels():
@@ -241,6 +341,15 @@ def test_an_interrupted_pass_does_not_keep_its_network_alive():
     active_passes.passes.clear()
 
 
+@needs_batching
+@pytest.mark.parametrize('network', [lambda: with_asr(plain()), with_orepa], ids=['ASR', 'OREPA'])
+def test_a_batch_keeps_no_copies_of_parameters(network):
+    """A host that computes alone keeps its scale or kernel, and what the layer itself keeps."""
+    network, workload = network(), image_workload(X)
+    alone = saved_for_backward(unbatched(network), workload)
+    assert saved_for_backward(network, workload) <= 1.01 * alone
+
+
 def test_threads_can_share_a_network():
     network = with_asr(plain())
     inputs = [torch.randn_like(X) for _ in range(4)]
@@ -281,8 +390,9 @@ def test_scales_are_float32_under_autocast():
     assert found.dtype == torch.bfloat16
 
 
-def test_second_derivatives():
-    network = with_asr(plain())
+@pytest.mark.parametrize('network', [lambda: with_asr(plain()), with_orepa], ids=['ASR', 'OREPA'])
+def test_second_derivatives(network):
+    network = network()
 
     def penalty(network):
         x = X.clone().requires_grad_()
@@ -292,8 +402,9 @@ def test_second_derivatives():
     torch.testing.assert_close(penalty(network), penalty(unbatched(network)), rtol=1e-9, atol=1e-9)
 
 
-def test_gradients_with_torch_func():
-    network = with_asr(plain())
+@pytest.mark.parametrize('network', [lambda: with_asr(plain()), with_orepa], ids=['ASR', 'OREPA'])
+def test_gradients_with_torch_func(network):
+    network = network()
     for block in (*network[1], *network[3]):
         block.bn.eval()  # torch.func does not allow in-place updates of running statistics
     parameters = {name: p.detach() for name, p in network.named_parameters()}

@@ -9,7 +9,7 @@ from torch import nn
 import mmasr
 from mmasr.convolutions.acnet import ACNet
 from mmasr.core.host import Host
-from mmasr.core.scaling import batch_key, is_batch_norm, output_channels, scaled, scaled_batch
+from mmasr.core.scaling import batch_key, is_batch_norm, output_channels, prepare_scaled, scaled
 from mmasr.errors import InputError
 
 C = 8
@@ -64,7 +64,7 @@ def test_several_layers_are_scaled_as_each_alone(layers):
     assert len({batch_key(layer) for layer in layers}) == 1
     rows = [torch.randn(output_channels(layer)) for layer in layers]
     expected = [scaled(layer, row) for layer, row in zip(layers, rows, strict=True)]
-    torch.testing.assert_close(scaled_batch(layers, torch.cat(rows)), expected)
+    torch.testing.assert_close(prepare_scaled(layers)(torch.cat(rows)), expected)
 
 
 def test_layers_with_different_parameters_have_different_keys():

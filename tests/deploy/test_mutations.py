@@ -300,7 +300,7 @@ def test_a_scale_that_is_wrong_everywhere_is_found(checkpoint, tmp_path, monkeyp
     """The trained network computes it with the same code."""
     right = mmasr.ASR.scale
     monkeypatch.setattr(mmasr.ASR, 'scale', lambda asr: WRONG_SCALES[mutation](asr, right(asr)))
-    monkeypatch.setattr(mmasr.ASR, 'batched_effective_parameters', lambda hosts: {})
+    monkeypatch.setattr(mmasr.ASR, 'batch_key', lambda layer: None)
     refused(checkpoint(name), tmp_path, 'the folded layer .* differs from the trained one')
 
 

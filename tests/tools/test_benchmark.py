@@ -97,6 +97,19 @@ def test_it_measures_several_image_sides_and_draws_how_the_cost_grows(tmp_path):
     assert (tmp_path / 'a.png').read_bytes().startswith(b'\x89PNG')
 
 
+def test_it_measures_launching_in_a_narrow_network(tmp_path):
+    options = [*RESNET18, '--launching', '--convs', 'OREPA', '--rounds', 2, '--out', 'a.json']
+    result = run_tool('benchmark.py', *options, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    stored = json.loads((tmp_path / 'a.json').read_text())
+    assert stored['settings'] | {'threads': 1, 'size': [64], 'device': 'cpu'} == stored['settings']
+    costs = {cost['name']: cost for cost in stored['batches']['1']}
+    assert list(costs) == ['plain', 'OREPA', "OREPA, the authors' form", 'OREPA, deployed']
+    assert all(len(seconds) == 2 for cost in costs.values() for seconds in cost['phases'].values())
+    assert costs['plain']['training_ratio'] == [1, 1, 1]
+    assert 'backward, ms' in result.stdout
+
+
 @pytest.mark.parametrize('part', ['whole', 'backbone'])
 def test_it_measures_the_plain_network_of_a_config_with_asr(part, tmp_path):
     options = ['--part', part, '--attention', 'ECA', '--batch', 1, '--size', 64, '--rounds', 1]
@@ -165,6 +178,13 @@ def test_it_needs_only_torch_and_torchvision(options, status, text, tmp_path):
         (['--model', 'torchvision:vgg11'], 'torchvision:vgg11: no site for attention found in VGG'),
         (['--model', 'torchvision:nope'], 'torchvision has no such classifier'),
         (['--model', 'timm:resnet18'], 'only torchvision:NAME is supported'),
+        ([*RESNET18, '--launching', '--amp'], '--amp does not go with --launching'),
+        ([*RESNET18, '--launching', '--device', 'cuda:0'], '--launching measures the CPU'),
+        (['small.py', '--launching'], '--launching needs --model or --part backbone'),
+        (
+            ['--model', 'torchvision:convnext_tiny', '--launching'],
+            'ConvNeXt does not run with layers one 16th as wide',
+        ),
         ([*RESNET18, '--device', 'cuda'], 'torch finds no GPU'),
         ([*RESNET18, '--out', 'no/a.json'], "can't write to no"),
         ([*RESNET18, '--out', 'empty.py'], 'empty.py: already exists'),

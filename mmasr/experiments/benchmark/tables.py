@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from statistics import median
 
+from .launching import PHASES, LaunchCost
 from .measure import Cost
 
 
@@ -33,6 +34,30 @@ def markdown_tables(costs: Sequence[Cost], batch: int) -> str:
         memory = f'{cost.training_bytes / 2**20:.1f}', f'{cost.training_bytes / plain.training_bytes:.4f}'
         training.append([cost.name, *speed, *memory])
     return f'{_markdown(inference)}\n\n{_markdown(training)}'
+
+
+def launching_tables(costs: Sequence[LaunchCost]) -> str:
+    """Write a table of the CPU time of training steps, and one of inferences.
+
+    Args:
+        costs (Sequence[LaunchCost]): Costs of the networks of a run, the plain one first.
+
+    Returns:
+        str: Both tables, without a newline at the end.
+    """
+    training = [
+        ['training step', 'CPU ms', '÷ plain', *(f'{phase}, ms' for phase in PHASES), 'wall clock ÷ plain']
+    ]
+    inference = [['inference', 'CPU ms', '÷ plain']]
+    for cost in costs:
+        step = median(map(sum, zip(*cost.phases.values(), strict=True)))
+        phases = [median(cost.phases[phase]) for phase in PHASES]
+        milliseconds, *parts = [f'{seconds * 1e3:.2f}' for seconds in (step, *phases)]
+        ratios = _ratio(cost.training_ratio), _ratio(cost.training_wall_ratio)
+        training.append([cost.name, milliseconds, ratios[0], *parts, ratios[1]])
+        seconds = median(cost.inference)
+        inference.append([cost.name, f'{seconds * 1e3:.2f}', _ratio(cost.inference_ratio)])
+    return f'{_markdown(training)}\n\n{_markdown(inference)}'
 
 
 def _markdown(rows: list[list[str]]) -> str:
