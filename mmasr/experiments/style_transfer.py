@@ -253,15 +253,17 @@ def load_features(name: str, weights: str | Path) -> nn.Module:
         raise InputError(f'{weights}: no such file; `features` needs the weights of {name}')
     with as_input_error(f"{weights}: can't be read as weights"):
         content = torch.load(weights, map_location='cpu', weights_only=True)
+    if isinstance(content, dict):
         content = content.get('state_dict', content)
-        state = {key.removeprefix('backbone.timm_model.'): value for key, value in content.items()}
+    if not isinstance(content, dict):
+        raise InputError(f'{weights}: not the weights of {name}, but a {type(content).__name__}')
+    state = {str(key).removeprefix('backbone.timm_model.'): value for key, value in content.items()}
     with as_input_error(f"can't build {name}, which needs timm or torchvision"), torch.device('meta'):
         network = _vgg16() if name == 'vgg16' else _lite0()
     own = network.state_dict()
-    if missing := [key for key in own if key not in state]:
-        raise InputError(f'{weights}: not the weights of {name}; {missing[0]} is missing')
-    with as_input_error(f'{weights}: not the weights of {name}'):
-        network.load_state_dict({key: state[key] for key in own}, assign=True)
+    if wrong := [key for key in own if getattr(state.get(key), 'shape', None) != own[key].shape]:
+        raise InputError(f'{weights}: not the weights of {name}; {wrong[0]} is missing or has another shape')
+    network.load_state_dict({key: state[key] for key in own}, assign=True)
     return _Features(network, *FEATURES[name]).eval().requires_grad_(False)
 
 
@@ -396,10 +398,12 @@ def train(name: str, seed: int, data: Data, recipe: Recipe, folder: Path, track:
         torch.manual_seed(seed)
         network = build_network(name, recipe)
         optimizer = torch.optim.Adam(network.parameters(), recipe.lr)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, recipe.steps)
-        parts = {'network': network, 'optimizer': optimizer, 'schedule': schedule}
+        parts = {'network': network, 'optimizer': optimizer}
         file = folder / 'checkpoint.pth'
         done = _load(file, settings, parts) if file.exists() else 0
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, recipe.lr, recipe.steps, last_epoch=done - 1
+        )
         loss_of = PerceptualLoss(data.features, data.style)
         for step in track(range(done, recipe.steps), f'{NETWORKS[name]}, seed {seed}'):
             torch.manual_seed(seed * recipe.steps + step)  # so that nothing has to be saved of the generator

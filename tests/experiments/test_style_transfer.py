@@ -297,6 +297,9 @@ def workplace(tmp_path_factory):
     vgg = make_layers(cfgs['D']).state_dict()
     torch.save({f'features.{key}': value for key, value in vgg.items()}, folder / 'vgg16.pth')
     (folder / 'text.pth').write_text('no weights')
+    torch.save([1, 2], folder / 'list.pth')
+    wide = {f'features.{key}': value.repeat_interleave(2, 0) for key, value in vgg.items()}
+    torch.save(wide, folder / 'wide.pth')
     return folder
 
 
@@ -334,6 +337,8 @@ def test_features_of_vgg16(workplace):
         ('resnet50', 'timm.pth', '`features` resnet50: unknown; choose from efficientnet_lite0, vgg16'),
         ('vgg16', 'none.pth', 'none.pth: no such file'),
         ('vgg16', 'text.pth', "text.pth: can't be read as weights"),
+        ('vgg16', 'list.pth', 'list.pth: not the weights of vgg16, but a list'),
+        ('vgg16', 'wide.pth', r'not the weights of vgg16; features\.0\.weight is missing or has another'),
         ('vgg16', 'timm.pth', r'timm.pth: not the weights of vgg16; features\.0\.weight is missing'),
         ('efficientnet_lite0', 'vgg16.pth', 'not the weights of efficientnet_lite0; conv_stem.weight is'),
     ],
