@@ -63,7 +63,15 @@ def parse_args() -> argparse.Namespace:
 
 
 def duration(found: dict[tuple[str, str], tuple[float, int]], jobs: int) -> str:
-    """Return a sentence about the duration of a sweep, from what :func:`estimate` returns."""
+    """Describe the duration of a sweep.
+
+    Args:
+        found (dict[tuple[str, str], tuple[float, int]]): See :func:`mmasr.experiments.sweep.estimate`.
+        jobs (int): Number of trainings at a time.
+
+    Returns:
+        str: A sentence.
+    """
     hours = [seconds / 3600 for seconds, _ in found.values()]
     count = sum(remaining for _, remaining in found.values())
     total = sum(seconds * remaining for seconds, remaining in found.values()) / 3600
@@ -75,6 +83,14 @@ def duration(found: dict[tuple[str, str], tuple[float, int]], jobs: int) -> str:
 
 def result_table(runs: Sequence[Run], metrics: Sequence[str], seeds: int) -> Table:
     """Return a table with a row for each config.
+
+    Args:
+        runs (Sequence[Run]): All runs.
+        metrics (Sequence[str]): Names of metrics; empty for the main one.
+        seeds (int): Number of seeds.
+
+    Returns:
+        Table: The table.
 
     Raises:
         InputError: If a metric does not exist.

@@ -665,4 +665,4 @@ def _gradients(
 
 def _dot(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """Return the dot product of every output channel of two tensors (O, ...), as a row."""
-    return torch.bmm(first.view(len(first), 1, -1), second.view(len(second), -1, 1)).view(1, -1)
+    return torch.bmm(first.reshape(len(first), 1, -1), second.reshape(len(second), -1, 1)).view(1, -1)

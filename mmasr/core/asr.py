@@ -165,9 +165,9 @@ class ASR(ParameterReparameterization):
 
     def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args) -> None:
         # All or nothing: divided by the initial values of another κ, the scale would be meaningless.
-        own = {prefix + name: tensor.shape for name, tensor in self.state_dict().items()}
+        own = {prefix + name: parameter.shape for name, parameter in self.named_parameters()}
         if any(key not in state_dict or state_dict[key].shape != shape for key, shape in own.items()):
-            for key in own.keys() & state_dict.keys():
+            for key in [prefix + name for name in self.state_dict() if prefix + name in state_dict]:
                 del state_dict[key]
         super()._load_from_state_dict(state_dict, prefix, *args)
 

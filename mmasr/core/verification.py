@@ -458,18 +458,18 @@ def use_paper_form(layer: nn.Module) -> None:
 def _host_in_paper_form(host: Host, *args, **kwargs) -> object:
     part = host.reparameterization()
     ends = branch_ends(host)
-    if (activation := inner_activation(host)) is not None:
-        handles = [activation.register_forward_pre_hook(lambda _, given: part.paper_form(host, *given))]
-    elif not ends:
-        output = host.stock.forward(host, *args, **kwargs)
-        if isinstance(output, tuple):  # of MultiheadAttention, with the attention weights
-            return part.paper_form(host, output[0], *args), *output[1:]
-        return part.paper_form(host, output, *args)
-    else:  # an activation may follow the sum, so the ASR scales every branch
+    if ends:  # an activation may follow the sum, so the ASR scales every branch
         handles = [
             end.register_forward_hook(lambda end, given, output: part.paper_form(end, output, *given))
             for end in ends.values()
         ]
+    elif (activation := inner_activation(host)) is not None:
+        handles = [activation.register_forward_pre_hook(lambda _, given: part.paper_form(host, *given))]
+    else:
+        output = host.stock.forward(host, *args, **kwargs)
+        if isinstance(output, tuple):  # of MultiheadAttention, with the attention weights
+            return part.paper_form(host, output[0], *args), *output[1:]
+        return part.paper_form(host, output, *args)
     try:
         return host.stock.forward(host, *args, **kwargs)
     finally:

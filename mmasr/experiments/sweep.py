@@ -199,7 +199,9 @@ class _Timed(Exception):  # noqa: N818
 def _seconds(config: Config) -> float:
     """Return an estimate of the duration of a training, without validation."""
     with tempfile.TemporaryDirectory() as folder, data_only(), quiet():
-        runner = build_runner(Config({**copy.deepcopy(config).to_dict(), 'work_dir': folder}))
+        # mmengine shares loggers and more among runners of one name, which by default is the time in seconds.
+        names = {'work_dir': folder, 'experiment_name': Path(folder).name}
+        runner = build_runner(Config({**copy.deepcopy(config).to_dict(), **names}))
         timer = _Timer()
         runner.register_hook(timer, 'LOWEST')
         with contextlib.suppress(_Timed):

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torchvision
-from helpers import classifier
+from helpers import classifier, randomize
 from mmdet.models.backbones import ResNet
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
@@ -459,3 +459,15 @@ def test_it_works_with_torch_func_and_is_differentiated_twice(size):
     twice = torch.autograd.grad(norm(once), parameters)
     expected = torch.func.grad(lambda given: norm(torch.func.grad(loss)(given).values()))(given)
     torch.testing.assert_close(dict(zip(names, twice, strict=True)), expected)
+
+
+@pytest.mark.parametrize('kernel', [1, 3, 5, 7])
+def test_gradients_do_not_depend_on_the_memory_format(kernel):
+    networks = [nn.Sequential(nn.Conv2d(4, 6, kernel, padding=kernel // 2), nn.Conv2d(6, 6, kernel))]
+    randomize(mmasr.attach(networks[0], {'type': 'OREPA'}, sites=['0', '1']))
+    networks.append(copy.deepcopy(networks[0]).to(memory_format=torch.channels_last))
+    x = torch.randn(2, 4, 16, 16)
+    for network, image in zip(networks, (x, x.to(memory_format=torch.channels_last)), strict=True):
+        network(image).square().mean().backward()
+    for first, second in zip(*(network.parameters() for network in networks), strict=True):
+        torch.testing.assert_close(second.grad, first.grad, rtol=1e-3, atol=1e-4 * first.grad.abs().max())
