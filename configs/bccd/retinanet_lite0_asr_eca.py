@@ -1,11 +1,3 @@
-_base_ = 'retinanet_lite0.py'
+_base_ = 'retinanet_lite0_asr_se.py'
 
-custom_imports = dict(imports=['mmasr'])
-model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='mmasr.ASRBackbone',
-        backbone=_base_.model.backbone,
-        asr=dict(attention=dict(type='ECA'), init_identity=True),
-    )
-)
+model = dict(backbone=dict(asr=dict(attention=dict(type='ECA'))))

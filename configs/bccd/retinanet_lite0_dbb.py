@@ -1,11 +1,3 @@
-_base_ = 'retinanet_lite0.py'
+_base_ = 'retinanet_lite0_orepa.py'
 
-custom_imports = dict(imports=['mmasr'])
-model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='mmasr.ASRBackbone',
-        backbone=_base_.model.backbone,
-        convs=dict(type='DBB', init_identity=True),
-    )
-)
+model = dict(backbone=dict(convs=dict(type='DBB')))

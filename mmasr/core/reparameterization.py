@@ -195,12 +195,9 @@ class ParameterReparameterization(Reparameterization):
         Returns:
             callable: Returns layer -> its effective parameters, up to rounding. It may keep the modules and
             tensors that it finds in the layers: it is used until one of them is replaced, or a tensor gets
-            another dtype, device or shape.
-
-        Raises:
-            NotImplementedError: Always. A class that defines :meth:`batch_key` overrides it.
+            another dtype, device or shape. Default: each layer is computed alone.
         """
-        raise NotImplementedError
+        return lambda: {layer: layer.reparameterization().effective_parameters(layer) for layer in layers}
 
     def describe(self) -> str:
         """Return a description for reports."""

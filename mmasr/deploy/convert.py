@@ -76,16 +76,16 @@ def convert(
     source = Path(source)
     opened = open_checkpoint(source)
     weights = opened.content['state_dict']
-    form = 'plain' if attention is None else 'asr'
+    kappa, form = ('SE', 'plain') if attention is None else (attention, 'asr')
     targets = output_files(
         [source], out or source.with_name(f'{source.name.split(".")[0]}_{form}.pth'), force
     )
     if is_official_orepa(weights):
         backbone, renamed = from_official_orepa(weights, source)
     elif is_efficientnet(weights):
-        backbone, renamed = from_efficientnet(weights, source, attention or 'SE')
+        backbone, renamed = from_efficientnet(weights, source, kappa)
     else:
-        backbone, renamed = from_resnet(weights, source, attention or 'SE')
+        backbone, renamed = from_resnet(weights, source, kappa)
     classes, channels = renamed['head.fc.weight'].shape
     pixels = _CIFAR if backbone['type'] == 'mmasr.ASRResNetCIFAR' else _IMAGENET
     if 'lite' in backbone.get('backbone', {}).get('model_name', ''):

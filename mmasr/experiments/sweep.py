@@ -184,7 +184,8 @@ class _Timer(Hook):
         self.times: list[float] = []
 
     def after_train_iter(self, runner: Runner, *args, **kwargs) -> None:
-        """Note the time; in iterations without a log, a GPU may not have computed the last one yet."""
+        """Note the time, and stop after enough iterations."""
+        # Without a log in this iteration, a GPU may still be computing it.
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.times.append(time.perf_counter())
@@ -223,7 +224,7 @@ def _train_in_process(places: Queue[int], threads: int, training: tuple) -> Run:
 
 
 def _start(threads: int, place: int) -> None:
-    """Set up a process for the training with a certain number."""
+    """Set the number of threads of a process, and the GPU of its place."""
     torch.set_num_threads(threads)
     if torch.cuda.is_available():
         torch.cuda.set_device(place % torch.cuda.device_count())

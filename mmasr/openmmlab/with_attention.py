@@ -10,6 +10,7 @@ from ..core.class_surgery import eval_copy, replace_module
 from ..core.example_inputs import example_inputs, run
 from ..errors import InputError, shortened
 from ..registry import MODELS
+from .without_attention import build_network
 
 
 @MODELS.register_module()
@@ -35,11 +36,7 @@ def WithAttention(  # noqa: N802
         InputError: If ``network`` is not a config, ``modules`` is not a list of names, there is no such
             module, or it is not an ``nn.Identity`` that receives a feature map.
     """
-    if not isinstance(network, dict):
-        raise InputError(f'WithAttention: network must be the config of a network, not {network!r}')
-    if not isinstance(modules, list | tuple | None):
-        raise InputError(f'WithAttention: modules must be a list of names, not {modules!r}')
-    model = MODELS.build({**network, **options})
+    model = build_network('WithAttention', network, () if modules is None else modules, options)
     known = {name for name, module in model.named_modules() if name and isinstance(module, nn.Identity)}
     if modules is None:
         modules = sorted(name for name in known if name.rpartition('.')[2] == 'se')

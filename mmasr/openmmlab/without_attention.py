@@ -25,11 +25,7 @@ def WithoutAttention(network: dict, modules: Sequence[str], **options) -> nn.Mod
         InputError: If ``network`` is not a config, ``modules`` is not a list of names, or a module does not
             exist.
     """
-    if not isinstance(network, dict):
-        raise InputError(f'WithoutAttention: network must be the config of a network, not {network!r}')
-    if not isinstance(modules, list | tuple):
-        raise InputError(f'WithoutAttention: modules must be a list of names, not {modules!r}')
-    model = MODELS.build({**network, **options})
+    model = build_network('WithoutAttention', network, modules, options)
     known = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
     if missing := [str(name) for name in modules if name not in known]:
         raise InputError(f'WithoutAttention: {type(model).__name__} has no module {shortened(missing)}')
@@ -39,3 +35,25 @@ def WithoutAttention(network: dict, modules: Sequence[str], **options) -> nn.Mod
             replace_module(model, name, nn.Identity())
     restore_classes(model)
     return model
+
+
+def build_network(kind: str, network: dict, modules: Sequence[str], options: dict) -> nn.Module:
+    """Build the network whose attention modules a type of mmasr changes, after checking its arguments.
+
+    Args:
+        kind (str): Name of the type, for errors.
+        network (dict): Config of the network.
+        modules (Sequence[str]): Names of modules.
+        options (dict): More arguments of the network.
+
+    Returns:
+        nn.Module: The network.
+
+    Raises:
+        InputError: If ``network`` is not a config, or ``modules`` is not a list of names.
+    """
+    if not isinstance(network, dict):
+        raise InputError(f'{kind}: network must be the config of a network, not {network!r}')
+    if not isinstance(modules, list | tuple):
+        raise InputError(f'{kind}: modules must be a list of names, not {modules!r}')
+    return MODELS.build({**network, **options})

@@ -491,3 +491,12 @@ def test_units_of_fsdp_compute_their_own_parameters(tmp_path):
     environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path), 'OMP_NUM_THREADS': '1'}
     ranks = [subprocess.Popen([*arguments, str(rank), tmp_path], env=environment) for rank in (0, 1)]
     assert [process.wait(timeout=120) for process in ranks] == [0, 0]
+
+
+@needs_batching
+def test_without_a_computation_of_its_own_a_batch_computes_each_layer_alone(monkeypatch):
+    monkeypatch.delattr(mmasr.ASR, 'prepare_batch')
+    network = with_asr(plain())
+    check(network)
+    assert network._batches.computations
+    assert operators(network) == operators(unbatched(network))

@@ -1,9 +1,11 @@
 """Sweeps over configs, settings and seeds, and tools/sweep.py."""
 
 import dataclasses
+import itertools
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -169,17 +171,16 @@ def test_an_interrupted_training_continues_from_its_last_checkpoint(short, monke
 @pytest.mark.usefixtures('swept')
 def test_the_duration_is_estimated_from_the_iterations_that_remain(short, monkeypatch):
     monkeypatch.chdir(short)
+    clock = SimpleNamespace(perf_counter=itertools.count(step=0.5).__next__)  # half a second per iteration
+    monkeypatch.setattr('mmasr.experiments.sweep.time', clock)
     before = set(short.rglob('*'))
     found = estimate([f'{NAMES[0]}.py'], 3, 'sweep')
     seconds, remaining = found[NAMES[0], '']
     assert remaining == 1  # two seeds were trained
-    (run,) = sweep([f'{NAMES[0]}.py'], 1, 'timed', [{'train_cfg.val_interval': 1}])
-    log = next((short / 'timed').rglob('*.log')).read_text()
-    times = [float(time) for time in re.findall(r'Epoch\(train\).* time: ([0-9.]+)', log)]
+    log = next((short / 'sweep/resnet20/0').rglob('*.log')).read_text()
     iterations = int(re.search(r'Epoch\(train\).*\[1\]\[ *\d+/(\d+)\]', log)[1])
-    assert run.metrics
-    assert 0.2 < seconds / (sum(times) / len(times) * iterations) < 5  # of a process that shares its cores
-    assert {path for path in short.rglob('*') if 'timed' not in str(path)} == before
+    assert seconds == pytest.approx(0.5 * iterations)
+    assert set(short.rglob('*')) == before
 
 
 def test_the_tool_refuses_an_unknown_metric(short):
