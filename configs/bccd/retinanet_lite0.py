@@ -1,6 +1,7 @@
 # A small RetinaNet on an EfficientNet-Lite0 with ImageNet weights, for microscope photographs of blood cells.
 # docs/experiments.md says where to get the data and the weights.
 _base_ = 'mmdet::_base_/default_runtime.py'
+custom_imports = dict(imports=['mmasr'])
 
 channels = 64
 num_classes = 3
@@ -11,7 +12,6 @@ model = dict(
         mean=[127.5] * 3,
         std=[127.5] * 3,
         bgr_to_rgb=True,
-        pad_size_divisor=32,
     ),
     backbone=dict(
         type='mmpretrain.TIMMBackbone',
@@ -125,4 +125,5 @@ default_hooks = dict(
     checkpoint=dict(interval=epochs),
     visualization=dict(type='DetVisualizationHook'),
 )
+custom_hooks = [dict(type='mmasr.ChannelsLastHook')]
 randomness = dict(seed=0)

@@ -1,6 +1,5 @@
 _base_ = 'retinanet_lite0.py'
 
-custom_imports = dict(imports=['mmasr'])
 model = dict(
     backbone=dict(
         _delete_=True,

@@ -1,7 +1,6 @@
 # Ordinary SE where EfficientNet has it: after the depthwise convolution of every block.
 _base_ = 'retinanet_lite0.py'
 
-custom_imports = dict(imports=['mmasr'])
 model = dict(
     backbone=dict(
         _delete_=True,

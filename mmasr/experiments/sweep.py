@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import hashlib
 import itertools
 import json
 import tempfile
@@ -77,9 +78,9 @@ def sweep(
 ) -> Iterator[Run]:
     """Train every config with the seeds 0, 1, ..., in the folder ``<out>/<config>/<seed>``.
 
-    With settings that override the config, the folder is ``<out>/<config>/<setting>/<seed>``. An interrupted
-    sweep resumes: a run that finished there with the same config is not repeated, and one that did not
-    continues from its newest checkpoint.
+    With settings that override the config, the folder is ``<out>/<config>/<setting>/<seed>``, where long
+    settings are shortened. An interrupted sweep resumes: a run that finished there with the same config is
+    not repeated, and one that did not continues from its newest checkpoint.
 
     Args:
         paths (Sequence[str | Path]): Config files.
@@ -133,22 +134,32 @@ def _trainings(
         ' '.join(f'{key.rpartition(".")[2]}={value}' for key, value in setting.items())
         for setting in settings
     ]
-    if len(set(texts)) < len(texts):
+    folders = [_folder_name(text) for text in texts]
+    if len(set(folders)) < len(folders):
         raise InputError('two settings have the same values; their results would share a folder')
-    for config in configs:
+    merged = []
+    for (text, folder, setting), (name, config) in itertools.product(
+        zip(texts, folders, settings, strict=True), zip(names, configs, strict=True)
+    ):
+        config = copy.deepcopy(config)
+        with as_input_error(f'`settings` do not fit {config.filename}'):
+            config.merge_from_dict(setting)
         if not config.get('val_evaluator'):
             raise InputError(
                 f'{config.filename} has no val_evaluator, so its trainings would give no result to compare'
             )
         check_data(config, 'train_dataloader', 'val_dataloader', 'val_evaluator')
-    trainings = []
-    for seed, (text, setting) in itertools.product(range(seeds), zip(texts, settings, strict=True)):
-        for name, config in zip(names, configs, strict=True):
-            config = copy.deepcopy(config)
-            with as_input_error(f'`settings` do not fit {config.filename}'):
-                config.merge_from_dict(setting)
-            trainings.append((name, text, config, seed, Path(out, name, text, str(seed))))
-    return trainings
+        merged.append((name, text, folder, config))
+    return [
+        (name, text, copy.deepcopy(config), seed, Path(out, name, folder, str(seed)))
+        for seed, (name, text, folder, config) in itertools.product(range(seeds), merged)
+    ]
+
+
+def _folder_name(text: str) -> str:
+    """Return a name for a folder that is the text, unless it is too long or contains a path."""
+    name = text.replace('/', '_')
+    return name if len(name) <= 100 else f'{name[:80]} {hashlib.sha256(text.encode()).hexdigest()[:8]}'
 
 
 def estimate(
@@ -199,10 +210,10 @@ class _Timed(Exception):  # noqa: N818
 
 def _seconds(config: Config) -> float:
     """Return an estimate of the duration of a training, without validation."""
+    config = copy.deepcopy(config)
     with tempfile.TemporaryDirectory() as folder, data_only(), quiet():
-        # mmengine shares loggers and more among runners of one name, which by default is the time in seconds.
-        names = {'work_dir': folder, 'experiment_name': Path(folder).name}
-        runner = build_runner(Config({**copy.deepcopy(config).to_dict(), **names}))
+        _set_name(config, Path(folder).name, folder)
+        runner = build_runner(config)
         timer = _Timer()
         runner.register_hook(timer, 'LOWEST')
         with contextlib.suppress(_Timed):
@@ -254,10 +265,19 @@ def _train(name: str, setting: str, config: Config, seed: int, folder: Path) -> 
 
 def _text(config: Config, name: str, seed: int, folder: Path) -> str:
     """Complete the config of a run, and return its text."""
-    config.merge_from_dict(
-        {'work_dir': str(folder), 'randomness.seed': seed, 'experiment_name': f'{name}_{seed}'}
-    )
+    config.merge_from_dict({'randomness.seed': seed})
+    _set_name(config, f'{name}_{seed}', folder)
     return config.pretty_text
+
+
+def _set_name(config: Config, name: str, folder: str | Path) -> None:
+    """Set the name and the folder of a runner.
+
+    mmengine shares loggers, and visualizers with their folders, among runners of one name.
+    """
+    config.merge_from_dict({'work_dir': str(folder), 'experiment_name': name})
+    if config.get('visualizer'):
+        config.visualizer.pop('name', None)
 
 
 def _record(folder: Path, text: str) -> dict:

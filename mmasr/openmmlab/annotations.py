@@ -76,9 +76,8 @@ def _check_instances(path: str, content: dict, classes: Sequence | None, with_ma
         is_read = annotation['category_id'] in used and _is_read(box, annotation['area'], image)
         if with_mask and is_read and not _is_mask(mask := annotation.get('segmentation')):
             raise InputError(
-                f'{where}: its segmentation is {_shown(mask)}, not a list of polygons such as '
-                '[[x1, y1, x2, y2, x3, y3]] or an RLE; correct or remove the annotation, or train without '
-                'masks'
+                f'{where}: its segmentation is {_shown(mask)}, not a list of polygons such as [[x1, y1, x2, '
+                'y2, x3, y3]] or an RLE; correct or remove the annotation, or train without masks'
             )
 
 

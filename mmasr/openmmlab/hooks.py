@@ -138,7 +138,8 @@ class ChannelsLastHook(Hook):
     ``custom_hooks=[dict(type='mmasr.ChannelsLastHook')]``. The results are the same, apart from the order of
     summation.
 
-    It is for classifiers only. mmcv's operators, such as RoIAlign, treat every tensor as contiguous.
+    It is for networks without mmcv's operators, such as RoIAlign, which treat every tensor as contiguous:
+    classifiers, segmentors and one-stage detectors.
     """
 
     def before_train(self, runner: Runner) -> None:

@@ -95,9 +95,8 @@ class AttentionReport:
     def summary(self) -> str:
         """Return a line that says how much the outputs changed."""
         return (
-            f'{self.measure} on {self.held_out} held-out inputs: {self.change:.2%} '
-            f'({self.start:.2%} before distillation; '
-            f'{self.all_removed:.2%} with all that can be placed)'
+            f'{self.measure} on {self.held_out} held-out inputs: {self.change:.2%} ({self.start:.2%} before '
+            f'distillation; {self.all_removed:.2%} with all that can be placed)'
         )
 
     def __str__(self) -> str:

@@ -70,8 +70,7 @@ def read_checkpoint(path: str | Path, weights_only: bool = False) -> dict:
     if sum(tensor.nbytes for tensor in checkpoint['state_dict'].values()) > 16 * os.path.getsize(path):
         raise InputError(
             f'{path}: refused, since many of its weights share memory: together they are more than 16 times '
-            'as '
-            'large as the file'
+            'as large as the file'
         )
     return checkpoint
 

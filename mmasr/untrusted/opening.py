@@ -185,9 +185,8 @@ class Checkpoint:
         ]
         if unknown:
             raise InputError(
-                f'{self.source}: weights are {weights[unknown[0]].dtype} in {shortened(unknown)}; only '
-                'float and '
-                'integer types are supported'
+                f'{self.source}: weights are {weights[unknown[0]].dtype} in {shortened(unknown)}; only float '
+                'and integer types are supported'
             )
 
     def _read_config(

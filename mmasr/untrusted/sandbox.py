@@ -159,8 +159,7 @@ def check_numbers(module: nn.Module | None) -> None:
     if isinstance(module, ModulatedDeformConv2d) and module.in_channels % module.deform_groups:
         raise SandboxError(
             f'{type(module).__name__} has {module.in_channels} channels, which {module.deform_groups} '
-            'deform_groups '
-            'do not divide'
+            'deform_groups do not divide'
         )
 
 

@@ -246,3 +246,30 @@ def test_missing_data_is_reported_before_anything_is_trained(short, tmp_path, re
     message = refusal('sweep.py', short / 'resnet20.py', cwd=tmp_path)
     assert 'data/digits/train does not exist' in message
     assert not (tmp_path / 'work_dirs').exists()
+
+
+def test_long_settings_and_paths_give_short_names_of_folders(short, monkeypatch):
+    monkeypatch.chdir(short)
+    settings = [
+        {'train_dataloader.dataset.data_root': str(short / 'data/digits'), 'notes': 'x' * 300 + end}
+        for end in 'ab'
+    ]
+    runs = list(sweep(['resnet20.py'], 1, 'long', settings))
+    folders = [path.parent.parent for path in (short / 'long').rglob('run.json')]
+    assert len(runs) == len(folders) == 2
+    assert all(folder.parent == short / 'long/resnet20' for folder in folders)
+
+
+def test_networks_with_visualizers_of_one_name_are_timed(short, monkeypatch):
+    monkeypatch.chdir(short)
+    settings = [{'visualizer.name': 'one', 'randomness.deterministic': value} for value in (False, True)]
+    assert len(estimate(['resnet20.py'], 1, 'names', settings)) == 2
+
+
+def test_the_settings_may_name_the_data(short, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    roots = {f'{part}_dataloader.dataset.data_root': f'{short}/data/digits' for part in ('train', 'val')}
+    estimate([short / 'resnet20.py'], 1, 'elsewhere', [roots])
+    roots['train_dataloader.dataset.data_root'] = 'nowhere'
+    with pytest.raises(InputError, match='nowhere/train does not exist'):
+        estimate([short / 'resnet20.py'], 1, 'elsewhere', [roots])
