@@ -21,7 +21,7 @@ from ..core.body import body_convolutions
 from ..core.class_surgery import stock_class, with_parameters
 from ..core.compat import functorch_level, without_autocast
 from ..core.merge import has_branches, merge_method
-from ..core.reparameterization import ParameterReparameterization
+from ..core.reparameterization import ParameterReparameterization, move_like
 from ..errors import InputError
 
 #: Number of depthwise kernels per input channel.
@@ -221,7 +221,7 @@ class OREPA(ParameterReparameterization):
             options.update(groups=groups, **kxk_options)
         made = kind(layer.in_channels, layer.out_channels, **options, init_identity=init_identity)
         made.init_layer(layer)
-        return made.to(layer.weight).requires_grad_(layer.weight.requires_grad)
+        return move_like(made, layer.weight).requires_grad_(layer.weight.requires_grad)
 
 
 def _batch_key(cls: type[OREPA], layer: nn.Conv2d) -> Hashable:
@@ -365,24 +365,28 @@ class OREPAKxK(OREPA):
         self.groups = groups
         self.a = a
         own, inner = in_channels // groups, in_channels * (2 if groups > 4 else 1)
-        basis = [
-            torch.full((out_channels, size**2), 1 / size**2),
-            frequency_prior(out_channels, size).flatten(1),
-        ]
-        if centre:
-            basis.append(torch.eye(size**2)[size**2 // 2].expand(out_channels, -1))
         self.initial_scales = (0.25, 0.5, 0.25, 0.0, *([1.0] if centre else []), 0.5)
-        self.register_buffer('basis', torch.stack(basis, 1), persistent=False)
+        basis = torch.empty(out_channels, len(self.initial_scales) - 3, size**2)
+        self.register_buffer('basis', basis, persistent=False)
         self.scale = nn.Parameter(torch.empty(len(self.initial_scales), out_channels))
         self.inner = nn.Parameter(torch.empty(inner, own))
         self.outer = nn.Parameter(torch.empty(out_channels, size**2, inner // groups))
-        self.points = nn.Parameter(torch.empty(len(basis), out_channels, own))
+        self.points = nn.Parameter(torch.empty(basis.shape[1], out_channels, own))
         self.depthwise = nn.Parameter(torch.empty(in_channels * EXPANSION, size**2))
         self.pointwise = nn.Parameter(torch.empty(in_channels * EXPANSION, out_channels // groups))
         self.init_weights()
 
+    def _init_basis(self) -> None:
+        """Set the fixed kernels of the average, the prior and, if there is one, the center."""
+        channels, count, positions = self.basis.shape
+        center = torch.eye(positions)[positions // 2].expand(channels, -1)
+        prior = frequency_prior(channels, math.isqrt(positions)).flatten(1)
+        average = torch.full_like(prior, 1 / positions)
+        self.basis.copy_(torch.stack([average, prior, center][:count], 1))
+
     def init_weights(self) -> None:
-        """Set the initial values of the scales and of all branches except the origin."""
+        """Set the basis, and the initial values of the scales and of all branches except the origin."""
+        self._init_basis()
         _init_scales(self.scale, self.initial_scales, self.init_identity)
         nn.init.zeros_(self.inner)
         _kaiming(self.outer, a=self.a)
