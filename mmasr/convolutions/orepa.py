@@ -10,7 +10,7 @@ https://github.com/JUGGHM/OREPA_CVPR2022, which differs from the paper in detail
 import itertools
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -21,7 +21,7 @@ from ..core.body import body_convolutions
 from ..core.class_surgery import stock_class, with_parameters
 from ..core.compat import functorch_level, without_autocast
 from ..core.merge import has_branches, merge_method
-from ..core.reparameterization import ParameterReparameterization
+from ..core.reparameterization import ParameterReparameterization, move_like
 from ..errors import InputError
 
 #: Number of depthwise kernels per input channel.
@@ -29,6 +29,13 @@ EXPANSION = 8
 
 #: Largest number of elements of a kernel that is squeezed together with others on a CPU.
 _LARGEST_IN_BATCH = 2**14
+
+#: Number of elements of the kernels whose gradients are computed together. As in DistributedDataParallel, the
+#: gradients of the last layers need not wait for those of the first ones.
+_BUCKET = 2**22
+
+#: See :func:`_squeeze`.
+_Kind = tuple[int, int, bool]
 
 #: Dimension of each tensor of :func:`_squeezed`, from ``basis`` on, that contains the groups.
 _GROUPED = 0, 0, 1, 0, 0, 1, 0, 0
@@ -214,37 +221,57 @@ class OREPA(ParameterReparameterization):
             options.update(groups=groups, **kxk_options)
         made = kind(layer.in_channels, layer.out_channels, **options, init_identity=init_identity)
         made.init_layer(layer)
-        return made.to(layer.weight).requires_grad_(layer.weight.requires_grad)
+        return move_like(made, layer.weight).requires_grad_(layer.weight.requires_grad)
 
 
 def _batch_key(cls: type[OREPA], layer: nn.Conv2d) -> Hashable:
-    """Return a key that is equal for small convolutions of equal shape; see ``batch_key`` of the base class.
+    """Return a key that is equal for convolutions that are squeezed together; see the base class.
 
     On a CPU, copying the branches of a large kernel takes longer than launching its operations.
     """
-    if layer.weight.device.type == 'cpu' and layer.weight.numel() > _LARGEST_IN_BATCH:
+    weight = layer.weight
+    if weight.device.type == 'cpu' and weight.numel() > _LARGEST_IN_BATCH:
         return None
-    groups, _, *tensors = layer.orepa._arguments(layer.weight)
-    kinds = [tensor if tensor is None else (tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]
+    dtypes = [tensor.dtype for tensor in layer.orepa._arguments(weight)[3:] if tensor is not None]
     # A frozen host stays without gradients.
-    return groups, *kinds, any(parameter.requires_grad for parameter in layer.parameters())
+    return weight.device, *dtypes, any(parameter.requires_grad for parameter in layer.parameters())
 
 
 def _prepare_batch(
     cls: type[OREPA], layers: Sequence[nn.Conv2d]
 ) -> Callable[[], dict[nn.Module, dict[str, torch.Tensor]]]:
-    """Prepare to squeeze equal convolutions as one grouped convolution, whose groups they are."""
-    (groups, *_), (identity, *_), *tensors = zip(
-        *(layer.orepa._arguments(layer.weight) for layer in layers), strict=True
-    )
-    flat, weight = [tensor for column in tensors for tensor in column], layers[0].weight
+    """Prepare to squeeze convolutions, in buckets of one node of autograd each."""
+    ends = itertools.accumulate(layer.weight.numel() for layer in layers)
+    buckets: dict[int, list[nn.Conv2d]] = {}
+    for end, layer in zip(ends, layers, strict=True):
+        buckets.setdefault(end // _BUCKET, []).append(layer)
+    prepared, device = [*map(_prepare_bucket, buckets.values())], layers[0].weight.device
 
     def compute() -> dict[nn.Module, dict[str, torch.Tensor]]:
-        with without_autocast(weight.device):
-            kernels = _squeeze(len(layers), groups, identity, *flat).split(len(weight))
-        return {layer: {'weight': kernel} for layer, kernel in zip(layers, kernels, strict=True)}
+        with without_autocast(device):
+            return {
+                layer: {'weight': kernel}
+                for bucket, arguments in prepared
+                for layer, kernel in zip(bucket, _squeeze(*arguments), strict=True)
+            }
 
     return compute
+
+
+def _prepare_bucket(layers: Sequence[nn.Conv2d]) -> tuple[list[nn.Conv2d], tuple]:
+    """Return convolutions, those of equal shape together, and the arguments of :func:`_squeeze` for them."""
+    shapes: dict[Hashable, list[nn.Conv2d]] = {}
+    for layer in layers:
+        groups, _, *tensors = layer.orepa._arguments(layer.weight)
+        key = groups, *(None if tensor is None else tensor.shape for tensor in tensors)
+        shapes.setdefault(key, []).append(layer)
+    kinds, flat = [], []
+    for equal in shapes.values():
+        arguments = [layer.orepa._arguments(layer.weight) for layer in equal]
+        (groups, *_), (identity, *_), *columns = zip(*arguments, strict=True)
+        kinds.append((len(equal), groups, identity))
+        flat += itertools.chain.from_iterable(columns)
+    return [*itertools.chain.from_iterable(shapes.values())], (kinds, *flat)
 
 
 class OREPA1x1(OREPA):
@@ -289,7 +316,8 @@ class OREPA1x1(OREPA):
 
     def kernel(self, weight: torch.Tensor) -> torch.Tensor:
         """Squeeze all branches into one kernel; see :meth:`OREPA.kernel`."""
-        return _squeeze(1, *self._arguments(weight))
+        groups, identity, *tensors = self._arguments(weight)
+        return _squeeze([(1, groups, identity)], *tensors)[0]
 
     def _arguments(self, weight: torch.Tensor) -> tuple:
         """Return the arguments of :func:`_squeezed`."""
@@ -337,24 +365,28 @@ class OREPAKxK(OREPA):
         self.groups = groups
         self.a = a
         own, inner = in_channels // groups, in_channels * (2 if groups > 4 else 1)
-        basis = [
-            torch.full((out_channels, size**2), 1 / size**2),
-            frequency_prior(out_channels, size).flatten(1),
-        ]
-        if centre:
-            basis.append(torch.eye(size**2)[size**2 // 2].expand(out_channels, -1))
         self.initial_scales = (0.25, 0.5, 0.25, 0.0, *([1.0] if centre else []), 0.5)
-        self.register_buffer('basis', torch.stack(basis, 1), persistent=False)
+        basis = torch.empty(out_channels, len(self.initial_scales) - 3, size**2)
+        self.register_buffer('basis', basis, persistent=False)
         self.scale = nn.Parameter(torch.empty(len(self.initial_scales), out_channels))
         self.inner = nn.Parameter(torch.empty(inner, own))
         self.outer = nn.Parameter(torch.empty(out_channels, size**2, inner // groups))
-        self.points = nn.Parameter(torch.empty(len(basis), out_channels, own))
+        self.points = nn.Parameter(torch.empty(basis.shape[1], out_channels, own))
         self.depthwise = nn.Parameter(torch.empty(in_channels * EXPANSION, size**2))
         self.pointwise = nn.Parameter(torch.empty(in_channels * EXPANSION, out_channels // groups))
         self.init_weights()
 
+    def _init_basis(self) -> None:
+        """Set the fixed kernels of the average, the prior and, if there is one, the center."""
+        channels, count, positions = self.basis.shape
+        center = torch.eye(positions)[positions // 2].expand(channels, -1)
+        prior = frequency_prior(channels, math.isqrt(positions)).flatten(1)
+        average = torch.full_like(prior, 1 / positions)
+        self.basis.copy_(torch.stack([average, prior, center][:count], 1))
+
     def init_weights(self) -> None:
-        """Set the initial values of the scales and of all branches except the origin."""
+        """Set the basis, and the initial values of the scales and of all branches except the origin."""
+        self._init_basis()
         _init_scales(self.scale, self.initial_scales, self.init_identity)
         nn.init.zeros_(self.inner)
         _kaiming(self.outer, a=self.a)
@@ -385,7 +417,8 @@ class OREPAKxK(OREPA):
 
     def kernel(self, weight: torch.Tensor) -> torch.Tensor:
         """Squeeze all branches into one kernel; see :meth:`OREPA.kernel`."""
-        return _squeeze(1, *self._arguments(weight))
+        groups, identity, *tensors = self._arguments(weight)
+        return _squeeze([(1, groups, identity)], *tensors)[0]
 
     def _arguments(self, weight: torch.Tensor) -> tuple:
         """Return the arguments of :func:`_squeezed`."""
@@ -439,9 +472,11 @@ class OREPALargeKernel(OREPA):
 
     def kernel(self, weight: torch.Tensor) -> torch.Tensor:
         """Squeeze all branches into one kernel; see :meth:`OREPA.kernel`."""
-        first, *others = (
-            branches.kernel(origin) for origin, branches in zip(self.origins, self.branches, strict=True)
-        )
+        parts = [
+            branches._arguments(origin) for origin, branches in zip(self.origins, self.branches, strict=True)
+        ]
+        kinds = [(1, groups, identity) for groups, identity, *_ in parts]
+        first, *others = _squeeze(kinds, *(tensor for _, _, *tensors in parts for tensor in tensors))
         composed = first.transpose(0, 1)
         for other in others:
             composed = conv2d(composed, other, padding=2)
@@ -518,27 +553,45 @@ def _init_scales(scale: torch.Tensor, values: tuple[float, ...], init_identity: 
     scale.copy_(torch.tensor(values)[:, None].expand_as(scale))
 
 
-def _squeeze(n: int, *args: object) -> torch.Tensor:
-    """Return the kernels that the branches of n equal convolutions amount to, one after the other.
+def _squeeze(kinds: Sequence[_Kind], *tensors: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+    """Squeeze the branches of convolutions.
 
     Args:
-        n (int): Number of convolutions.
-        *args: Arguments of :func:`_squeezed`, with n tensors in place of each.
+        kinds (Sequence[tuple[int, int, bool]]): Number n of convolutions of each shape, their groups, and
+            whether their inner kernels include the identity.
+        *tensors (Tensor | None): For each shape n of each tensor of :func:`_squeezed`.
+
+    Returns:
+        tuple[Tensor, ...]: Their kernels.
     """
     if functorch_level() is not None:  # torch.func takes no function of this kind
-        return _squeezed(*_joined(n, *args))
-    return _Squeeze.apply(n, *args)
+        return _kernels(kinds, *tensors)
+    return _Squeeze.apply(kinds, *tensors)
 
 
-def _joined(n: int, groups: int, identity: bool, *tensors: torch.Tensor | None) -> tuple:
-    """Join n equal convolutions to one, whose groups are those of all of them."""
-    if n > 1:
-        columns = (tensors[start : start + n] for start in range(0, len(tensors), n))
-        tensors = [
-            None if column[0] is None else torch.cat(column, dim)
-            for column, dim in zip(columns, _GROUPED, strict=True)
-        ]
-    return n * groups, identity, *tensors
+def _kernels(kinds: Sequence[_Kind], *tensors: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+    """Compute :func:`_squeeze` with automatic differentiation."""
+    kernels = []
+    for (n, *_), joined in zip(kinds, _joined(kinds, tensors), strict=True):
+        kernels.extend(_split(_squeezed(*joined), n))
+    return tuple(kernels)
+
+
+def _joined(kinds: Sequence[_Kind], tensors: Sequence[torch.Tensor | None]) -> Iterator[tuple]:
+    """Join equal convolutions to one, whose groups are those of all of them: the arguments of _squeezed."""
+    start = 0
+    for n, groups, identity in kinds:
+        columns = []
+        for dim in _GROUPED:
+            column = tensors[start : start + n]
+            columns.append(column[0] if n == 1 or column[0] is None else torch.cat(column, dim))
+            start += n
+        yield n * groups, identity, *columns
+
+
+def _split(joined: torch.Tensor | None, n: int, dim: int = 0) -> Sequence[torch.Tensor | None]:
+    """Split a tensor of n joined convolutions."""
+    return [joined] * n if n == 1 or joined is None else joined.chunk(n, dim)
 
 
 def _squeezed(
@@ -553,21 +606,22 @@ def _squeezed(
     depthwise: torch.Tensor | None,
     pointwise: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Compute the kernel of :class:`_Squeeze` with automatic differentiation."""
-    outputs, own, *_ = weight.shape
-    s = scale[..., None, None]
-    scaled = (outer * s[1]).view(groups, -1, outer.shape[-1])
-    rows = torch.bmm(scaled, _inner_kernels(inner, groups, own, identity)).view(outputs, -1, own)
-    if basis is not None:
-        rows.baddbmm_((basis * scale[2:-1].T[..., None]).mT, points.transpose(0, 1))
-    kernel = (weight * s[0, ..., None]).flatten(2).add_(rows.mT)
+    """Squeeze the branches of one convolution into its kernel."""
+    outputs, own = weight.shape[:2]
+    first, second = scale[:2].view(2, outputs, 1, 1).unbind()
+    scaled = (outer * second).view(groups, -1, outer.shape[-1])
+    rows = torch.bmm(scaled, _inner_kernels(inner, groups, own, identity))
+    if basis is None:
+        return rows.view_as(weight).addcmul_(weight, first.unsqueeze(3))
+    rows = rows.view(outputs, -1, own)
+    rows.baddbmm_((basis * scale[2:-1].T.unsqueeze(2)).mT, points.transpose(0, 1))
+    kernel = (weight.flatten(2) * first).add_(rows.mT)
     del rows
-    if basis is not None:
-        columns = torch.bmm(_by_input(depthwise).mT, _by_input(pointwise)).view(
-            groups, own, -1, outputs // groups
-        )
-        columns = columns.mul_(scale[-1].view(groups, 1, 1, -1)).permute(0, 3, 1, 2)
-        kernel.view(columns.shape).add_(columns)
+    columns = torch.bmm(_by_input(depthwise).mT, _by_input(pointwise)).view(
+        groups, own, -1, outputs // groups
+    )
+    columns = columns.mul_(scale[-1].view(groups, 1, 1, -1)).permute(0, 3, 1, 2)
+    kernel.view(columns.shape).add_(columns)
     return kernel.view_as(weight)
 
 
@@ -596,31 +650,33 @@ class _Squeeze(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, n: int, *args: object) -> torch.Tensor:
-        groups, identity, *tensors = args
-        ctx.options = n, groups, identity
+    def forward(
+        ctx: FunctionCtx, kinds: Sequence[_Kind], *tensors: torch.Tensor | None
+    ) -> tuple[torch.Tensor, ...]:
+        ctx.kinds = kinds
         ctx.save_for_backward(*tensors)
-        return _squeezed(*_joined(n, *args))
+        return _kernels(kinds, *tensors)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        n = ctx.options[0]
-        tensors = ctx.saved_tensors
-        nothing = [None] * (len(ctx.options) + n)  # options and bases
+    def backward(ctx: FunctionCtx, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        kinds, tensors = ctx.kinds, ctx.saved_tensors
         if torch.is_grad_enabled():  # it may be differentiated again
-            inputs = tensors[n:]
-            given = [tensor for tensor in inputs if tensor is not None]
-            kernel = _squeezed(*_joined(*ctx.options, *tensors))
-            found = iter(torch.autograd.grad(kernel, given, gradient, create_graph=True, allow_unused=True))
-            return *nothing, *(None if tensor is None else next(found) for tensor in inputs)
-        with without_autocast(gradient.device):
-            found = _gradients(gradient, *_joined(*ctx.options, *tensors))
-        if n == 1:
-            return *nothing, *found
-        parts = (
-            [None] * n if g is None else g.chunk(n, dim) for g, dim in zip(found, _GROUPED[1:], strict=True)
-        )
-        return *nothing, *itertools.chain.from_iterable(parts)
+            # A view of each, as convolutions may share a tensor.
+            tensors = [tensor if tensor is None else tensor.view_as(tensor) for tensor in tensors]
+            given = [tensor for tensor in tensors if tensor is not None and tensor.requires_grad]
+            kernels = _kernels(kinds, *tensors)
+            options = {'create_graph': True, 'allow_unused': True}
+            found = dict(zip(given, torch.autograd.grad(kernels, given, gradients, **options), strict=True))
+            return None, *map(found.get, tensors)
+        result, start = [None], 0
+        with without_autocast(gradients[0].device):
+            for (n, *_), joined in zip(kinds, _joined(kinds, tensors), strict=True):
+                own = gradients[start : start + n]
+                start += n
+                found = None, *_gradients(own[0] if n == 1 else torch.cat(own), *joined)
+                for tensor, dim in zip(found, _GROUPED, strict=True):
+                    result.extend(_split(tensor, n, dim))
+        return (*result,)
 
 
 def _gradients(
@@ -637,21 +693,22 @@ def _gradients(
     pointwise: torch.Tensor | None,
 ) -> list[torch.Tensor | None]:
     """Compute the gradients of all tensors from that of the squeezed kernel."""
-    outputs, own, *_ = weight.shape
-    s = scale[..., None, None]
-    d = gradient.contiguous().view(outputs, own, -1)
+    outputs, own = weight.shape[:2]
+    first, second = scale[:2].view(2, outputs, 1, 1).unbind()
+    gradient = gradient.contiguous()
+    d = gradient.view(outputs, own, -1)
     rows = d.mT.contiguous()
     by_group = rows.view(groups, -1, own)
     d_outer = torch.bmm(by_group, _inner_kernels(inner, groups, own, identity).mT).view_as(outer)
     d_scale = [_dot(d, weight), _dot(d_outer, outer)]
-    d_inner = torch.bmm((outer * s[1]).view(groups, -1, outer.shape[-1]).mT, by_group).view_as(inner)
+    d_inner = torch.bmm((outer * second).view(groups, -1, outer.shape[-1]).mT, by_group).view_as(inner)
     d_points = d_depthwise = d_pointwise = None
     if basis is not None:
         by_point = torch.bmm(basis, rows).transpose(0, 1)
         d_scale.append((by_point * points).sum(-1))
-        d_points = torch.mul(by_point, scale[2:-1, :, None], out=torch.empty_like(points))
+        d_points = torch.mul(by_point, scale[2:-1].unsqueeze(2), out=torch.empty_like(points))
         columns = (
-            d.view(groups, -1, *d.shape[1:]).permute(0, 2, 3, 1).reshape(-1, d.shape[-1], outputs // groups)
+            d.view(groups, -1, own, d.shape[2]).permute(0, 2, 3, 1).reshape(-1, d.shape[2], outputs // groups)
         )
         d_pointwise = torch.bmm(_by_input(depthwise), columns).view(groups, -1, outputs // groups)
         last = scale[-1].view(groups, 1, -1)
@@ -659,8 +716,8 @@ def _gradients(
         d_scale.append((d_pointwise * by_group).sum(1).view(1, -1))
         d_depthwise = torch.bmm(_by_input(by_group * last), columns.mT).view_as(depthwise)
         d_pointwise = d_pointwise.mul_(last).view_as(pointwise)
-    d_weight = (gradient * s[0, ..., None]).view_as(weight)
-    return [d_weight, torch.cat(d_scale), d_inner, d_outer.mul_(s[1]), d_points, d_depthwise, d_pointwise]
+    d_weight = gradient * first.unsqueeze(3)
+    return [d_weight, torch.cat(d_scale), d_inner, d_outer.mul_(second), d_points, d_depthwise, d_pointwise]
 
 
 def _dot(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

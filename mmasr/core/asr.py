@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from ..attention import ATTENTIONS, ChannelAttention, build_attention, registered_name
 from ..attention.base import batch_key
 from ..errors import InputError
-from .compat import without_autocast
+from .compat import has_values, without_autocast
 from .reparameterization import REPARAMETERIZATIONS, ParameterReparameterization
 from .scale_check import check_output_scales
 from .scaling import batch_key as layer_batch_key
@@ -146,7 +146,7 @@ class ASR(ParameterReparameterization):
                     'channels; ASR needs '
                     f'one value per channel, {(1, len(psi), 1, 1)}'
                 )
-            if self.init_identity and values.abs().min() < 1e-2:
+            if self.init_identity and has_values(values) and values.abs().min() < 1e-2:
                 raise InputError(
                     f'init_identity divides by the initial values of {type(attention).__name__}, which are '
                     'almost 0 '

@@ -7,7 +7,7 @@ of a network with the same structure need as many together.
 import functools
 import weakref
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, starmap
 from operator import attrgetter, is_
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.jit import is_tracing
 
 from .class_lookup import lookup_by_class
 from .compat import CAN_BATCH, functorch_level, is_compiling
+from .eval_cache import invalidate
 from .host import Host, active_passes
 
 
@@ -24,26 +25,32 @@ class _Pass:
     """A forward pass, and the effective parameters computed for it when the first host asks for its own.
 
     They are valid only where the pass itself runs. With gradients off, or other hooks on the tensors that
-    autograd
-    saves, activation checkpointing is active: it repeats a part of the network after the pass, and expects to
-        see the
-    same tensors again. Another CUDA stream may be ahead of the computation.
+    autograd saves, activation checkpointing is active: it repeats a part of the network after the pass, and
+    expects to see the same tensors again. Another CUDA stream may be ahead of the computation.
 
-    It holds no reference to the network.
+    It holds no reference to the network or its modules.
     """
 
     def __init__(self, network: nn.Module) -> None:
         self.network = weakref.ref(network)
         self.context = _context()
-        self.computed: weakref.WeakKeyDictionary | None = None
+        self.computed: dict[weakref.ref, dict[str, torch.Tensor] | None] | None = None
 
     def effective_parameters(self, host: Host) -> dict[str, torch.Tensor] | None:
         """Return the effective parameters of a host; None if it has to compute them itself."""
-        if _context() != self.context:
+        network = self.network()
+        if network is None or _context() != self.context:
             return None
         if self.computed is None:  # by now a GPU works on the layers before the first host
-            self.computed = weakref.WeakKeyDictionary(_compute(self.network()))
-        return self.computed.get(host)
+            self.computed = _compute(network)
+        key = weakref.ref(host)
+        if key not in self.computed:
+            if any(module is host for module in network.modules()):
+                network.__dict__['_batches'] = None  # the next pass finds it
+            self.computed[key] = None
+        if (parameters := self.computed[key]) is not None:
+            invalidate(host)  # as every forward pass with gradients does
+        return parameters
 
 
 def _context() -> tuple:
@@ -61,42 +68,38 @@ class _Batches:
 
     Every pass compares what the prepared computations may depend on:
 
-    - the modules of the network and their classes
+    - the modules from the network down to the hosts and inside them, and their classes
     - the parameters and buffers inside the hosts, their dtype, device, shape and ``requires_grad``
-    - the attributes of modules inside the hosts and their hooks; of torch's own layers, only additional
+    - the hooks and the attributes of modules inside the hosts; of torch's own layers, only additional
       attributes, such as an overridden ``forward``
+
+    A new host elsewhere is noticed when it asks for its parameters.
 
     It holds no reference to the network itself. Copies and pickles of a network contain None instead.
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self.modules = _children(network)
-        hosts: dict[Host, None] = {}
-        tables = [network._modules]
-        for module in self.modules:  # takes a fifth of the time of network.modules(), which builds names
-            if _is_sharded_unit(type(module)):
-                continue  # its parameters are still sharded; its hosts compute their own
-            tables.append(module._modules)
-            self.modules += _children(module)
-            if isinstance(module, Host):
-                hosts[module] = None
-        parameters = [module._parameters for host in hosts for module in host.modules()]
-        inside = [module for host in hosts for module in host.modules() if module is not host]
+        paths = dict(_find_hosts(network, ()))
+        inside = [*dict.fromkeys(module for host in paths for module in host.modules() if module is not host)]
+        self.modules = [*dict.fromkeys([*chain.from_iterable(paths.values()), *inside])]
+        parameters = [module._parameters for module in (*paths, *inside)]
         buffers = [module._buffers for module in inside]
         self.tensors = [
             tensor for table in (*parameters, *buffers) for tensor in table.values() if tensor is not None
         ]
-        own = [module for module in inside if not type(module).__module__.startswith('torch.')]
-        self.tables = [*tables, *parameters, *buffers, *map(vars, own)]
+        modules = [module._modules for module in (network, *self.modules)]
+        self.tables = [*modules, *parameters, *buffers]
+        own = [vars(module) for module in inside if not type(module).__module__.startswith('torch.')]
+        self.attributes = [(table, name) for table in own for name in table if name not in _INTERNAL]
         hooks = [table for module in inside for table in (module._forward_hooks, module._forward_pre_hooks)]
-        self.sized = [*self.tables, *map(vars, inside), *hooks]
-        self.values, self.state = [*self._values()], self._state()
+        self.sized = [*map(vars, inside), *hooks]
+        self.values, self.state = self._values(), self._state()
         #: Whether it may outlive the pass. Tensors in place of parameters, as in ``functional_call``, do not.
         self.lasting = all(
             isinstance(value, nn.Parameter | None) for table in parameters for value in table.values()
         )
         groups: dict[tuple, list[Host]] = {}
-        for host in hosts:
+        for host in paths:
             kind = type(host.reparameterization())
             # A subclass may compute something else.
             key = kind.batch_key(host) if 'batch_key' in vars(kind) else None
@@ -105,35 +108,59 @@ class _Batches:
         self.computations = [
             kind.prepare_batch(group) for (kind, _), group in groups.items() if len(group) > 1
         ]
+        #: All hosts, also those that compute their own parameters.
+        self.hosts = [weakref.ref(module) for module in network.modules() if isinstance(module, Host)]
 
     def __reduce__(self) -> tuple:
         return type(None), ()
 
-    def _values(self) -> Iterator[Any]:
-        return chain.from_iterable(map(dict.values, self.tables))
+    def _values(self) -> list[Any]:
+        attributes = starmap(dict.get, self.attributes)
+        return [*chain.from_iterable(map(dict.values, self.tables)), *attributes]
 
-    def _state(self) -> list[list]:
-        attributes = [[*map(attribute, self.tensors)] for attribute in _ATTRIBUTES]
-        return [[*map(len, self.sized)], [*map(type, self.modules)], *attributes]
+    def _state(self) -> list[Any]:
+        return [*map(len, self.sized), *map(type, self.modules), *map(_ATTRIBUTES, self.tensors)]
 
     def is_current(self) -> bool:
         """Return whether nothing has changed."""
-        # With equal sizes, no value is missing or additional. Tensors cannot be compared by ==.
-        return self._state() == self.state and all(map(is_, self._values(), self.values))
+        values = self._values()  # tensors cannot be compared by ==
+        return (
+            len(values) == len(self.values)
+            and all(map(is_, values, self.values))
+            and self._state() == self.state
+        )
 
-    def compute(self) -> dict[Host, dict[str, torch.Tensor]]:
-        """Compute the effective parameters of the hosts."""
-        return {host: found for compute in self.computations for host, found in compute().items()}
+    def compute(self) -> dict[weakref.ref, dict[str, torch.Tensor] | None]:
+        """Compute the effective parameters of the hosts; None for hosts that compute their own."""
+        computed = dict.fromkeys(self.hosts)
+        for compute in self.computations:
+            computed.update((weakref.ref(host), found) for host, found in compute().items())
+        return computed
 
 
-_ATTRIBUTES = [attrgetter(name) for name in ('dtype', 'device', 'shape', 'requires_grad')]
+_ATTRIBUTES = attrgetter('dtype', 'device', 'shape', 'requires_grad')
+
+#: Attributes that every module has. Most never change, and the tables among them are compared by content.
+_INTERNAL = vars(nn.Module()).keys() - {'training'}
 
 
 def _children(module: nn.Module) -> list[nn.Module]:
     return [child for child in module._modules.values() if child is not None]
 
 
-def _compute(network: nn.Module) -> dict[Host, dict[str, torch.Tensor]]:
+def _find_hosts(module: nn.Module, path: tuple) -> Iterator[tuple[Host, tuple]]:
+    """Yield the hosts in a module, each with the modules from there to it.
+
+    Units of FSDP are left out: their parameters are still sharded, and their hosts compute their own.
+    """
+    for child in _children(module):
+        if not _is_sharded_unit(type(child)):
+            if isinstance(child, Host):
+                yield child, (*path, child)
+            yield from _find_hosts(child, (*path, child))
+
+
+def _compute(network: nn.Module) -> dict[weakref.ref, dict[str, torch.Tensor] | None]:
     batches = network.__dict__.get('_batches')
     if batches is None or not batches.is_current():
         batches = _Batches(network)
@@ -176,7 +203,8 @@ def _begin(network: nn.Module, args: tuple) -> None:
     if (
         network.training and torch.is_grad_enabled() and not getattr(network, '_is_replica', False)
     ):  # of DataParallel
-        active_passes.passes.append(_Pass(network))
+        kept = [active for active in active_passes.passes if active.network() is not None]
+        active_passes.passes = [*kept, _Pass(network)]
 
 
 def _end(network: nn.Module, args: tuple = (), output: object = None) -> None:

@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from ..attention import ChannelAttention
 from .class_lookup import lookup_by_class
+from .compat import has_values
 
 #: Classes of modules that are not part of the body, with all layers inside: attention, and fixed sums; the
 #: layers around a deformable convolution; and heads.
@@ -80,7 +81,7 @@ def _is_not_body(module: nn.Module) -> bool:
 @torch.no_grad()
 def _has_special_start(layer: nn.Conv2d) -> bool:
     weight, bias = layer._parameters.get('weight'), layer.bias
-    if weight is None or is_lazy(weight) or weight.is_meta:
+    if weight is None or is_lazy(weight) or not has_values(weight):
         return False
     has_prior = bias is not None and bool(bias[0] != 0) and bool((bias == bias[0]).all()) and len(bias) > 1
     return has_prior or not weight.any()

@@ -4,6 +4,7 @@ import contextlib
 from functools import partial
 
 import torch
+from torch._subclasses import FakeTensor
 
 try:
     from torch.compiler import is_compiling
@@ -35,6 +36,7 @@ __all__ = [
     'FUSED_PATH_RESPECTS_HOOKS',
     'GradScaler',
     'functorch_level',
+    'has_values',
     'is_compiling',
     'unfused_attention',
     'without_autocast',
@@ -47,6 +49,11 @@ CAN_BATCH = torch.__version__ >= (2, 8)
 #: Whether ``nn.TransformerEncoderLayer`` calls its layers if one has a hook. Before, its fused path always
 #: reads their parameters.
 FUSED_PATH_RESPECTS_HOOKS = torch.__version__ >= (2, 5)
+
+
+def has_values(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor has values to read: it is neither on the meta device nor a FakeTensor."""
+    return not (tensor.is_meta or isinstance(tensor, FakeTensor))
 
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager:

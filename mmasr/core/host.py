@@ -55,14 +55,19 @@ class Host(Mixin):
             *args: Arguments of the stock layer.
             **kwargs: Keyword arguments of the stock layer.
         """
-        parameters = cached(self, self._effective_parameters)
+        parameters = None if is_compiling() else self._parameters_of_pass()
+        if parameters is None:
+            parameters = cached(self, self._own_parameters)
         return self.stock.forward(with_parameters(self, self.stock, parameters), *args, **kwargs)
 
-    def _effective_parameters(self) -> dict[str, torch.Tensor]:
-        """Return the effective parameters from the batch of an active pass, or compute them."""
-        for active in [] if is_compiling() else reversed(active_passes.passes):
+    def _parameters_of_pass(self) -> dict[str, torch.Tensor] | None:
+        """Return the effective parameters from an active pass, if it has them."""
+        for active in reversed(active_passes.passes):
             if (parameters := active.effective_parameters(self)) is not None:
                 return parameters
+        return None
+
+    def _own_parameters(self) -> dict[str, torch.Tensor]:
         return self.reparameterization().effective_parameters(self)
 
     @property

@@ -118,7 +118,7 @@ class Reparameterization(nn.Module, ABC):
         In float64 the initial values are set again: those that cancel each other, as ``init_identity`` needs,
         were rounded to float32.
         """
-        self.to(weight)
+        move_like(self, weight)
         if weight.dtype == torch.float64:
             self.init_weights()
         return self
@@ -353,6 +353,26 @@ ADAPTERS['mmasr.BranchReparameterization'] = Adapter(
     can_merge=lambda module: True,
     merge=BranchReparameterization.merged,
 )
+
+
+def move_like(module: nn.Module, weight: torch.Tensor) -> nn.Module:
+    """Move a module to the device and the dtype of a tensor, in place.
+
+    Nothing is called if it has them: torch cannot move a module in ``FakeTensorMode``.
+
+    Args:
+        module (nn.Module): Any module.
+        weight (Tensor): The tensor.
+
+    Returns:
+        nn.Module: ``module``.
+    """
+    same = all(
+        tensor.device == weight.device and (tensor.dtype == weight.dtype or not tensor.is_floating_point())
+        for tensor in (*module.parameters(), *module.buffers())
+    )
+    return module if same else module.to(weight)
+
 
 #: Name in a spec or config -> class.
 REPARAMETERIZATIONS: dict[str, type[Reparameterization]] = {}

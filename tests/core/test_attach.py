@@ -6,6 +6,7 @@ import torch.nn.utils.prune
 import torchvision
 from helpers import randomize
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import mmasr
 from mmasr.convolutions.acnet import ACNet
@@ -219,3 +220,56 @@ def test_the_meta_device_takes_a_training_step(kind):
         network(torch.zeros(2, 3, 64, 64)).sum().backward()
         optimizer.step()
     assert all(p.is_meta and (p.grad is not None or not p.requires_grad) for p in network.parameters())
+
+
+DEFERRED = {
+    'SE': {'type': 'SE'},
+    'ECA': {'type': 'ECA'},
+    'init_identity': {'type': 'ASR', 'attention': {'type': 'SE'}, 'init_identity': True},
+    'OREPA': {'type': 'OREPA'},
+}
+
+
+def without_values(spec):
+    """Attach to a network with a 7 x 7 convolution, at the default sites, and train and run it."""
+    network = mmasr.attach(torchvision.models.resnet18(), spec)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    x = torch.randn(2, 3, 32, 32)
+    network.train()(x).sum().backward()
+    assert all(parameter.grad.shape == parameter.shape for parameter in network.parameters())
+    optimizer.step()
+    network.eval()
+    with torch.no_grad():
+        assert network(x).shape == network(x).shape == (2, 1000)
+    return network
+
+
+@pytest.mark.parametrize('spec', DEFERRED.values(), ids=DEFERRED)
+def test_fake_tensors(spec):
+    with FakeTensorMode():
+        without_values(spec)
+
+
+@pytest.mark.parametrize('spec', DEFERRED.values(), ids=DEFERRED)
+def test_deferred_initialization(spec):
+    with torch.device('meta'):
+        network = without_values(spec)
+    network.to_empty(device='cpu').zero_grad()
+    with torch.no_grad():
+        for tensor in (*network.parameters(), *network.buffers()):
+            tensor.fill_(torch.nan if tensor.is_floating_point() else 0)  # undefined
+    for module in network.modules():
+        if hasattr(module, 'reset_parameters'):
+            module.reset_parameters()
+    for module in network.modules():
+        if isinstance(module, Host):
+            module.init_weights()
+    expected = mmasr.attach(torchvision.models.resnet18(), spec)
+    for module, other in zip(network.modules(), expected.modules(), strict=True):
+        if isinstance(module, mmasr.ASR) and module.init_identity:  # divides by random values
+            assert (module.scale() == 1).all()
+        else:
+            torch.testing.assert_close(module._buffers, other._buffers)
+    x = torch.randn(2, 3, 32, 32)
+    network(x).sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())

@@ -140,7 +140,7 @@ def with_orepa():
 def test_small_kernels_of_equal_shape_are_squeezed_together():
     network = with_orepa()
     check(network)
-    assert len(network._batches.computations) == 3
+    assert len(network._batches.computations) == 2  # 3 x 3 and 1 x 1
     assert operators(network) < operators(unbatched(network))
     for copied in (copy.deepcopy(network), with_asr(network)):
         check(copied)
@@ -148,10 +148,30 @@ def test_small_kernels_of_equal_shape_are_squeezed_together():
 
 @needs_batching
 def test_large_kernels_are_squeezed_one_by_one(monkeypatch):
+    together = operators(with_orepa())
     monkeypatch.setattr(mmasr.convolutions.orepa, '_LARGEST_IN_BATCH', 16 * 16 * 9 - 1)
     network = with_orepa()
     check(network)
-    assert len(network._batches.computations) == 2
+    assert operators(network) > together
+
+
+@needs_batching
+def test_buckets(monkeypatch):
+    """Kernels of equal shape in different buckets are squeezed separately."""
+    network = with_orepa()
+    together = operators(network)
+    monkeypatch.setattr(mmasr.convolutions.orepa, '_BUCKET', 2 * 32 * 4 * 9)
+    network = copy.deepcopy(network)
+    check(network)
+    assert operators(network) > together
+
+
+@needs_batching
+def test_convolutions_that_share_a_weight():
+    network = with_orepa()
+    network[1][1].conv.weight = network[1][0].conv.weight
+    check(network)
+    test_second_derivatives(lambda: network)
 
 
 class OtherSE(SE):
@@ -242,6 +262,18 @@ def test_groups_are_kept_while_nothing_changes():
     assert copy.deepcopy(network)._batches is pickle.loads(pickle.dumps(network))._batches is None
     disable_batching(network)
     assert '_batches' not in vars(network)
+
+
+@needs_batching
+def test_a_new_host_joins_in_the_pass_after_the_first():
+    network = with_asr(plain(), sites=r'1.*\.bn')
+    gradients(network)
+    with_asr(network, sites=r'3.*\.bn')
+    alone = operators(network)
+    assert operators(network) < alone
+    found = network._batches
+    gradients(network)
+    assert network._batches is found
 
 
 def test_tensors_of_a_functional_call_are_not_kept():
@@ -338,7 +370,9 @@ def test_an_interrupted_pass_does_not_keep_its_network_alive():
     gone = weakref.ref(network)
     del network
     assert gone() is None
-    active_passes.passes.clear()
+    other = with_asr(plain(), sites=['1.0.bn'])
+    other[1][0](X.new_ones(2, 16, 8, 8))  # a host that runs alone meets the interrupted pass
+    check(other)  # and this removes it
 
 
 @needs_batching
