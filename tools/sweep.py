@@ -101,11 +101,12 @@ def result_table(runs: Sequence[Run], metrics: Sequence[str], seeds: int) -> Tab
     first = by_setting(next(iter(by_config(runs).values())))
     compares = seeds > 1 and len(by_config(runs)) > 1
     columns = [(setting, metric) for metric in metrics or [runs[0].main] for setting in first]
-    titles = [f'{setting} {metric}, mean ± std of {seeds}'.strip() for setting, metric in columns]
+    shown = {setting: setting if len(first) > 1 else '' for setting in first}
+    titles = [f'{shown[setting]} {metric}, mean ± std of {seeds}'.strip() for setting, metric in columns]
     if compares:
         differences = 'minus the first config, 95 % interval'
         titles += [
-            ' '.join(filter(None, [setting, metric if len(metrics) > 1 else '', differences]))
+            ' '.join(filter(None, [shown[setting], metric if len(metrics) > 1 else '', differences]))
             for setting, metric in columns
         ]
     table = Table('config', 'parameters', *titles, box=MARKDOWN)
@@ -133,7 +134,7 @@ def main() -> None:
     runs = []
     total = len(args.configs) * len(settings) * max(args.seeds, 1)
     for run in track(sweep(*options, args.jobs), 'training', total, console=console):
-        name = ', '.join(filter(None, [run.config, run.setting]))
+        name = ', '.join(filter(None, [run.config, run.setting if len(settings) > 1 else '']))
         console.print(f'{name}, seed {run.seed}: {run.main} {run.value:.4g}')
         runs.append(run)
     out = Path(args.out)
