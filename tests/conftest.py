@@ -16,6 +16,7 @@ import torch
 # are two processes.
 import yapf  # noqa: F401
 from helpers import ROOT, SE_CONFIG, SHAPES_CONFIG, run_tool
+from mmengine.visualization import Visualizer
 
 
 def pytest_addoption(parser):
@@ -48,6 +49,18 @@ def pytest_collection_finish():
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_visualizers_of_deleted_folders():
+    """Drop visualizers of former tests, whose folders are gone.
+
+    mmengine shares a visualizer among runners of one name, by default the second in which they are built.
+    """
+    for kind in (Visualizer, *Visualizer.__subclasses__()):
+        for name, visualizer in list(kind._instance_dict.items()):
+            if not all(Path(backend._save_dir).exists() for backend in visualizer._vis_backends.values()):
+                del kind._instance_dict[name]
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=T
 loader = dict(num_workers=1, persistent_workers=True)
 train_dataloader = dict(
     **loader,
-    batch_size=8,
+    batch_size=4,
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
         **dataset,
@@ -109,12 +109,12 @@ val_dataloader = test_dataloader
 test_evaluator = dict(type='CocoMetric', ann_file=data_root + 'test.json', metric='bbox')
 val_evaluator = test_evaluator
 
-epochs = 15
+epochs = 8
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=epochs)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
-    type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05), clip_grad=dict(max_norm=10)
+    type='OptimWrapper', optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05), clip_grad=dict(max_norm=10)
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=25),
