@@ -123,8 +123,8 @@ def main() -> None:
     bar = partial(track, console=console)
     for run, found in run_experiment(args.networks, args.seeds, data, args.out, recipe, bar):
         console.print(
-            f'{NETWORKS[run.network]}, seed {run.seed}: '
-            f'style loss {run.losses.style:.3f}, content loss {run.losses.content:.3f}'
+            f'{NETWORKS[run.network]}, seed {run.seed}: style loss {run.losses.style:.3f}, content loss '
+            f'{run.losses.content:.3f}'
         )
         runs.append(run)
         pictures.setdefault(NETWORKS[run.network], found)

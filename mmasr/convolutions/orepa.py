@@ -10,7 +10,7 @@ https://github.com/JUGGHM/OREPA_CVPR2022, which differs from the paper in detail
 import itertools
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -316,8 +316,7 @@ class OREPA1x1(OREPA):
 
     def kernel(self, weight: torch.Tensor) -> torch.Tensor:
         """Squeeze all branches into one kernel; see :meth:`OREPA.kernel`."""
-        groups, identity, *tensors = self._arguments(weight)
-        return _squeeze([(1, groups, identity)], *tensors)[0]
+        return _squeeze_each([self], [weight])[0]
 
     def _arguments(self, weight: torch.Tensor) -> tuple:
         """Return the arguments of :func:`_squeezed`."""
@@ -417,8 +416,7 @@ class OREPAKxK(OREPA):
 
     def kernel(self, weight: torch.Tensor) -> torch.Tensor:
         """Squeeze all branches into one kernel; see :meth:`OREPA.kernel`."""
-        groups, identity, *tensors = self._arguments(weight)
-        return _squeeze([(1, groups, identity)], *tensors)[0]
+        return _squeeze_each([self], [weight])[0]
 
     def _arguments(self, weight: torch.Tensor) -> tuple:
         """Return the arguments of :func:`_squeezed`."""
@@ -472,11 +470,7 @@ class OREPALargeKernel(OREPA):
 
     def kernel(self, weight: torch.Tensor) -> torch.Tensor:
         """Squeeze all branches into one kernel; see :meth:`OREPA.kernel`."""
-        parts = [
-            branches._arguments(origin) for origin, branches in zip(self.origins, self.branches, strict=True)
-        ]
-        kinds = [(1, groups, identity) for groups, identity, *_ in parts]
-        first, *others = _squeeze(kinds, *(tensor for _, _, *tensors in parts for tensor in tensors))
+        first, *others = _squeeze_each(self.branches, self.origins)
         composed = first.transpose(0, 1)
         for other in others:
             composed = conv2d(composed, other, padding=2)
@@ -551,6 +545,13 @@ def _init_scales(scale: torch.Tensor, values: tuple[float, ...], init_identity: 
     if init_identity:
         values = 1.0, *[0.0] * (len(values) - 1)
     scale.copy_(torch.tensor(values)[:, None].expand_as(scale))
+
+
+def _squeeze_each(branches: Iterable[OREPA], weights: Iterable[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Squeeze the branches of convolutions of any shapes, each with the kernel of its origin branch."""
+    parts = [one._arguments(weight) for one, weight in zip(branches, weights, strict=True)]
+    kinds = [(1, groups, identity) for groups, identity, *_ in parts]
+    return _squeeze(kinds, *(tensor for _, _, *tensors in parts for tensor in tensors))
 
 
 def _squeeze(kinds: Sequence[_Kind], *tensors: torch.Tensor | None) -> tuple[torch.Tensor, ...]:

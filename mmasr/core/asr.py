@@ -33,8 +33,7 @@ def for_transformer(options: dict) -> dict:
 
     Returns:
         dict: The options, completed by these defaults. They are unchanged if κ is a custom module, which has
-            its
-        own gate, or with ``init_identity``, which is impossible with tanh.
+            its own gate, or with ``init_identity``, which is impossible with tanh.
     """
     attention = options.get('attention')
     kappa = ATTENTIONS.get(registered_name(attention))
@@ -142,15 +141,13 @@ class ASR(ParameterReparameterization):
             values = attention.weights(psi[None, :, None, None])
             if values.shape != (1, len(psi), 1, 1):
                 raise InputError(
-                    f'{type(attention).__name__}.weights gave {tuple(values.shape)} for {len(psi)} '
-                    'channels; ASR needs '
-                    f'one value per channel, {(1, len(psi), 1, 1)}'
+                    f'{type(attention).__name__}.weights gave {tuple(values.shape)} for {len(psi)} channels; '
+                    f'ASR needs one value per channel, {(1, len(psi), 1, 1)}'
                 )
             if self.init_identity and has_values(values) and values.abs().min() < 1e-2:
                 raise InputError(
                     f'init_identity divides by the initial values of {type(attention).__name__}, which are '
-                    'almost 0 '
-                    f'(smallest: {values.abs().min():.0e}); turn it off for this attention and psi'
+                    f'almost 0 (smallest: {values.abs().min():.0e}); turn it off for this attention and psi'
                 )
         self.initial.fill_(1)
         if self.init_identity:
@@ -321,8 +318,7 @@ def _refuse_frozen(model: nn.Module, names: Sequence[str]) -> None:
     before = {name: layer for layer, name in itertools.pairwise(layers) if name in frozen}
     raise InputError(
         f'{frozen[0]} ({type(modules[frozen[0]]).__name__}) has constants and nothing to train; use the '
-        'convolution '
-        f'before it: pass sites={[before.get(name, name) for name in names]}'
+        f'convolution before it: pass sites={[before.get(name, name) for name in names]}'
     )
 
 

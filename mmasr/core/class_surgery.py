@@ -20,8 +20,7 @@ def stock_class(cls: type[nn.Module]) -> type[nn.Module]:
 
     Returns:
         type: Its own attribute ``stock``, or the class itself if it has none. An inherited attribute does not
-            count, so
-        that a user's subclass is not mistaken for its base class.
+            count, so that a user's subclass is not mistaken for its base class.
     """
     return vars(cls).get('stock', cls)
 

@@ -70,13 +70,12 @@ def cached(module: nn.Module, compute: Callable[[], Any]) -> Any:
 
     It is computed again after :func:`invalidate` (which a module calls in ``train``, ``eval`` and
     ``_apply``), after a forward pass with gradients, and when something that it depends on was exchanged or
-    written where autograd sees it.
-    While compiling, tracing or capturing a CUDA graph nothing is cached: the graph contains the computation.
+    written where autograd sees it. While compiling, tracing or capturing a CUDA graph nothing is cached: the
+    graph contains the computation.
 
     Not detected: writes that bypass autograd's version counter (``parameter.data``, fused optimizers) between
-        two forward
-    passes in eval mode without a call of ``train()`` or ``eval()`` in between; and such a call on a child
-    alone.
+    two forward passes in eval mode without a call of ``train()`` or ``eval()`` in between; and such a call
+    on a child alone.
 
     Args:
         module (nn.Module): The module. The result depends on its own parameters and on its children.
@@ -91,9 +90,8 @@ def cached(module: nn.Module, compute: Callable[[], Any]) -> Any:
         invalidate(module)
         return compute()
     owner, state, result = module.__dict__.get('_eval_cache', (None, None, None))
-    if (
-        owner != id(module) or state.now() != state.content
-    ):  # a DataParallel replica has the cache of its original
+    # A DataParallel replica has the cache of its original.
+    if owner != id(module) or state.now() != state.content:
         try:
             state = _State(module)  # before computing, so that a concurrent change is noticed
         except TypeError:

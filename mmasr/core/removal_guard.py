@@ -74,10 +74,8 @@ def check_hosts_present(model: nn.Module, args: tuple = ()) -> None:
         if present[host] < recorded[host]:
             raise InputError(
                 f'{name} was removed from {stock_class(type(model)).__name__} with its '
-                f'{host.reparameterization().title}, which is '
-                'not folded, so the network computes something else; call mmasr.fold before fusing, '
-                'freezing or '
-                'replacing layers'
+                f'{host.reparameterization().title}, which is not folded, so the network computes something '
+                'else; call mmasr.fold before fusing, freezing or replacing layers'
             )
 
 

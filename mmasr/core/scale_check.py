@@ -80,8 +80,7 @@ def _problem(layer: nn.Module, device: torch.device) -> str | None:
                 return None
             return (
                 'its output does not scale with its weight and bias, for example because it normalizes its '
-                'own weight; '
-                'name a normalization after it'
+                'own weight; name a normalization after it'
             )
     entry = f'{type(layer).__module__.split(".")[0]}.{type(layer).__name__}'
     why = str(error).partition('\n')[0] or type(error).__name__

@@ -97,7 +97,6 @@ def test_variants_differ_only_in_their_network(name, variant):
     for stem in (name, f'{name}{variant}'):
         config = load(stem).to_dict()
         config['model']['backbone'] = None
-        config.pop('custom_imports', None)
         configs.append(config)
     plain, other = configs
     if variant == '_asr_se_abrupt_frozen':

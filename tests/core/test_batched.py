@@ -516,11 +516,14 @@ def train(model):
 
 
 rank, folder = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group('gloo', store=dist.FileStore(folder + '/store', 2), rank=rank, world_size=2)
+store = dist.FileStore(folder + '/store', 2)
+dist.init_process_group('gloo', store=store, rank=rank, world_size=2)
 x = torch.randn(4, 3, 9, 9, generator=torch.Generator().manual_seed(1))
 expected = train(network())
 for how in ('fully_shard', 'FSDP1, own parameters', 'FSDP1, flat parameters'):
     torch.testing.assert_close(train(shard(network(), how)), expected, rtol=1e-5, atol=1e-6)
+store.set(f'rank {rank}', 'done')
+store.wait(['rank 0', 'rank 1'])  # gloo aborts a process that still communicates when the other one ends
 dist.destroy_process_group()
 """
 

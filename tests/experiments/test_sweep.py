@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import re
+import runpy
 from types import SimpleNamespace
 
 import pytest
@@ -204,6 +205,27 @@ def test_the_tool_trains_with_every_group_of_settings(short):
     for run in (first, second):
         assert f'{run["metrics"]["accuracy/top1"]:.4g} ± 0' in row
     assert first['metrics'] != second['metrics']
+
+
+def test_the_table_has_titles_for_several_settings_only():
+    found = [
+        dataclasses.replace(run, setting='lr=0.01') for run in (*runs('a', 9.0, 9.5), *runs('b', 8.0, 9.0))
+    ]
+    result_table = runpy.run_path(str(ROOT / 'tools/sweep.py'))['result_table']
+    table = result_table(found, [], 2)
+    assert [column.header for column in table.columns] == [
+        'config',
+        'parameters',
+        'accuracy/top1, mean ± std of 2',
+        'minus the first config, 95 % interval',
+    ]
+    found += [dataclasses.replace(run, setting='lr=0.1') for run in found]
+    assert [column.header.partition(' ')[0] for column in result_table(found, [], 2).columns[2:]] == [
+        'lr=0.01',
+        'lr=0.1',
+        'lr=0.01',
+        'lr=0.1',
+    ]
 
 
 @pytest.mark.xdist_group('sweep')
