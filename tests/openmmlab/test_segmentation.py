@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from forked import run_python
-from helpers import ROOT, randomize, save_network, segmentor
+from helpers import ROOT, randomize, run_tool, save_network, segmentor
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
@@ -13,6 +13,7 @@ from mmasr.convolutions import OREPA
 from mmasr.convolutions.dynamic import DynamicConv
 from mmasr.core.host import Host
 from mmasr.deploy.export import export
+from mmasr.deploy.quantize import Int8
 from mmasr.deploy.reparameterize import reparameterize
 from mmasr.errors import InputError
 from mmasr.experiments.shapes import write_shapes
@@ -116,6 +117,20 @@ def test_the_whole_segmentor_is_exported(folder):
     with torch.no_grad():
         expected = model(images, mode='tensor')
     assert (torch.from_numpy(found) - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+def test_int8_is_measured_by_the_mean_intersection_over_union(folder, monkeypatch):
+    pytest.importorskip('onnxruntime')
+    monkeypatch.chdir(folder)
+    found = export('work/epoch_2_deploy.pth', out='int.onnx', size=(64, 64), int8=Int8(images=2)).quantized
+    assert found.metric == 'mIoU'
+    # The graph computes what torch does, so the metric of float is that of the trained network.
+    trained = json.loads(next((folder / 'trained').glob('*/*.json')).read_text())
+    assert found.before['mIoU'] == pytest.approx(trained['mIoU'])
+    result = run_tool('test.py', 'work/epoch_2_deploy.py', 'int_int8.onnx', '--work-dir', 'int8', cwd=folder)
+    assert result.returncode == 0, result.stderr
+    tested = json.loads(next((folder / 'int8').glob('*/*.json')).read_text())
+    assert found.after['mIoU'] == pytest.approx(tested['mIoU'])
 
 
 def test_stock_mmsegmentation_predicts_the_same(folder):
